@@ -1,0 +1,152 @@
+"""What every script does around its experiment: read options, fail in one line, keep results, compare with the report."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from data import DataError, write_aside
+
+LIBRARIES = ("torch", "numpy", "scipy", "matplotlib", "tyro")
+
+
+class RunError(Exception):
+    """The run cannot start or go on; the message is one line that says why and what to do."""
+
+
+def cli(options_type: type, experiment: Callable[[Any], None], description: str) -> None:
+    """Read the options from the command line and run the experiment; anything foreseeable fails in one line.
+
+    Exit codes: 0 done, 1 failed, 2 bad options, 130 interrupted.
+    """
+    script = Path(sys.argv[0]).name
+
+    def fail(message: object, code: int) -> None:
+        print(f"{script}: {' '.join(str(message).split())}", file=sys.stderr)
+        sys.exit(code)
+
+    boxed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxed):
+            options = tyro.cli(options_type, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip("│ ") for line in boxed.getvalue().splitlines()[1:]]
+        rule = next((i for i, line in enumerate(lines) if set(line) <= set("─╰╯")), len(lines))
+        fail(f"{' '.join(lines[:rule])} (see --help)", 2)
+    try:
+        experiment(options)
+    except KeyboardInterrupt:
+        fail("interrupted; what was saved is whole, --resume goes on from it", 130)
+    except (
+        RunError,
+        DataError,
+        OSError,
+        FloatingPointError,
+    ) as error:  # anything else is a bug and keeps its traceback
+        fail(error, 1)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device called `name`; without a name the accelerator if there is one, else the CPU.
+
+    Apple's MPS is never picked by default: it has neither float64 nor sparse CSR. Raises RunError if there is none such.
+    """
+    if name is None:
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None or found.type == "mps" else found
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RunError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON aside, then rename. NaN and infinities raise ValueError: they are not results."""
+    write_aside(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def as_config(options: object) -> dict[str, Any]:
+    """The options as JSON holds them."""
+    return {
+        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(options).items()
+    }
+
+
+def save_result(
+    folder: Path, options: object, device: torch.device, seconds: float, metrics: Mapping, history: Mapping, **more: Any
+) -> dict[str, Any]:
+    """Write `result.json` in `folder` and return what it holds.
+
+    metrics: numbers that the same seed on the same machine repeats bit by bit. history: what the curves are drawn from.
+    seconds: wall time of the work behind the metrics.
+    """
+    result = {
+        "config": as_config(options),
+        "metrics": metrics,
+        "environment": environment(device),
+        "seconds": round(seconds, 3),
+        "history": history,
+    } | more
+    write_json(folder / "result.json", result)
+    return result
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Library versions, processor, device, threads, and the commit of this repository ("+" if the tree differs from it)."""
+    return {
+        "python": platform.python_version(),
+        **{library: version(library) for library in LIBRARIES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _commit() -> str | None:
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 4) -> str:
+    """Columns of text aligned for the terminal; a float is shown with `digits` digits, None as a dash."""
+
+    def cell(value: object) -> str:
+        return "-" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+    texts = [list(header), *([cell(value) for value in row] for row in rows)]
+    widths = [max(len(text[i]) for text in texts) for i in range(len(header))]
+    lines = [
+        "  ".join([text[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(text[1:], widths[1:], strict=True))])
+        for text in texts
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
