@@ -1,7 +1,6 @@
 """Data sources, one module each. Downloads and parsed caches lie beside the modules and are ignored by git."""
 
 import os
-import tempfile
 from pathlib import Path
 
 
@@ -10,16 +9,15 @@ class DataError(ValueError):
 
 
 def write_aside(path: Path, data: bytes | memoryview) -> None:
-    """Write the file under a temporary name and rename it, so that `path` is the old file or the new one, never a part."""
+    """Write under a temporary name, then rename: `path` is the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(handle, "wb") as file:
+        with aside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
+        aside.replace(path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise

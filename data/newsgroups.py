@@ -176,7 +176,7 @@ def _labels(text: bytes, name: str, groups: int) -> np.ndarray:
 def parse_counts(text: bytes, name: str, documents: int, words: int) -> scipy.sparse.csr_array:
     """Lines `document word count`, 1-based, as a CSR table of shape (documents, words), float32.
 
-    Raises DataError naming `name` and the line for a wrong number of columns, a count below 1, or an index out of range.
+    Raises DataError naming `name` and the line: a wrong number of columns, a count below 1, an index out of range.
     """
     table = _integers(text, name, 3)
     for column, (what, most) in enumerate((("document", documents), ("word", words), ("count", 2**24))):

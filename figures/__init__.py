@@ -1,1 +1,1 @@
-"""Everything after the numbers: result files, the published values, comparison tables, figures, and what is committed."""
+"""Everything after the numbers: result files, published values, tables, figures, and the committed ones."""

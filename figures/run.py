@@ -1,4 +1,4 @@
-"""What every script does around its experiment: read options, fail in one line, keep results, compare with the report."""
+"""What every script does around its experiment: read options, fail in one line, keep results, print tables."""
 
 import contextlib
 import dataclasses
@@ -18,6 +18,19 @@ import tyro
 from data import DataError, write_aside
 
 LIBRARIES = ("torch", "numpy", "scipy", "matplotlib", "tyro")
+
+
+def _commit() -> str | None:
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+COMMIT = _commit()  # at start: a long run may outlive the checkout it began in
 
 
 class RunError(Exception):
@@ -54,14 +67,14 @@ def cli(options_type: type, experiment: Callable[[Any], None], description: str)
         DataError,
         OSError,
         FloatingPointError,
-    ) as error:  # anything else is a bug and keeps its traceback
+    ) as error:  # others are bugs: traceback
         fail(error, 1)
 
 
 def pick_device(name: str | None) -> torch.device:
     """The device called `name`; without a name the accelerator if there is one, else the CPU.
 
-    Apple's MPS is never picked by default: it has neither float64 nor sparse CSR. Raises RunError if there is none such.
+    Apple's MPS is never picked by default: it has neither float64 nor sparse CSR. Raises RunError for no such device.
     """
     if name is None:
         found = torch.accelerator.current_accelerator(check_available=True)
@@ -107,7 +120,7 @@ def save_result(
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Library versions, processor, device, threads, and the commit of this repository ("+" if the tree differs from it)."""
+    """Library versions, processor, device, threads, and the commit the code ran from ("+": with changes)."""
     return {
         "python": platform.python_version(),
         **{library: version(library) for library in LIBRARIES},
@@ -115,7 +128,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
-        "commit": _commit(),
+        "commit": COMMIT,
     }
 
 
@@ -125,16 +138,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
-
-
-def _commit() -> str | None:
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 4) -> str:

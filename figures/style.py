@@ -1,4 +1,4 @@
-"""One look for every figure: colour-blind-safe hues (Okabe and Ito, 2008) that also differ in grey, and PNG with PDF."""
+"""One look for every figure: colour-blind-safe hues (Okabe and Ito, 2008) apart in grey, PNG with PDF."""
 
 import io
 from pathlib import Path
