@@ -16,8 +16,8 @@ entropy is taken off the reconstruction term,
   sum_v x_v (log(x_v / n) - log p(v given z))  +  KL(q(z given x) || p(z)),
 
 so zero would mean a decoder that knows every document's word frequencies. Training is the report's: Adam 1e-3, batches
-of 256, 1,000 epochs with one DisARM pair a step, then 500 with ten. "Test" in the report is the minimum over epochs of the
-test loss, which selects on the test set; it is what this script compares with 387.
+of 256, 1,000 epochs with one DisARM pair a step, then 500 with ten. "Test" in the report is the minimum over epochs of
+the test loss, which selects on the test set; it is what this script compares with 387.
 
 What is sparse stays sparse: the encoder's product, x . log p(z) and their gradients touch non-zero counts only, the
 smoothing is a rank-one term. The only dense work is the normaliser of the softmax, and its gradient.
@@ -187,7 +187,7 @@ class RelativeNLL(torch.autograd.Function):
     """sum_v x_v (log(x_v / n) - log softmax(hidden @ weight.T + bias)_v), without a dense x.
 
     hidden (R, k) holds S = R / B samples for each of the B documents, sample after sample; weight (V, k); bias (V,);
-    u (V,). `scratch` (>= R, V) is overwritten: it holds the logits, then their softmax, until the backward pass has run.
+    u (V,). `scratch` (>= R, V) is overwritten: it holds the logits, then their softmax until the backward pass is done.
     """
 
     @staticmethod
@@ -210,8 +210,8 @@ class RelativeNLL(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, softmax, u, smoothed, place, values, n, row = ctx.saved_tensors
-        # d loss / d logits is n softmax - x. Of x = c + u, the sparse c goes into the table, scaled as the rest will be;
-        # u stays outside, as a rank-one term.
+        # d loss / d logits is n softmax - x. Of x = c + u, the sparse c goes into the table, scaled as the rest will
+        # be; u stays outside, as a rank-one term.
         softmax.view(-1).scatter_add_(0, place, -values / n[row])
         scale = grad * n
         grad_hidden = None
