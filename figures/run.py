@@ -152,4 +152,4 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], digits: int =
         "  ".join([text[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(text[1:], widths[1:], strict=True))])
         for text in texts
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join(["", lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,125 @@
+"""Figures of Section 3, each drawn from mixture.py's result.json alone."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, to_rgb
+
+from figures import published, style
+
+CODE_WORDS = ("00", "01", "10", "11")
+CURVES = {"elbo": "ELBO", "evidence": "log evidence", "kl": "KL to posterior", "kl_true": "KL to true posterior"}
+
+
+def draw_figure1(result: dict, folder: Path) -> None:
+    """Figure 1 (a-c) of the report, and (d) the consistent VAE: points and regions by the arg max of the posterior."""
+    panels, metrics = result["panels"], result["metrics"]
+    titles = {
+        "truth": "(a) true posterior",
+        "frozen": "(b) factorized encoder,\ntrue decoder frozen",
+        "joint": "(c) factorized encoder,\ntrained jointly",
+        "consistent_joint": "(d) consistent VAE,\ntrained jointly",
+    }
+    x = np.array(panels["x"])
+    shade = ListedColormap([_lighter(colour) for colour in style.COLOURS[:4]])
+    figure, axes = plt.subplots(1, 4, figsize=(10, 3.45), sharex=True, sharey=True)
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        panel = panels[name]
+        regions = np.array([[int(c) for c in row] for row in panel["regions"]])
+        labels = np.array([int(c) for c in panel["points"]])
+        axis.imshow(regions, cmap=shade, vmin=0, vmax=3, extent=panels["extent"], origin="lower", aspect="auto")
+        for k, code in enumerate(CODE_WORDS):
+            look = {"color": style.COLOURS[k], "marker": style.MARKERS[k], "linestyle": "none"}
+            axis.plot(*x[labels == k].T, markersize=1.6, alpha=0.55, markeredgewidth=0, **look)
+            axis.plot([], [], markersize=5, label=f"z = {code}", **look)
+        true, learned = np.array(panels["truth"]["means"]), np.array(panel["means"])
+        for k in range(4):
+            if name in ("joint", "consistent_joint"):
+                axis.plot(*np.stack([true[k], learned[k]]).T, color="black", linewidth=0.9)
+                axis.plot(
+                    *learned[k], marker=style.MARKERS[k], color=style.COLOURS[k], markersize=8, mec="white", mew=1.2
+                )
+        axis.plot(*true.T, "x", color="black", markersize=6, markeredgewidth=1.6)
+        evidence, elbo = metrics[name]["evidence"], metrics[name]["elbo"]
+        value = f"log evidence {evidence:.3f}" if name == "truth" else f"ELBO {elbo:.3f}, log evidence {evidence:.3f}"
+        axis.set(title=title, xlabel=f"$x_1$\n{value}", aspect="equal")
+        axis.grid(False)
+    axes[0].set_ylabel("$x_2$")
+    axes[0].plot([], [], "x", color="black", markeredgewidth=1.6, label="true centre")
+    axes[0].plot([], [], "o", color="0.4", markersize=8, mec="white", mew=1.2, label="learned centre")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6)
+    style.save(figure, folder, "figure1")
+
+
+def _above(axis: Axes, x: float, text: str) -> None:
+    axis.annotate(text, (x, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
+
+
+def _lighter(colour: str) -> tuple[float, ...]:
+    return tuple(0.25 * np.array(to_rgb(colour)) + 0.75)
+
+
+def draw_gap(result: dict, folder: Path) -> None:
+    """The gap between log evidence and ELBO against the components' variance: oracle, and trained networks."""
+    metrics, config = result["metrics"], result["config"]
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
+    gaps = metrics["variances"]
+    variances = [gap["variance"] for gap in gaps]
+    networks = sorted(
+        [*metrics["networks"], {"variance": config["variance"]} | metrics], key=lambda network: network["variance"]
+    )
+    trained = [network["variance"] for network in networks]
+    look = [{"color": c, "marker": m} for c, m in zip(style.COLOURS, style.MARKERS, strict=True)]
+    floor = 1e-6  # of the plot; at variance 0.01 the gap is zero in double precision
+    shown = [max(gap["kl"], floor) for gap in gaps]
+    axes[0].plot(variances, shown, label="oracle: best factorized q, no network", **look[0])
+    series = {
+        "network, decoder frozen": ("frozen", "kl"),
+        "network, trained jointly: KL to true posterior": ("joint", "kl_true"),
+    }
+    for i, (label, (stage, key)) in enumerate(series.items(), start=1):
+        values = [max(network[stage][key], floor) for network in networks]
+        axes[0].plot(trained, values, label=label, linestyle="none", **look[i])
+    axes[0].set(xscale="log", yscale="log", xlabel="variance of each component", ylabel="KL (nats per point)")
+    axes[0].legend(fontsize=8)
+    axes[1].plot(variances, [gap["evidence"] for gap in gaps], label="log evidence, true decoder", **look[0])
+    elbo = [network["frozen"]["elbo"] for network in networks]
+    axes[1].plot(trained, elbo, label="ELBO, network, decoder frozen", linestyle="none", **look[1])
+    reported = published.MIXTURE_PAPER["frozen.elbo"]
+    axes[1].axhline(
+        reported, color=style.REFERENCE, linestyle="-.", linewidth=1, label=f"report, decoder frozen: {reported:g}"
+    )
+    axes[1].set(xscale="log", xlabel="variance of each component", ylabel="nats per point")
+    axes[1].legend(fontsize=8)
+    for axis in axes:
+        for value, text in ((0.01, "report's text"), (1.0, "its numbers")):
+            axis.axvline(value, color="0.7", linewidth=0.8, zorder=0)
+            _above(axis, value, text)
+    style.save(figure, folder, "mixture_gap")
+
+
+def draw_curves(result: dict, folder: Path) -> None:
+    """ELBO and log evidence, and the KLs, against the step: encoder alone, then both."""
+    history, metrics = result["history"], result["metrics"]
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
+    steps = result["config"]["steps"]
+    for i, (prefix, model) in enumerate((("", "factorized"), ("consistent_", "consistent"))):
+        frozen, joint = history[f"{prefix}frozen"], history[f"{prefix}joint"]
+        x = [*frozen["step"], *(steps + step for step in joint["step"])]
+        for axis, keys in zip(axes, (("elbo", "evidence"), ("kl", "kl_true")), strict=True):
+            for j, key in enumerate(keys):
+                look = {"color": style.COLOURS[2 * i + j], "linestyle": style.LINES[2 * i + j]}
+                axis.plot(x, [*frozen[key], *joint[key]], label=f"{model}: {CURVES[key]}", **look)
+    evidence = metrics["truth"]["evidence"]
+    axes[0].set(ylabel="nats per point", ylim=(evidence - 0.1, evidence + 0.02))
+    settled = [value for stage in history.values() for key in ("kl", "kl_true") for value in stage[key][10:]]
+    axes[1].set(ylabel="KL (nats per point)", ylim=(0, 1.1 * max(settled, default=1)))
+    for axis in axes:
+        axis.axvline(steps, color="0.7", linewidth=0.8)
+        _above(axis, steps, "decoder frozen | joint")
+        axis.set_xlabel("step")
+        axis.legend(fontsize=8)
+    style.save(figure, folder, "mixture_curves")

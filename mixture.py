@@ -1,0 +1,527 @@
+"""Four Gaussians in the plane and an encoder of two independent bits (Section 3): joint training spoils a true decoder.
+
+Ground truth: p*(z) = 1/4 over code words z in {00, 01, 10, 11}, p*(x given z) = N(mu_z, variance I). Encoder:
+q(z given x) proportional to exp<g(x), z>, g a ReLU network 2-64-64-2: the two bits of z are independent given x. The
+true posterior is not of that form. One run goes through the whole section, and past it:
+
+  frozen       the encoder alone, trained with the ELBO under the true decoder: the gap is the approximation error
+  joint        both, from there: the ELBO rises, the decoder's centres leave the data
+  consistent   the report's remedy, which its code leaves out: q = softmax(W x + c), one linear layer 2 -> 4. It holds
+               the true posterior exactly; trained alone, then jointly, its KL vanishes and the decoder stays
+  oracle       no network: for each x the best factorized posterior, by coordinate ascent. Its gap is what the
+               factorization costs; the rest of the frozen gap is the network's. Also with the decoder's centres fitted
+               to it, which is where joint training of a perfect network would end
+  assignments  the three ways to lay code words on components: which component is diagonally opposite which
+  variances    the oracle's gap for variances 0.01 to 4, and networks trained at a few of them
+
+The text of the report says "identity covariance scaled by sigma = 0.01"; its numbers are those of variance 1, the
+default here. Its text has 2,000 points and Adam 1e-3 throughout, the defaults here; its code has 2,000 points for each
+component and 1e-4 for joint training: `--points-per-component 2000 --joint-lr 1e-4`.
+
+All quantities are in nats per point.
+"""
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import scipy.optimize
+import scipy.stats
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from disarm import codes
+from figures import published, section3
+from figures.run import RunError, as_config, cli, pick_device, save_result, table, write_json
+
+CENTRES = ((1.0, 1.0), (1.0, -1.0), (0.0, 0.0), (-1.0, 0.0))  # of code words 00, 01, 10, 11, as in the released code
+# For each class of assignments, the component (index into CENTRES) of each code word; 00 is opposite 11, 01 to 10.
+ASSIGNMENTS = {
+    "(1,1) opposite (-1,0)": (0, 1, 2, 3),
+    "(1,1) opposite (1,-1)": (0, 2, 3, 1),
+    "(1,1) opposite (0,0)": (0, 1, 3, 2),
+}
+EVERY = 50  # steps between two points of the curves
+GRID = 121  # nodes a side of the decision regions
+SECTION_RUNS = 8  # trainings of --steps in `section`: factorized, consistent, two more assignments; two stages each
+HIDDEN = 64
+
+
+@dataclass(frozen=True)
+class Options:
+    points: int = 2000
+    """training points, z drawn first and then x, as the report's text says"""
+    points_per_component: int | None = None
+    """points for each of the four components, instead of --points; 2000 is what the released code has"""
+    variance: float = 1.0
+    """variance of each component; the report's text says 0.01, its numbers need 1"""
+    steps: int = 10_000
+    """full-batch steps with the decoder frozen, and again with both trained"""
+    lr: float = 1e-3
+    """learning rate of Adam with the decoder frozen"""
+    joint_lr: float = 1e-3
+    """learning rate of the new Adam of joint training; the released code has 1e-4"""
+    variances: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+    """variances at which the oracle's gap is computed"""
+    trained_variances: tuple[float, ...] = (0.01, 4.0)
+    """variances at which networks are trained, besides --variance"""
+    oracle_points: int = 50_000
+    """fresh points for the oracle's gap"""
+    seeds: int = 1
+    """repeat stages and assignments for this many seeds and report mean and 95% interval"""
+    seed: int = 0
+    """first seed, of data and initialisation"""
+    device: str | None = None
+    """where to train; default: the accelerator if there is one, else the CPU"""
+    resume: bool = False
+    """keep the finished seeds of an interrupted run in --out"""
+    out: Path = Path("runs/mixture")
+    """folder for result.json and the figures"""
+
+    def __post_init__(self) -> None:
+        for name in ("points", "points_per_component", "steps", "oracle_points", "seeds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        for name in ("variance", "lr", "joint_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be a positive number, not {getattr(self, name)}")
+        if not all(0 < variance < math.inf for variance in self.variances + self.trained_variances):
+            raise ValueError("--variances and --trained-variances must be positive numbers")
+
+
+# --- ground truth ---------------------------------------------------------------------------------------------------
+
+
+def sample(options: Options, seed: int, device: torch.device) -> Tensor:
+    """Training points of the ground truth, float32, (N, 2). The same seed gives the same noise at every variance."""
+    generator = torch.Generator().manual_seed(seed)
+    if options.points_per_component is None:
+        z = torch.randint(4, (options.points,), generator=generator)
+    else:
+        z = torch.arange(4).repeat_interleave(options.points_per_component)
+    noise = torch.randn(len(z), 2, generator=generator)
+    return (torch.tensor(CENTRES)[z] + math.sqrt(options.variance) * noise).to(device)
+
+
+def statistics(x: Tensor) -> Tensor:
+    """Sufficient statistics (x_1, x_2, |x|^2, 1) of points (N, 2); shape (4, N)."""
+    return torch.stack([x[:, 0], x[:, 1], (x**2).sum(1), torch.ones_like(x[:, 0])])
+
+
+def natural_parameters(means: Tensor, variance: float) -> Tensor:
+    """Rows eta_z with log p(x, z) = <eta_z, statistics(x)>; centres (4, 2) -> (4, 4)."""
+    constant = -(means**2).sum(1, keepdim=True) / (2 * variance) - math.log(2 * math.pi * variance) - math.log(4)
+    return torch.cat([means / variance, torch.full_like(constant, -0.5 / variance), constant], 1)
+
+
+def log_joint(x: Tensor, means: Tensor, variance: float) -> Tensor:
+    """log p(x, z) for all four z, (4, N), of points (N, 2) and centres (4, 2)."""
+    return natural_parameters(means, variance) @ statistics(x)
+
+
+class Elbo:
+    """The mean ELBO of the points x, (N, 2), with its gradients in closed form.
+
+    With r_z = log p(x, z) - log q(z given x), the ELBO at x is sum_z q_z r_z; its gradient in the unnormalised log q_z
+    is q_z (r_z - ELBO), and in mu_z it is q_z (x - mu_z) / variance.
+    """
+
+    def __init__(self, x: Tensor, variance: float):
+        self.statistics, self.variance = statistics(x), variance
+        self.q, self.r, self.product = x.new_empty(3, 4, len(x))
+        self.elbo = x.new_empty(len(x))
+
+    def __call__(self, log_q: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log_q (4, N), means (4, 2) -> ELBO at each x (N,), and the gradients of their *sum* in the unnormalised log_q
+        (4, N) and in the means (4, 2). The first two lie in tables of this object, good until the next call.
+        """
+        q = torch.exp(log_q, out=self.q)
+        r = torch.addmm(log_q, natural_parameters(means, self.variance), self.statistics, beta=-1, out=self.r)
+        elbo = torch.sum(torch.mul(q, r, out=self.product), 0, out=self.elbo)
+        moments = q @ self.statistics.T  # sums over x of q_z (x_1, x_2, |x|^2, 1)
+        return elbo, r.sub_(elbo).mul_(q), (moments[:, :2] - moments[:, 3:] * means) / self.variance
+
+
+# --- encoders -------------------------------------------------------------------------------------------------------
+
+
+class Encoder:
+    """q(z given x) = softmax over z of <g(x), T_z>, g a ReLU network, T the statistics of z, shape (4, k).
+
+    Two bits as statistics make q factorized. The unit vectors of R^4 make it general, and with a network of a single
+    linear layer that is the consistent VAE.
+
+    The gradient is written out, and `training_on` makes every table of N rows once: on a full batch, autograd spends
+    more time on fresh memory than on arithmetic. All parameters lie in one vector `theta`, so that Adam is one kernel.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], statistics: Tensor):
+        self.statistics = statistics
+        layers = [nn.Linear(*pair, device=statistics.device) for pair in itertools.pairwise(sizes)]
+        parameters = [p.detach() for layer in layers for p in (layer.weight, layer.bias)]
+        self.theta = torch.cat([p.ravel() for p in parameters])
+        self.theta.grad = torch.zeros_like(self.theta)
+        shapes, lengths = [p.shape for p in parameters], [p.numel() for p in parameters]
+
+        def pairs(flat: Tensor) -> list[tuple[Tensor, Tensor]]:
+            views = [piece.view(shape) for piece, shape in zip(flat.split(lengths), shapes, strict=True)]
+            return list(zip(views[::2], views[1::2], strict=True))
+
+        self.layers, self.grads = pairs(self.theta), pairs(self.theta.grad)
+
+    def training_on(self, x: Tensor) -> None:
+        """Make the tables for forward and backward passes over the points x, (N, 2)."""
+        self.outputs = [x.new_empty(len(x), len(bias)) for _, bias in self.layers]
+        self.grad_top, self.spare = torch.empty_like(self.outputs[-1]), torch.empty_like(self.outputs[-2:][0])
+        self.exponent, self.kept = x.new_empty(2, 4, len(x))
+
+    def log_q(self, x: Tensor, keep: bool = False) -> Tensor:
+        """log q(z given x), (4, N). With `keep` the layers' outputs stay in the tables, for `backward`."""
+        for i, (weight, bias) in enumerate(self.layers):
+            x = torch.addmm(bias, x, weight.T, out=self.outputs[i] if keep else None)
+            if i + 1 < len(self.layers):
+                x.relu_()
+        exponent = torch.mm(self.statistics, x.T, out=self.exponent if keep else None)
+        return torch.log_softmax(exponent, 0, out=self.kept if keep else None)
+
+    def backward(self, x: Tensor, grad: Tensor) -> None:
+        """Write theta.grad, given the gradient in the unnormalised log q, (4, N), of the last kept forward pass.
+
+        Hidden layers have one width. Each is used up on the way: its table takes the gradient of the layer below.
+        """
+        grad = torch.mm(grad.T, self.statistics, out=self.grad_top)
+        spare = self.spare
+        for i in reversed(range(len(self.layers))):
+            below = self.outputs[i - 1] if i else x
+            grad_weight, grad_bias = self.grads[i]
+            grad_weight.copy_(torch.mm(below.T, grad).T)
+            torch.sum(grad, 0, out=grad_bias)
+            if i:  # through the ReLU, in place
+                grad = torch.mm(grad, self.layers[i][0], out=spare)
+                torch.ops.aten.threshold_backward.grad_input(grad, below, 0, grad_input=grad)
+                spare = below
+
+
+def factorized(device: torch.device) -> Encoder:
+    return Encoder((2, HIDDEN, HIDDEN, 2), codes(2, torch.empty(0, device=device)))
+
+
+def consistent(device: torch.device) -> Encoder:
+    return Encoder((2, 4), torch.eye(4, device=device))
+
+
+def train(
+    x: Tensor,
+    encoder: Encoder,
+    means: Tensor,
+    variance: float,
+    steps: int,
+    lr: float,
+    joint: bool,
+    record: Callable[[int, Tensor], None],
+) -> None:
+    """Maximise the mean ELBO by full-batch Adam, in place: the encoder alone, or with `means` (4, 2) if `joint`.
+
+    record(step, log_q) is called before every EVERY-th step and after the last.
+    """
+    elbo = Elbo(x, variance)
+    encoder.training_on(x)
+    # Gradients are of sums over x. Adam is blind to their scale but for its epsilon, which scales along.
+    optimizer = torch.optim.Adam(
+        [encoder.theta, *([means] if joint else [])], lr, eps=1e-8 * len(x), fused=True, maximize=True
+    )
+    for step in range(steps):
+        log_q = encoder.log_q(x, keep=True)
+        if step % EVERY == 0:
+            record(step, log_q)
+        _, grad_log_q, means.grad = elbo(log_q, means)
+        encoder.backward(x, grad_log_q)
+        optimizer.step()
+    record(steps, encoder.log_q(x))
+
+
+# --- without a network ----------------------------------------------------------------------------------------------
+
+
+def oracle(log_p: Tensor, tolerance: float = 1e-9, sweeps: int = 2000) -> Tensor:
+    """The factorized posterior of highest ELBO for each x: log p(x, z), (4, N) -> log q(z given x), (4, N).
+
+    Coordinate ascent over the two bits. Given P(z_2 = 1) the best log-odds of z_1 are b_1 + c P(z_2 = 1), and likewise
+    for z_2, where log p(x, z) = a + b_1 z_1 + b_2 z_2 + c z_1 z_2. One sweep is a monotone map of P(z_2 = 1), so
+    the starts 0 and 1 lead to the outermost fixed points; 1/2 is a third start. float64 throughout.
+    """
+    f00, f01, f10, f11 = log_p.double()
+    b1, b2, c = f10 - f00, f01 - f00, f11 - f10 - f01 + f00
+    candidates = []
+    for start in (0.0, 0.5, 1.0):
+        p2 = torch.full_like(b1, start)
+        moving = torch.arange(len(b1), device=b1.device)
+        for _ in range(sweeps):
+            new = torch.sigmoid(b2[moving] + c[moving] * torch.sigmoid(b1[moving] + c[moving] * p2[moving]))
+            change = (new - p2[moving]).abs()
+            p2[moving] = new
+            moving = moving[change > tolerance]
+            if not len(moving):
+                break
+        g1 = b1 + c * p2
+        g2 = b2 + c * torch.sigmoid(g1)
+        one, zero = nn.functional.logsigmoid, lambda g: nn.functional.logsigmoid(-g)
+        candidates.append(torch.stack([a(g1) + b(g2) for a in (zero, one) for b in (zero, one)]))
+    log_q = torch.stack(candidates)
+    best = (log_q.exp() * (log_p.double() - log_q)).sum(1).argmax(0)
+    return log_q[best, :, torch.arange(len(best), device=best.device)].T.contiguous()
+
+
+def exact(log_p: Tensor) -> Tensor:
+    """The posterior itself: log p(x, z), (4, N) -> log p(z given x), (4, N)."""
+    return torch.log_softmax(log_p.double(), 0)
+
+
+def fit_means(x: Tensor, means: Tensor, variance: float, posterior: Callable[[Tensor], Tensor]) -> Tensor:
+    """The centres, (4, 2), that maximise the mean ELBO when q follows them as `posterior` says; uphill from `means`.
+
+    With `exact` that is maximum likelihood, with `oracle` the best decoder for a factorized q.
+    """
+    x = x.double()
+    elbo = Elbo(x, variance)
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        mu = torch.from_numpy(flat.reshape(4, 2)).to(x)
+        # q is at its optimum, so its own change with the means adds nothing to the gradient.
+        value, _, grad = elbo(posterior(log_joint(x, mu, variance)), mu)
+        return -value.mean().item(), -grad.cpu().numpy().ravel() / len(x)
+
+    found = scipy.optimize.minimize(
+        objective, means.double().cpu().numpy().ravel(), jac=True, method="L-BFGS-B", options={"gtol": 1e-7}
+    )
+    return torch.from_numpy(found.x.reshape(4, 2)).to(x)
+
+
+# --- report ---------------------------------------------------------------------------------------------------------
+
+
+def measure(x: Tensor, log_q: Tensor, means: Tensor, truth: Tensor, variance: float) -> dict[str, float]:
+    """ELBO, log evidence and KLs of one state, in float64, and how far each centre is from the true one."""
+    x, log_q, means, truth = x.double(), log_q.double(), means.double(), truth.double()
+    log_p = log_joint(x, means, variance)
+    elbo = (log_q.exp() * (log_p - log_q)).sum(0).mean().item()
+    evidence = torch.logsumexp(log_p, 0).mean().item()
+    kl_true = (log_q.exp() * (log_q - exact(log_joint(x, truth, variance)))).sum(0).mean().item()
+    return {
+        "elbo": elbo,
+        "evidence": evidence,
+        "kl": evidence - elbo,
+        "kl_true": kl_true,
+        "means": means.tolist(),
+        "drift": (means - truth).norm(dim=1).tolist(),
+    }
+
+
+def picture(posterior: Callable[[Tensor], Tensor], means: Tensor, x: Tensor, extent: list[float]) -> dict:
+    """What one panel of Figure 1 shows: the arg max of the posterior at the points and on a grid, and the centres."""
+    left, right, bottom, top = extent
+    grid = torch.cartesian_prod(torch.linspace(bottom, top, GRID), torch.linspace(left, right, GRID)).flip(1).to(x)
+    regions = "".join(map(str, posterior(grid).argmax(0).tolist()))
+    return {
+        "points": "".join(map(str, posterior(x).argmax(0).tolist())),
+        "regions": [regions[i : i + GRID] for i in range(0, len(regions), GRID)],
+        "means": means.tolist(),
+    }
+
+
+def two_stages(
+    options: Options, make: Callable[[torch.device], Encoder], x: Tensor, truth: Tensor, seed: int, bar: tqdm
+) -> Iterator[tuple[str, dict, dict, Encoder, Tensor]]:
+    """Train an encoder with the decoder frozen at `truth`, then both from there.
+
+    Yields after each stage its name, measurements, curves, encoder and means.
+    """
+    torch.manual_seed(seed)
+    encoder, means = make(x.device), truth.clone()
+    for stage, lr, joint in (("frozen", options.lr, False), ("joint", options.joint_lr, True)):
+        curve = {key: [] for key in ("step", "elbo", "evidence", "kl", "kl_true")}
+
+        def record(step: int, log_q: Tensor, curve: dict = curve) -> None:
+            now = measure(x, log_q, means, truth, options.variance) | {"step": step}
+            if not math.isfinite(now["elbo"]):
+                raise FloatingPointError(f"the ELBO is {now['elbo']} at step {step}; a smaller learning rate may help")
+            bar.set_postfix_str(f"ELBO {now['elbo']:.4f}", refresh=False)
+            bar.update(step - max(curve["step"], default=0))
+            for key, values in curve.items():
+                values.append(now[key])
+
+        train(x, encoder, means, options.variance, options.steps, lr, joint, record)
+        yield stage, measure(x, encoder.log_q(x), means, truth, options.variance), curve, encoder, means
+
+
+def section(options: Options, seed: int, device: torch.device, bar: tqdm) -> dict:
+    """Stages, oracle and assignments for one seed: metrics, history, and the panels of Figure 1."""
+    x = sample(options, seed, device)
+    variance = options.variance
+    metrics: dict = {}
+    history: dict = {}
+    shown = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:2000]]
+    extent = [bound for i in (0, 1) for bound in (shown[:, i].min().item(), shown[:, i].max().item())]
+    panels: dict = {"extent": extent, "x": [[round(v, 3) for v in point] for point in shown.tolist()]}
+
+    truth = torch.tensor(CENTRES, device=device)
+    log_p = log_joint(x, truth, variance)
+    metrics["truth"] = measure(x, exact(log_p), truth, truth, variance)
+    panels["truth"] = picture(lambda x: exact(log_joint(x, truth, variance)), truth, shown, extent)
+    metrics["oracle"] = measure(x, oracle(log_p), truth, truth, variance)
+    for name, posterior in (("oracle_joint", oracle), ("maximum_likelihood", exact)):
+        means = fit_means(x, truth, variance, posterior)
+        log_q = posterior(log_joint(x.double(), means, variance))
+        metrics[name] = measure(x, log_q, means, truth, variance)
+    for make, prefix in ((factorized, ""), (consistent, "consistent_")):
+        for stage, measured, curve, encoder, means in two_stages(options, make, x, truth, seed, bar):
+            metrics[prefix + stage], history[prefix + stage] = measured, curve
+            panels[prefix + stage] = picture(encoder.log_q, means, shown, extent)
+
+    metrics["assignments"] = {}
+    for name, order in ASSIGNMENTS.items():
+        laid = truth[list(order)]
+        found = {"oracle": measure(x, oracle(log_joint(x, laid, variance)), laid, laid, variance)}
+        means = fit_means(x, laid, variance, oracle)
+        found["oracle_joint"] = measure(x, oracle(log_joint(x.double(), means, variance)), means, laid, variance)
+        if order == (0, 1, 2, 3):
+            found |= {stage: metrics[stage] for stage in ("frozen", "joint")}
+        else:
+            found |= {stage: m for stage, m, *_ in two_stages(options, factorized, x, laid, seed, bar)}
+        metrics["assignments"][name] = found
+    return {"metrics": metrics, "history": history, "panels": panels}
+
+
+def against_variance(options: Options, device: torch.device, bar: tqdm) -> tuple[list[dict], list[dict]]:
+    """The oracle's gap on fresh points at each of --variances; networks trained at each of --trained-variances."""
+    gaps, networks = [], []
+    truth = torch.tensor(CENTRES, device=device)
+    for variance in options.variances:
+        at = replace(options, variance=variance, points=options.oracle_points, points_per_component=None)
+        x = sample(at, options.seed, device)
+        log_q = oracle(log_joint(x, truth, variance))
+        gaps.append({"variance": variance} | measure(x, log_q, truth, truth, variance))
+    for variance in options.trained_variances:
+        at = replace(options, variance=variance)
+        x = sample(at, options.seed, device)
+        stages = {stage: m for stage, m, *_ in two_stages(at, factorized, x, truth, options.seed, bar)}
+        networks.append({"variance": variance} | stages)
+    return gaps, networks
+
+
+def one_seed(options: Options, seed: int, device: torch.device, bar: tqdm) -> dict:
+    """`section` for one seed, kept in --out as soon as it is done; with --resume, a kept one is taken as it is."""
+    path = options.out / f"seed-{seed}.json"
+    config = as_config(options)
+    config = {key: config[key] for key in config.keys() - {"seed", "seeds", "resume", "out"}}
+    if options.resume and path.exists():
+        try:
+            kept = json.loads(path.read_text())
+            if kept["config"] == config:
+                bar.update(SECTION_RUNS * options.steps)
+                return kept
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} is no kept seed of this script: {error}") from error
+        raise RunError(f"--resume: {path} was run with other options")
+    start = time.perf_counter()
+    done = section(options, seed, device, bar) | {"config": config}
+    done["seconds"] = time.perf_counter() - start
+    write_json(path, done)
+    return done
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """Mean and half width of its 95% t-interval."""
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return {"mean": float(np.mean(values)), "half_width": float(half), "n": len(values)}
+
+
+def scalars(metrics: dict, prefix: str = "") -> dict[str, float]:
+    """The numbers of nested metrics by dotted name; of `drift` the largest; centres are left out."""
+    found = {}
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            found |= scalars(value, f"{prefix}{key}.")
+        elif key == "drift":
+            found[f"{prefix}drift"] = max(value)
+        elif not isinstance(value, list):
+            found[prefix + key] = value
+    return found
+
+
+def main(options: Options) -> None:
+    device = pick_device(options.device)
+    runs = SECTION_RUNS * options.seeds + 2 * len(options.trained_variances)
+    with tqdm(total=runs * options.steps, desc="mixture", unit="step", unit_scale=True) as bar:
+        seeds = [one_seed(options, options.seed + i, device, bar) for i in range(options.seeds)]
+        start = time.perf_counter()
+        gaps, networks = against_variance(options, device, bar)
+    seconds = time.perf_counter() - start + sum(seed["seconds"] for seed in seeds)
+    metrics = seeds[0]["metrics"] | {"variances": gaps, "networks": networks}
+    if options.seeds > 1:
+        every = [scalars(seed["metrics"]) for seed in seeds]
+        metrics["seeds"] = {key: interval([values[key] for values in every]) for key in every[0]}
+    result = save_result(options.out, options, device, seconds, metrics, seeds[0]["history"], panels=seeds[0]["panels"])
+    report(result)
+    for draw in (section3.draw_figure1, section3.draw_gap, section3.draw_curves):
+        draw(result, options.out)
+    print(f"{seconds:.0f} s on {result['environment']['device']}; result and figures in {options.out}")
+
+
+def report(result: dict) -> None:
+    """Print the stages beside the published numbers, then assignments and variances."""
+    metrics = result["metrics"]
+    flat = scalars({key: value for key, value in metrics.items() if key not in ("variances", "networks", "seeds")})
+    spread = metrics.get("seeds", {})
+
+    def over_seeds(key: str) -> str | None:
+        return f"{spread[key]['mean']:.4f} +- {spread[key]['half_width']:.4f}" if key in spread else None
+
+    names = {"elbo": "ELBO", "evidence": "log evidence", "kl": "KL(q, posterior)", "kl_true": "KL(q, true posterior)"}
+    rows = []
+    for stage in (
+        "truth",
+        "frozen",
+        "oracle",
+        "joint",
+        "oracle_joint",
+        "consistent_frozen",
+        "consistent_joint",
+        "maximum_likelihood",
+    ):
+        for quantity in ("evidence",) if stage == "truth" else (*names, "drift"):
+            key = f"{stage}.{quantity}"
+            label = f"{stage.replace('_', ' ')}: {names.get(quantity, 'farthest centre')}"
+            mine = (flat[key], over_seeds(key))[: 2 if spread else 1]
+            rows.append((label, published.MIXTURE_PAPER.get(key), published.MIXTURE_CODE.get(key), *mine))
+    seeds = [f"{next(iter(spread.values()))['n']} seeds, 95%"] if spread else []
+    print(table(("nats per point", "paper", "published code", "ours", *seeds), rows))
+    quantities = ("oracle.kl", "frozen.kl", "oracle_joint.elbo", "joint.elbo")
+    rows = [
+        (
+            name,
+            *(flat[f"assignments.{name}.{key}"] for key in quantities),
+        )
+        for name in ASSIGNMENTS
+    ]
+    print(table(("assignment", "oracle gap", "frozen gap", "best joint ELBO", "joint ELBO"), rows))
+    rows = [(f"{gap['variance']:g}", gap["evidence"], gap["elbo"], f"{gap['kl']:.1e}") for gap in metrics["variances"]]
+    print(table(("variance (oracle)", "log evidence", "ELBO", "gap"), rows))
+    stages = (("frozen", "evidence"), ("frozen", "elbo"), ("frozen", "kl"), ("joint", "elbo"), ("joint", "kl_true"))
+    networks = [*metrics["networks"], {"variance": result["config"]["variance"]} | metrics]
+    rows = [
+        (f"{network['variance']:g}", *(network[stage][key] for stage, key in stages))
+        for network in sorted(networks, key=lambda network: network["variance"])
+    ]
+    print(table(("variance (network)", "log evidence", "frozen ELBO", "gap", "joint ELBO", "KL to truth"), rows))
+
+
+if __name__ == "__main__":
+    cli(Options, main, __doc__.splitlines()[0])
