@@ -12,6 +12,8 @@ import io
 import os
 import socket
 import tarfile
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +68,7 @@ def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> C
     if cache.is_file():
         try:
             return _read_cache(cache)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             print(f"{cache} cannot be read ({error}); parsing the archive again")
     corpus = parse_archive(Path(named) if named else _archive(folder))
     try:
@@ -155,14 +157,10 @@ def _members(path: Path) -> dict[str, bytes]:
                     raise DataError(f"{path}: {member.name!r} claims {member.size} bytes")
                 if member.isfile() and member.name.startswith(INNER):
                     files[member.name.removeprefix(INNER)] = archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:  # zlib's own error is caught below
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: truncated or not a .tgz archive ({error})") from error
-    except Exception as error:
-        if type(error).__module__ != "zlib":
-            raise
-        raise DataError(f"{path}: corrupted archive ({error})") from error
+            while archive.fileobj.read(1 << 20):  # to the end, where gzip checks its sum
+                pass
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise DataError(f"{path}: truncated or corrupted, not a whole .tgz archive ({error})") from error
     return files
 
 
@@ -194,6 +192,8 @@ def parse_counts(text: bytes, name: str, documents: int, words: int) -> scipy.sp
 
 def _integers(text: bytes, name: str, columns: int) -> np.ndarray:
     """A table of integers with exactly `columns` columns in every line; int64, shape (lines, columns)."""
+    if not text.strip():
+        raise DataError(f"{name}: no lines")
     try:
         table = np.loadtxt(io.BytesIO(text), dtype=np.int64, comments=None, ndmin=2)
         if table.shape[1] == columns and table.shape[0] == text.count(b"\n") + (not text.endswith(b"\n")):
@@ -208,7 +208,7 @@ def _integers(text: bytes, name: str, columns: int) -> np.ndarray:
             [np.int64(int(field)) for field in fields]
         except (ValueError, OverflowError) as error:
             raise DataError(f"{name}, line {number}: not integers: {line[:60].decode('latin-1')!r}") from error
-    raise DataError(f"{name}: no lines" if not text.strip() else f"{name}: not a table of {columns} integer columns")
+    raise DataError(f"{name}: not a table of {columns} integer columns")
 
 
 def frequent_words(counts: scipy.sparse.csr_array, size: int) -> np.ndarray:

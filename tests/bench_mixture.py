@@ -14,7 +14,7 @@ from torch import nn
 
 from mixture import CENTRES, Options, factorized, sample, train
 
-STEPS, ROUNDS = 200, 7
+STEPS, ROUNDS = 50, 21
 
 
 def straightforward(x: torch.Tensor) -> Callable[[], None]:

@@ -1,0 +1,87 @@
+"""Section 5's training step against a dense one: `uv run tests/bench_hashing.py`. Not part of the test suite.
+
+The work is that of the released code: batches of 256 real documents, e1, b = 64, one DisARM pair and the train loss of the
+batch; at d = 0, d = 1, and d = 0 with ten pairs. The other side is the model as one writes it down: dense
+counts, a decoder pass for each code of the pair and one for the train loss, autograd through log-softmax, default
+Adam. Its batches are made dense beforehand, outside the clock. Both run in turns, and the ratio is taken round by round.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import softplus
+
+import hashing
+from data import newsgroups
+
+STEPS, ROUNDS = 6, 7
+
+
+def dense(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Callable[[int], None]:
+    options = trainer.options
+    xs = [torch.from_numpy(trainer.train.counts[rows].toarray()) + trainer.u for rows in batches]
+    sizes = [options.bits] + [hashing.HIDDEN] * options.decoder_layers
+    encoder = nn.Linear(xs[0].shape[1], options.bits)
+    hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.LeakyReLU())]
+    decoder = nn.Sequential(*hidden, nn.Linear(sizes[-1], xs[0].shape[1]), nn.LogSoftmax(1))
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 1e-3)
+
+    def relative_nll(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        frequencies = x / x.sum(1, keepdim=True)
+        return (x * frequencies.log()).sum(1) - (x * decoder(z)).sum(1)
+
+    def step(i: int) -> None:
+        x = xs[i]
+        logits = encoder(x)
+        q = logits.detach()
+        loss = 0.0
+        for _ in range(pairs):
+            u = torch.rand_like(logits)
+            z = [(u < torch.sigmoid(q)).float(), (1 - u < torch.sigmoid(q)).float()]
+            f = [relative_nll(x, code) + (code * q - softplus(q) + math.log(2)).sum(1) for code in z]
+            weight = 0.5 * (f[0] - f[1]).detach()[:, None] * (z[0] - z[1]) * torch.sigmoid(q.abs())
+            loss = loss + ((f[0] + f[1]) / 2 + (weight * (logits - q)).sum(1)).mean() / pairs
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            z = (torch.rand_like(q) < torch.sigmoid(q)).float()
+            (relative_nll(x, z) + hashing.kl_to_prior(q)).mean().item()
+
+    return step
+
+
+def ours(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Callable[[int], None]:
+    return lambda i: trainer.step(trainer.train.batch(batches[i]), pairs).item()
+
+
+def main() -> None:
+    torch.set_flush_denormal(True)
+    corpus = newsgroups.load()
+    for layers, pairs in ((0, 1), (1, 1), (0, 10)):
+        trainer = hashing.Trainer(hashing.Options(decoder_layers=layers), corpus, torch.device("cpu"))
+        order = np.random.default_rng(0).permutation(len(trainer.train))
+        batches = [order[256 * i : 256 * (i + 1)] for i in range(STEPS)]
+        times: dict[str, list[float]] = {}
+        for _ in range(ROUNDS + 1):
+            for make in (dense, ours):
+                step = make(trainer, batches, pairs)
+                start = time.perf_counter()
+                for i in range(STEPS if pairs == 1 else 2):
+                    step(i)
+                times.setdefault(make.__name__, []).append((time.perf_counter() - start) / (i + 1) * 1e3)
+        print(f"b = 64, d = {layers}, {pairs} pair(s) a step")
+        for name, values in times.items():
+            print(f"  {name}: median {statistics.median(values[1:]):.1f} ms a step (min {min(values[1:]):.1f})")
+        ratios = [a / b for a, b in zip(*times.values(), strict=True)][1:]
+        print(f"  ratio: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from data import newsgroups
+
+
+@pytest.fixture(scope="session")
+def archive() -> Path:
+    """The real 20 Newsgroups archive; tests that need it are skipped, by name, where it is absent."""
+    named = os.environ.get(newsgroups.ENVIRONMENT_VARIABLE)
+    path = Path(named) if named else Path(newsgroups.__file__).with_name(newsgroups.ARCHIVE)
+    if not path.is_file():
+        pytest.skip(f"no 20 Newsgroups archive: set {newsgroups.ENVIRONMENT_VARIABLE} or put it into data/")
+    return path
+
+
+@pytest.fixture(scope="session")
+def newsgroups_corpus(archive: Path) -> newsgroups.Corpus:
+    return newsgroups.parse_archive(archive)

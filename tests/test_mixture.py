@@ -1,0 +1,226 @@
+"""Section 3: gradients against autograd, the oracle against brute force, and whole small runs."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import scipy.stats
+import torch
+from toy import main, script, the_one_line
+
+import mixture
+from mixture import CENTRES, Options
+
+CPU = torch.device("cpu")
+QUICK = ("--points", 200, "--steps", 60, "--oracle-points", 300, "--variances", 0.1, 1, "--trained-variances", 0.1)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def x(double: None) -> torch.Tensor:
+    return torch.randn(40, 2, generator=torch.Generator().manual_seed(0)) * 1.5
+
+
+TRUTH = torch.tensor(CENTRES, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("variance", [0.01, 1.0, 4.0])
+def test_log_joint_is_the_density(x: torch.Tensor, variance: float) -> None:
+    density = torch.distributions.MultivariateNormal(TRUTH, variance * torch.eye(2))
+    expected = density.log_prob(x[:, None]).T + torch.tensor(0.25).log()
+    torch.testing.assert_close(mixture.log_joint(x, TRUTH, variance), expected)
+
+
+@pytest.mark.parametrize("make", [mixture.factorized, mixture.consistent])
+@pytest.mark.parametrize("variance", [0.3, 1.0])
+def test_gradients_equal_autograd(x: torch.Tensor, make: type, variance: float) -> None:
+    torch.manual_seed(1)
+    encoder, means = make(CPU), TRUTH.clone()
+    encoder.training_on(x)
+    log_q = encoder.log_q(x, keep=True)
+    values, grad_log_q, grad_means = mixture.Elbo(x, variance)(log_q, means)
+    encoder.backward(x, grad_log_q)
+
+    h = x
+    parameters = [(w.clone().requires_grad_(), b.clone().requires_grad_()) for w, b in encoder.layers]
+    for i, (weight, bias) in enumerate(parameters):
+        h = h @ weight.T + bias
+        h = h.relu() if i + 1 < len(parameters) else h
+    log_q = torch.log_softmax(h @ encoder.statistics.T, 1)
+    mu = means.clone().requires_grad_()
+    residual = ((x[:, None] - mu) ** 2).sum(-1)
+    log_p = -residual / (2 * variance) - torch.log(torch.tensor(8 * torch.pi * variance))
+    elbo = (log_q.exp() * (log_p - log_q)).sum(1)
+    elbo.sum().backward()
+    torch.testing.assert_close(values, elbo)
+    torch.testing.assert_close(grad_means, mu.grad)
+    for (grad_weight, grad_bias), (weight, bias) in zip(encoder.grads, parameters, strict=True):
+        torch.testing.assert_close(grad_weight, weight.grad)
+        torch.testing.assert_close(grad_bias, bias.grad)
+
+
+def test_factorized_encoder_has_independent_bits(x: torch.Tensor) -> None:
+    log_q = mixture.factorized(CPU).log_q(x)
+    torch.testing.assert_close(log_q[0] + log_q[3], log_q[1] + log_q[2])
+    torch.testing.assert_close(log_q.exp().sum(0), torch.ones(len(x)))
+
+
+def test_oracle_is_the_best_factorized_posterior(x: torch.Tensor) -> None:
+    """Against every pair of bit probabilities on a fine grid; and it is factorized itself."""
+    log_p = mixture.log_joint(x, TRUTH, 1.0)
+    log_q = mixture.oracle(log_p)
+    torch.testing.assert_close(log_q[0] + log_q[3], log_q[1] + log_q[2])
+    elbo = (log_q.exp() * (log_p - log_q)).sum(0)
+    p = torch.linspace(0.001, 0.999, 400)
+    p1, p2 = (side.ravel()[:, None] for side in torch.meshgrid(p, p, indexing="ij"))
+    q = torch.cat([(1 - p1) * (1 - p2), (1 - p1) * p2, p1 * (1 - p2), p1 * p2], 1)
+    best = (q @ log_p - (q * q.log()).sum(1, keepdim=True)).max(0).values
+    assert (elbo >= best - 1e-12).all()
+    assert (elbo <= best + 1e-4).all()
+
+
+def test_oracle_gap_against_the_issue() -> None:
+    """What the factorization costs the true posterior: 0.0638 nats at variance 1, nothing at the text's 0.01."""
+    truth = torch.tensor(CENTRES)
+    for variance, expected, within in ((1.0, 0.0638, 0.002), (0.01, 0.0, 1e-4)):
+        x = mixture.sample(Options(points=50_000, variance=variance), 0, CPU)
+        log_q = mixture.oracle(mixture.log_joint(x, truth, variance))
+        found = mixture.measure(x, log_q, truth, truth, variance)
+        assert found["kl"] == pytest.approx(expected, abs=within)
+        assert found["kl"] == pytest.approx(found["kl_true"], abs=1e-9)
+
+
+def test_exact_posterior_closes_the_gap_and_maximum_likelihood_is_stationary(x: torch.Tensor) -> None:
+    means = mixture.fit_means(x, TRUTH, 1.0, mixture.exact)
+    log_p = mixture.log_joint(x, means, 1.0)
+    found = mixture.measure(x, mixture.exact(log_p), means, TRUTH, 1.0)
+    start = mixture.measure(x, mixture.exact(mixture.log_joint(x, TRUTH, 1.0)), TRUTH, TRUTH, 1.0)
+    assert found["kl"] == pytest.approx(0, abs=1e-12)
+    assert found["evidence"] > start["evidence"]
+    _, _, gradient = mixture.Elbo(x, 1.0)(mixture.exact(log_p), means)
+    assert gradient.abs().max() / len(x) < 1e-5
+
+
+def test_two_of_the_three_assignments_are_mirror_images() -> None:
+    """Reflecting the plane swaps (1, 1) and (1, -1), and with them two classes of assignments; the third is itself."""
+    x = mixture.sample(Options(points=3000), 0, CPU).double()
+    orders = list(mixture.ASSIGNMENTS.values())
+    assert len({frozenset(map(frozenset, ((o[0], o[3]), (o[1], o[2])))) for o in orders}) == 3
+    gaps = {}
+    for flip in (1.0, -1.0):
+        for i, order in enumerate(orders):
+            laid = TRUTH[list(order)]
+            log_p = mixture.log_joint(x * torch.tensor([1.0, flip]), laid, 1.0)
+            q = mixture.oracle(log_p)
+            gaps[i, flip] = (torch.logsumexp(log_p, 0) - (q.exp() * (log_p - q)).sum(0)).mean().item()
+    assert gaps[0, 1.0] == pytest.approx(gaps[2, -1.0], abs=1e-9)
+    assert gaps[1, 1.0] == pytest.approx(gaps[1, -1.0], abs=1e-9)
+    assert gaps[1, 1.0] > 1.5 * gaps[0, 1.0]
+
+
+def test_sample_follows_the_protocols() -> None:
+    x = mixture.sample(Options(points_per_component=5000, variance=0.25), 3, CPU)
+    assert x.shape == (20_000, 2)
+    for part, centre in zip(x.split(5000), CENTRES, strict=True):
+        torch.testing.assert_close(part.mean(0), torch.tensor(centre), atol=0.03, rtol=0)
+        torch.testing.assert_close(part.var(0), torch.full((2,), 0.25), atol=0.02, rtol=0)
+    drawn = mixture.sample(Options(points=20_000), 3, CPU)
+    torch.testing.assert_close(drawn.mean(0), torch.tensor(CENTRES).mean(0), atol=0.04, rtol=0)
+    assert not torch.equal(drawn, mixture.sample(Options(points=20_000), 4, CPU))
+
+
+def test_training_raises_the_elbo_and_the_consistent_encoder_reaches_the_posterior() -> None:
+    options = Options(points=500)
+    x, truth = mixture.sample(options, 0, CPU), torch.tensor(CENTRES)
+    torch.manual_seed(0)
+    encoder, means = mixture.consistent(CPU), truth.clone()
+    seen = []
+    mixture.train(x, encoder, means, 1.0, 4000, 1e-2, False, lambda step, log_q: seen.append(step))
+    assert seen == [*range(0, 4000, mixture.EVERY), 4000]
+    found = mixture.measure(x, encoder.log_q(x), means, truth, 1.0)
+    assert found["kl"] < 1e-3
+    assert torch.equal(means, truth)
+    mixture.train(x, encoder, means, 1.0, 200, 1e-3, True, lambda step, log_q: None)
+    assert mixture.measure(x, encoder.log_q(x), means, truth, 1.0)["elbo"] > found["elbo"]
+
+
+def test_interval_is_students() -> None:
+    values = [1.0, 2.0, 4.0]
+    low, high = scipy.stats.t.interval(0.95, 2, loc=scipy.stats.tmean(values), scale=scipy.stats.sem(values))
+    found = mixture.interval(values)
+    assert found["n"] == 3
+    assert (found["mean"] - found["half_width"], found["mean"] + found["half_width"]) == pytest.approx((low, high))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A small run of two seeds through the command line."""
+    out = tmp_path_factory.mktemp("mixture")
+    done = script("mixture.py", *QUICK, "--seeds", 2, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_a_run_leaves_result_and_figures(run: tuple[Path, str]) -> None:
+    out, printed = run
+    result = json.loads((out / "result.json").read_text())
+    assert {"config", "metrics", "environment", "seconds", "history"} <= result.keys()
+    assert {"torch", "device", "threads", "commit"} <= result["environment"].keys()
+    for figure in ("figure1", "mixture_gap", "mixture_curves"):
+        for kind in ("png", "pdf"):
+            assert (out / f"{figure}.{kind}").stat().st_size > 5000
+    metrics = result["metrics"]
+    assert metrics["frozen"]["means"] == [list(centre) for centre in CENTRES]
+    assert metrics["joint"]["elbo"] > metrics["frozen"]["elbo"]
+    assert metrics["frozen"]["kl"] >= metrics["oracle"]["kl"] - 1e-9
+    assert metrics["seeds"]["frozen.elbo"]["n"] == 2
+    assert "-3.37" in printed
+    assert "published code" in printed
+
+
+def test_same_seed_same_metrics_and_resume_keeps_seeds(run: tuple[Path, str], tmp_path: Path) -> None:
+    out, _ = run
+    metrics = json.loads((out / "result.json").read_text())["metrics"]
+    kept = (out / "seed-0.json").read_bytes()  # of an interrupted run: seed 0 is done, seed 1 is not
+    (tmp_path / "seed-0.json").write_bytes(kept)
+    done = main(mixture, *QUICK, "--seeds", 2, "--resume", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["metrics"] == metrics
+    assert (tmp_path / "seed-0.json").read_bytes() == kept
+    line = the_one_line(main(mixture, *QUICK, "--variance", 2, "--resume", "--out", tmp_path))
+    assert "other options" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--points", 0), "--points"),
+        (("--variance", -1), "--variance"),
+        (("--variance", "nan"), "--variance"),
+        (("--nonsense", 1), "--nonsense"),
+        (("--device", "abacus"), "abacus"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple, named: str, tmp_path: Path) -> None:
+    assert named in the_one_line(main(mixture, *arguments, "--out", tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_divergence_is_one_line_and_keeps_an_earlier_result(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("earlier")
+    done = main(mixture, *QUICK, "--lr", 1e38, "--out", tmp_path)
+    assert "ELBO is" in the_one_line(done)
+    assert (tmp_path / "result.json").read_text() == "earlier"
+
+
+def test_options_are_checked_where_they_are_made() -> None:
+    with pytest.raises(ValueError, match="--seeds"):
+        replace(Options(), seeds=0)

@@ -1,0 +1,225 @@
+"""The corpus reader: small archives, good and hostile, and the real one where it is at hand."""
+
+import hashlib
+import io
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy import ROOT, main, python, the_one_line
+
+import hashing
+from data import DataError, newsgroups
+
+TRAIN = b"1 1 2\n1 3 1\n2 2 5\n2 3 1\n3 5 7\n"
+TEST = b"1 5 1\n2 1 1\n"
+FILES = {
+    "train.data": TRAIN,
+    "test.data": TEST,
+    "train.label": b"1\n2\n2\n",
+    "test.label": b"2\n1\n",
+    "train.map": b"alt.one 1\nalt.two 2\n",
+    "vocabulary.txt": b"apple\nbear\ncat\ndog\nelk\n",
+}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    monkeypatch.delenv(newsgroups.ENVIRONMENT_VARIABLE, raising=False)
+    if "real" not in request.keywords:
+        monkeypatch.setattr(newsgroups, "ALL_WORDS", 5)
+        monkeypatch.setattr(newsgroups, "VOCABULARY", 3)
+
+
+def pack(path: Path, extra: tuple[tarfile.TarInfo, ...] = (), **changed: bytes | None) -> Path:
+    """A .tgz with FILES, some changed (None leaves the file out); underscores in the names stand for dots."""
+    files = FILES | {name.replace("_", "."): text for name, text in changed.items()}
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in files.items():
+            if text is not None:
+                member = tarfile.TarInfo(newsgroups.INNER + name)
+                member.size = len(text)
+                archive.addfile(member, io.BytesIO(text))
+        for member in extra:
+            archive.addfile(member, io.BytesIO(b"x" * member.size))
+    return path
+
+
+def read(path: Path) -> newsgroups.Corpus:
+    return newsgroups.parse_archive(path, sha256={})
+
+
+def test_parses_counts_labels_words_and_groups(tmp_path: Path) -> None:
+    corpus = read(pack(tmp_path / "a.tgz"))
+    # Document frequencies are 1, 1, 2, 0, 1: word 3 comes first, and the tie of 1, 2 and 5 goes to 1 and 2.
+    assert corpus.words == ["apple", "bear", "cat"]
+    assert corpus.train.toarray().tolist() == [[2, 0, 1], [0, 5, 1], [0, 0, 0]]
+    assert corpus.test.toarray().tolist() == [[0, 0, 0], [1, 0, 0]]
+    assert corpus.train_labels.tolist() == [0, 1, 1]
+    assert corpus.groups == ["alt.one", "alt.two"]
+    assert corpus.train.dtype == np.float32
+
+
+def test_words_may_lie_beside_the_archive_or_be_numbered(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tgz", vocabulary_txt=None)
+    assert read(path).words == ["word1", "word2", "word3"]
+    (tmp_path / "vocabulary.txt").write_bytes(FILES["vocabulary.txt"])
+    assert read(path).words == ["apple", "bear", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        (b"1 1 2\n1 3\n2 2 5\n", 2, "2 columns"),
+        (b"1 1 2\n1 3 1 9\n", 2, "4 columns"),
+        (b"1 1 2\n\n2 2 5\n", 2, "0 columns"),
+        (b"1 1 2\n1 3 -1\n", 2, "count -1"),
+        (b"1 1 0\n", 1, "count 0"),
+        (b"1 1 2\n4 3 1\n", 2, "document 4"),
+        (b"1 1 2\n1 1 1\n0 3 1\n", 3, "document 0"),
+        (b"1 6 2\n", 1, "word 6"),
+        (b"1 1 two\n", 1, "not integers"),
+        (b"1 1 1.5\n", 1, "not integers"),
+        (b"1 1 99999999999999999999\n", 1, "not integers"),
+    ],
+)
+def test_a_malformed_count_file_is_named_with_its_line(tmp_path: Path, text: bytes, line: int, says: str) -> None:
+    with pytest.raises(DataError, match=f"train.data, line {line}: .*{says}") as error:
+        read(pack(tmp_path / "a.tgz", train_data=text))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"train_label": b"1\n3\n2\n"}, "train.label, line 2: label 3"),
+        ({"test_data": None}, "no file .*test.data"),
+        ({"train_data": b""}, "no lines"),
+        ({"vocabulary_txt": b"apple\n"}, "1 words, not 5"),
+    ],
+)
+def test_other_wrong_contents(tmp_path: Path, changed: dict, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        read(pack(tmp_path / "a.tgz", **changed))
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", size: int = 0) -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname, made.size = kind, target, size
+    return made
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (member("../../evil"), "path '../../evil'"),
+        (member("/etc/evil"), "path '/etc/evil'"),
+        (member("20news-bydate/matlab/x", tarfile.SYMTYPE, "/etc/passwd"), "link"),
+        (member("20news-bydate/matlab/x", tarfile.LNKTYPE, "20news-bydate/matlab/train.data"), "link"),
+    ],
+)
+def test_hostile_archives_are_refused_and_nothing_is_written(tmp_path: Path, extra: tarfile.TarInfo, says: str) -> None:
+    path = pack(tmp_path / "a.tgz", (extra,))
+    with pytest.raises(DataError, match=says):
+        newsgroups.load(path, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tgz"]
+
+
+@pytest.mark.parametrize("keep", [0, 20, 200, -12])
+def test_truncated_or_corrupted_archives(tmp_path: Path, keep: int) -> None:
+    path = pack(tmp_path / "a.tgz")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match="truncated or corrupted"):
+        newsgroups.load(path, tmp_path)
+    body = bytearray(pack(path).read_bytes())
+    body[len(body) // 2] ^= 0xFF
+    path.write_bytes(body)
+    with pytest.raises(DataError):
+        newsgroups.load(path, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tgz"]
+
+
+def test_contents_that_differ_from_the_canonical_corpus_are_refused(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tgz")
+    with pytest.raises(DataError, match=r"train\.data has sha256"):
+        newsgroups.parse_archive(path)
+    digests = {name: hashlib.sha256(FILES[name]).hexdigest() for name in ("train.data", "test.data")}
+    assert newsgroups.parse_archive(path, digests).words
+
+
+def test_cache_gives_the_same_corpus_and_a_broken_one_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = pack(tmp_path / newsgroups.ARCHIVE)
+    monkeypatch.setattr(newsgroups.parse_archive, "__defaults__", ({},))
+    first = newsgroups.load(None, tmp_path)
+    cache = next(tmp_path.glob("*.npz"))
+    path.unlink()
+    for corpus in (newsgroups.load(None, tmp_path), first):
+        assert corpus.words == ["apple", "bear", "cat"]
+        assert corpus.groups == ["alt.one", "alt.two"]
+        assert (corpus.train != first.train).nnz == 0
+        assert (corpus.test != first.test).nnz == 0
+        assert corpus.test_labels.tolist() == [1, 0]
+    pack(path)
+    cache.write_bytes(cache.read_bytes()[:100])
+    assert newsgroups.load(None, tmp_path).words == first.words
+    assert "cannot be read" in capsys.readouterr().out
+    assert cache.stat().st_size > 100
+
+
+def test_a_missing_archive_says_where_it_is_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=newsgroups.URL):
+        newsgroups.load(tmp_path / "absent.tgz", tmp_path)
+    monkeypatch.setattr(newsgroups, "URL", "http://127.0.0.1:9/archive.tgz")  # nothing listens on the discard port
+    with pytest.raises(DataError, match=r"no download .*NEWSGROUPS_ARCHIVE"):
+        newsgroups.load(None, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_downloads_to_a_temporary_name_and_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = pack(tmp_path / "served.tgz")
+    monkeypatch.setattr(newsgroups, "URL", path.as_uri())
+    monkeypatch.setattr(newsgroups.parse_archive, "__defaults__", ({},))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    assert newsgroups.load(None, folder).words == ["apple", "bear", "cat"]
+    assert sorted(p.suffix for p in folder.iterdir()) == [".npz", ".tgz"]
+
+
+def test_command_line_names_a_missing_archive(tmp_path: Path) -> None:
+    line = the_one_line(main(hashing, "--archive", tmp_path / "no.tgz", "--out", tmp_path / "out"))
+    assert "no.tgz" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.real
+def test_the_real_corpus(archive: Path, tmp_path: Path) -> None:
+    start = time.perf_counter()
+    corpus = newsgroups.load(archive, tmp_path)
+    parsed = time.perf_counter()
+    newsgroups.load(archive, tmp_path)
+    cached = time.perf_counter()
+    assert corpus.train.shape == (11_269, 10_000)
+    assert corpus.test.shape == (7_505, 10_000)
+    assert (corpus.train.nnz, corpus.test.nnz) == (1_308_472, 851_376)
+    frequency = np.bincount(corpus.train.indices, minlength=10_000)
+    assert frequency.min() == 14
+    assert len(corpus.groups) == 20
+    assert np.bincount(corpus.train_labels).min() > 300
+    assert {"space", "windows", "god"} <= set(corpus.words)
+    assert parsed - start < 10
+    assert cached - parsed < 1
+
+
+@pytest.mark.real
+def test_reading_the_real_corpus_needs_little_memory(archive: Path) -> None:
+    done = python(
+        f"import sys, resource; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
+        "from data import newsgroups; newsgroups.parse_archive(Path(sys.argv[1]))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)",
+        archive,
+    )
+    assert int(done.stdout) < 500_000, done.stderr  # kB

@@ -1,0 +1,77 @@
+"""A small corpus and ways to run the scripts as a user does, for the tests."""
+
+import io
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
+
+import numpy as np
+import scipy.sparse
+
+from data.newsgroups import Corpus
+from figures.run import cli
+
+ROOT = Path(__file__).parent.parent
+# Runs hashing.py's command line on the toy corpus: what follows `-c` is a program of its own, arguments come after.
+HASHING = """
+import sys; sys.path[:0] = [{tests!r}, {root!r}]; sys.argv[0] = "hashing.py"
+import hashing, toy
+from data import newsgroups
+newsgroups.load = lambda archive: toy.corpus()
+hashing.cli(hashing.Options, hashing.main, "toy")
+""".format(tests=str(ROOT / "tests"), root=str(ROOT))
+
+
+def corpus(train: int = 50, test: int = 21, words: int = 30, seed: int = 0) -> Corpus:
+    """Documents from two topics; some are empty, some words never occur."""
+    rng = np.random.default_rng(seed)
+    topics = rng.dirichlet(np.full(words - 2, 0.3), size=2)
+
+    def split(documents: int) -> tuple[scipy.sparse.csr_array, np.ndarray]:
+        labels = rng.integers(2, size=documents)
+        counts = np.zeros((documents, words), np.float32)
+        for i, label in enumerate(labels):
+            counts[i, :-2] = rng.multinomial(rng.integers(0, 40), topics[label])
+        counts[0] = 0
+        return scipy.sparse.csr_array(counts), labels
+
+    (train_counts, train_labels), (test_counts, test_labels) = split(train), split(test)
+    names = [f"word{i}" for i in range(words)]
+    return Corpus("toy", train_counts, test_counts, train_labels, test_labels, names, ["a", "b"])
+
+
+def python(code: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
+    """Run a program given as text; never raises for a bad exit code."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+def script(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / name, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
+    """The script's command line in this process, which spares the start of an interpreter with torch."""
+    argv = [f"{module.__name__}.py", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+        try:
+            cli(module.Options, module.main, module.__doc__.splitlines()[0])
+        except SystemExit as stop:
+            code = stop.code or 0
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+def the_one_line(done: subprocess.CompletedProcess) -> str:
+    """The error of a failed run, which must be the last line on stderr, with no traceback before it."""
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    assert sum(".py: " in line for line in lines) == 1, done.stderr
+    assert ".py: " in lines[-1]
+    return lines[-1]
