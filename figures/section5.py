@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from figures import published, style
 
@@ -22,6 +23,8 @@ def draw_estimator_variance(result: dict, folder: Path) -> None:
             axis.plot(x, metrics[panel][name], label=text, **look)
         axis.set(xscale="log", yscale="log", xlabel=label)
         axis.set_xticks(x, [f"{value:g}" for value in x])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ScalarFormatter())
         axis.minorticks_off()
     axes[0].set_ylabel("total variance of the gradient (nats²)")
     axes[0].legend()
