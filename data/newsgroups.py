@@ -231,7 +231,7 @@ def _write_cache(path: Path, corpus: Corpus) -> None:
 
 
 def _read_cache(path: Path) -> Corpus:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         words = arrays["words"].tolist()
 
         def counts(split: str) -> scipy.sparse.csr_array:

@@ -84,7 +84,7 @@ def draw_gap(result: dict, folder: Path) -> None:
         values = [max(network[stage][key], floor) for network in networks]
         axes[0].plot(trained, values, label=label, linestyle="none", **look[i])
     axes[0].set(xscale="log", yscale="log", xlabel="variance of each component", ylabel="KL (nats per point)")
-    axes[0].set_ylim(floor / 3, 1)
+    axes[0].set_ylim(floor / 3, 0.5)
     axes[0].legend(fontsize=8, loc="lower right")
     axes[1].plot(variances, [gap["evidence"] for gap in gaps], label="log evidence, true decoder", **look[0])
     elbo = [network["frozen"]["elbo"] for network in networks]

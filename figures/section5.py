@@ -55,7 +55,8 @@ def draw_hashing_curves(result: dict, folder: Path) -> None:
             axis.axhline(value, color=style.REFERENCE, linestyle=line, linewidth=1, label=f"{label}, {value:g}")
     if len(epochs) > config["epochs"]:
         axis.axvline(config["epochs"], color="0.7", linewidth=0.8)
-        axis.text(config["epochs"], axis.get_ylim()[1], f" {config['pairs']} pairs a step", va="top", fontsize=8)
+        text = f"then {config['pairs']} pairs a step "
+        axis.text(config["epochs"], 0.02, text, transform=axis.get_xaxis_transform(), ha="right", fontsize=8)
     top = sorted(history["test"])[-max(1, len(history["test"]) // 50)]  # the first few epochs would flatten the rest
     axis.set(xlabel="epoch", ylabel="relative negative ELBO\n(nats a document)", ylim=(None, top * 1.01))
     axis.set_title(

@@ -84,7 +84,7 @@ def test_oracle_is_the_best_factorized_posterior(x: torch.Tensor) -> None:
     q = torch.cat([(1 - p1) * (1 - p2), (1 - p1) * p2, p1 * (1 - p2), p1 * p2], 1)
     best = (q @ log_p - (q * q.log()).sum(1, keepdim=True)).max(0).values
     assert (elbo >= best - 1e-12).all()
-    assert (elbo <= best + 1e-4).all()
+    assert (elbo <= best + 2e-3).all()  # the grid ends at probabilities of 0.001 and 0.999
 
 
 def test_oracle_gap_against_the_issue() -> None:
