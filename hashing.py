@@ -422,8 +422,6 @@ def train(options: Options, corpus: newsgroups.Corpus) -> dict:
     elif checkpoint.exists():
         raise RunError(f"{options.out} holds a run already: go on with --resume, or name another --out")
     total = options.epochs + options.fine_epochs
-    if trainer.epoch >= total and not options.resume:
-        raise RunError(f"{checkpoint} is at epoch {trainer.epoch} already")
     with tqdm(total=total, initial=trainer.epoch, desc="training", unit="epoch") as bar:
         while trainer.epoch < total:
             trainer.run_epoch()

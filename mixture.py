@@ -250,7 +250,7 @@ def train(
 # --- without a network ----------------------------------------------------------------------------------------------
 
 
-def oracle(log_p: Tensor, tolerance: float = 1e-9, sweeps: int = 2000) -> Tensor:
+def oracle(log_p: Tensor) -> Tensor:
     """The factorized posterior of highest ELBO for each x: log p(x, z), (4, N) -> log q(z given x), (4, N).
 
     Coordinate ascent over the two bits. Given P(z_2 = 1) the best log-odds of z_1 are b_1 + c P(z_2 = 1), and likewise
@@ -263,11 +263,11 @@ def oracle(log_p: Tensor, tolerance: float = 1e-9, sweeps: int = 2000) -> Tensor
     for start in (0.0, 0.5, 1.0):
         p2 = torch.full_like(b1, start)
         moving = torch.arange(len(b1), device=b1.device)
-        for _ in range(sweeps):
+        for _ in range(2000):  # few points need more than twenty
             new = torch.sigmoid(b2[moving] + c[moving] * torch.sigmoid(b1[moving] + c[moving] * p2[moving]))
             change = (new - p2[moving]).abs()
             p2[moving] = new
-            moving = moving[change > tolerance]
+            moving = moving[change > 1e-9]
             if not len(moving):
                 break
         g1 = b1 + c * p2

@@ -15,9 +15,6 @@ MIXTURE_CODE = {
     "joint.evidence": -3.3131,
     "joint.kl_true": 0.1446,
 }
-# Section 3.2: the original paper, with centres of its own.
-MIXTURE_ORIGINAL = {"frozen.elbo": -3.74, "joint.elbo": -3.70}
-
 # Table 3, e1, d = 0, b = 64: test negative ELBO relative to the documents' entropy, minimum over training.
 HASHING_PAPER_TEST = 387.0
 # The same cell in the original paper, whose gradient estimator is ARM (Table 3, column "ARM").

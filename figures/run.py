@@ -144,7 +144,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], digits: int =
     """Columns of text aligned for the terminal; a float is shown with `digits` digits, None as a dash."""
 
     def cell(value: object) -> str:
-        return "-" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+        return (
+            "-"
+            if value is None
+            else f"{round(value, digits) + 0.0:.{digits}f}"
+            if isinstance(value, float)
+            else str(value)
+        )
 
     texts = [list(header), *([cell(value) for value in row] for row in rows)]
     widths = [max(len(text[i]) for text in texts) for i in range(len(header))]
