@@ -31,6 +31,9 @@ def draw_figure1(result: dict, folder: Path) -> None:
         labels = np.array([int(c) for c in panel["points"]])
         axis.imshow(regions, cmap=shade, vmin=0, vmax=3, extent=panels["extent"], origin="lower", aspect="auto")
         for k, code in enumerate(CODE_WORDS):
+            outline = {"levels": [0.5], "colors": "0.25", "linewidths": 0.6, "extent": panels["extent"]}
+            if 0 < (regions == k).mean() < 1:  # the shades of some neighbours are one grey
+                axis.contour((regions == k).astype(float), origin="lower", **outline)
             look = {"color": style.COLOURS[k], "marker": style.MARKERS[k], "linestyle": "none"}
             axis.plot(*x[labels == k].T, markersize=1.6, alpha=0.55, markeredgewidth=0, **look)
             axis.plot([], [], markersize=5, label=f"z = {code}", **look)
