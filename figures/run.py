@@ -61,7 +61,7 @@ def cli(options_type: type, experiment: Callable[[Any], None], description: str)
     try:
         experiment(options)
     except KeyboardInterrupt:
-        fail("interrupted; what was saved is whole, --resume goes on from it", 130)
+        fail("interrupted" + ("; go on from what was saved with --resume" if hasattr(options, "resume") else ""), 130)
     except (
         RunError,
         DataError,
