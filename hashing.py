@@ -45,6 +45,8 @@ from figures.run import RunError, as_config, cli, pick_device, save_result, tabl
 
 HIDDEN = 512
 LEAK = 0.01  # slope of LeakyReLU
+GENERATORS = ("order", "noise", "test_noise")  # of a Trainer, and kept in checkpoints
+FREE_ON_RESUME = {"epochs", "fine_epochs", "checkpoint_every", "resume", "archive", "out"}
 
 
 @dataclass(frozen=True)
@@ -386,9 +388,9 @@ class Trainer:
     def load(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            before, now = state["config"], as_config(self.options)
         except Exception as error:  # torch raises anything from KeyError to UnpicklingError here
-            raise RunError(f"{path} is no checkpoint: {str(error).splitlines()[0]}") from error
-        before, now = state["config"], as_config(self.options)
+            raise RunError(f"{path} is no checkpoint: {(str(error) or 'empty').splitlines()[0]}") from error
         for key in before.keys() - FREE_ON_RESUME:
             if before[key] != now[key]:
                 name = key.replace("_", "-")
@@ -402,10 +404,6 @@ class Trainer:
             getattr(self, key).set_state(state["generators"][key])
         self.history = state["history"]
         self.seconds = state["seconds"]
-
-
-GENERATORS = ("order", "noise", "test_noise")
-FREE_ON_RESUME = {"epochs", "fine_epochs", "checkpoint_every", "resume", "archive", "out"}
 
 
 def train(options: Options, corpus: newsgroups.Corpus) -> dict:
