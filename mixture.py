@@ -158,8 +158,8 @@ class Encoder:
     Two bits as statistics make q factorized. The unit vectors of R^4 make it general, and with a network of a single
     linear layer that is the consistent VAE.
 
-    The gradient is written out, and `training_on` makes every table of N rows once: on a full batch, autograd spends
-    more time on fresh memory than on arithmetic. All parameters lie in one vector `theta`, so that Adam is one kernel.
+    The gradient is written out, and `training_on` makes every table of N rows once: on a full batch, autograd's fresh
+    tables cost about as much as the matrix products. All parameters lie in one vector `theta`, so that Adam is one kernel.
     """
 
     def __init__(self, sizes: tuple[int, ...], statistics: Tensor):

@@ -47,7 +47,7 @@ def test_value_and_gradient_are_unbiased(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_a_wrong_gradient_would_be_seen(name: str) -> None:
-    """The z-scores above have power: the gradient with one per cent added is ruled out."""
+    """The z-scores above have power: the gradient with three per cent added is ruled out."""
     logits = torch.tensor(LOGITS["moderate"], dtype=torch.float64)
     _, gradient = exact(logits)
     _, gradients = draws(name, logits, samples := 400_000)
