@@ -159,7 +159,7 @@ class Encoder:
     linear layer that is the consistent VAE.
 
     The gradient is written out, and `training_on` makes every table of N rows once: on a full batch, autograd's fresh
-    tables cost about as much as the matrix products. All parameters lie in one vector `theta`, so that Adam is one kernel.
+    tables cost about as much as the matrix products. All parameters lie in one vector `theta`, for Adam in one kernel.
     """
 
     def __init__(self, sizes: tuple[int, ...], statistics: Tensor):
