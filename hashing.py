@@ -23,12 +23,18 @@ What is sparse stays sparse: the encoder's product, x . log p(z) and their gradi
 smoothing is a rank-one term. The only dense work is the normaliser of the softmax, and its gradient.
 """
 
+import contextlib
 import io
+import json
 import math
+import os
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,23 +42,25 @@ import numpy as np
 import scipy.sparse
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from data import newsgroups, write_aside
+from data import Corpus, docstrings, newsgroups, write_aside
 from disarm import ESTIMATORS, log_bernoulli
 from figures import published, section5
-from figures.run import RunError, as_config, cli, pick_device, save_result, table
+from figures.run import RunError, as_config, cli, pick_device, save_result, table, write_json
 
 HIDDEN = 512
 LEAK = 0.01  # slope of LeakyReLU
 GENERATORS = ("order", "noise", "test_noise")  # of a Trainer, and kept in checkpoints
-FREE_ON_RESUME = {"epochs", "fine_epochs", "checkpoint_every", "resume", "archive", "out"}
+FREE_ON_RESUME = {"epochs", "fine_epochs", "patience", "checkpoint_every", "resume", "archive", "out"}
 
 
 @dataclass(frozen=True)
 class Options:
-    encoder: Literal["e1", "e2", "e3"] = "e1"
-    """e1: linear, word counts; e2: one hidden layer, word frequencies; e3: linear, word frequencies"""
+    encoder: Literal["e1", "e2", "e3", "e4"] = "e1"
+    """e1: linear, word counts; e2: one hidden layer, word frequencies; e3: linear, word frequencies; e4: linear,
+    word frequencies times the mean document length"""
     bits: int = 64
     """b, number of Bernoulli latents"""
     decoder_layers: int = 0
@@ -69,12 +77,32 @@ class Options:
     """documents a step"""
     lr: float = 1e-3
     """learning rate of Adam"""
+    encoder_lr: float | None = None
+    """learning rate of the encoder; default: --lr"""
+    weight_decay: float = 0.0
+    """decoupled weight decay of the weights over the vocabulary, as in AdamW"""
+    word_dropout: float = 0.0
+    """fraction of a document's distinct words hidden from the encoder at each training step"""
+    average: float = 0.0
+    """decay, a step, of an exponential moving average of the weights, which is what is tested; 0: no average"""
+    learn_prior: bool = False
+    """train the logits of the prior too, instead of Bernoulli(1/2)"""
+    held_out: float = 0.0
+    """fraction of the training documents kept from training, to select the epoch on; 0: select on the test set, as
+    the report does"""
+    patience: int | None = None
+    """stop when the selecting loss has had no new minimum for so many epochs; default: never"""
     test_counts: bool = False
-    """feed counts at test time to encoders trained on frequencies, as the released code does"""
+    """test a second time with counts fed to an encoder trained on frequencies, as the released code does"""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """matrix products of training; testing is in float32. Default: bfloat16, summed in float32, where the processor
+    multiplies it natively (AVX512-BF16), else float32"""
     seed: int = 1
     """seed of initialisation, data order and samples"""
     device: str | None = None
     """where to train; default: the accelerator if there is one, else the CPU"""
+    corpus: Literal["newsgroups", "docstrings"] = "newsgroups"
+    """20 Newsgroups, or the docstrings of the installed libraries, which need no download"""
     archive: Path | None = None
     """20news-bydate-matlab.tgz; default: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there"""
     checkpoint_every: int = 10
@@ -87,14 +115,22 @@ class Options:
     def __post_init__(self) -> None:
         for name, least in (
             *(("bits", 1), ("decoder_layers", 0), ("epochs", 0), ("fine_epochs", 0)),
-            *(("pairs", 1), ("batch_size", 1), ("checkpoint_every", 1)),
+            *(("pairs", 1), ("batch_size", 1), ("checkpoint_every", 1), ("patience", 1)),
         ):
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
         if self.epochs + self.fine_epochs < 1:
             raise ValueError("--epochs and --fine-epochs are both 0: nothing to train")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"--lr must be a positive number, not {self.lr}")
+        for name in ("lr", "encoder_lr"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be a positive number, not {getattr(self, name)}")
+        for name in ("word_dropout", "average", "held_out"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 0 and below 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"--weight-decay must be at least 0, not {self.weight_decay}")
+        if self.test_counts and self.encoder == "e1":
+            raise ValueError("--test-counts: e1 is trained on counts; there is no mismatch to test")
 
 
 # --- documents ------------------------------------------------------------------------------------------------------
@@ -102,7 +138,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Batch:
-    """B documents. `counts` (B, V) and `transposed` (V, B) are the same sparse CSR table, without the smoothing."""
+    """B documents. What the encoder sees stands twice, `counts` (B, V) and `transposed` (V, B), sparse CSR; what the
+    decoder has to explain is `values` at (`rows`, `words`). All without the smoothing.
+    """
 
     counts: Tensor
     transposed: Tensor
@@ -134,15 +172,20 @@ class Documents:
     def __len__(self) -> int:
         return len(self.n)
 
-    def batch(self, documents: np.ndarray) -> Batch:
+    def batch(self, documents: np.ndarray, dropout: float = 0.0, generator: torch.Generator | None = None) -> Batch:
+        """dropout: hide this fraction of each document's distinct words from the encoder, and scale up the others."""
         device = self.u.device
         part = self.counts[documents]
-        transposed = part.T.tocsr()
+        seen = part
+        if dropout:
+            kept = torch.rand(part.nnz, generator=generator).numpy() >= dropout
+            seen = scipy.sparse.csr_array((part.data * kept / (1 - dropout), part.indices, part.indptr), part.shape)
+            seen.data = seen.data.astype(part.dtype)
         rows = np.repeat(np.arange(len(documents)), np.diff(part.indptr))
         index = torch.from_numpy(documents).to(device)
         return Batch(
-            _csr(part, device),
-            _csr(transposed, device),
+            _csr(seen, device),
+            _csr(seen.T.tocsr(), device),
             torch.from_numpy(rows).to(device),
             torch.from_numpy(part.indices.astype(np.int64)).to(device),
             torch.from_numpy(part.data).to(device),
@@ -150,10 +193,9 @@ class Documents:
             self.negentropy[index],
         )
 
-    def batches(self, size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
-        order = np.arange(len(self)) if order is None else order
-        for i in range(0, len(order), size):
-            yield self.batch(order[i : i + size])
+    def batches(self, size: int) -> Iterator[Batch]:
+        for i in range(0, len(self), size):
+            yield self.batch(np.arange(i, min(i + size, len(self))))
 
 
 def _csr(matrix: scipy.sparse.csr_array, device: torch.device) -> Tensor:
@@ -190,13 +232,23 @@ class RelativeNLL(torch.autograd.Function):
 
     hidden (R, k) holds S = R / B samples for each of the B documents, sample after sample; weight (V, k); bias (V,);
     u (V,). `scratch` (>= R, V) is overwritten: it holds the logits, then their softmax until the backward pass is done.
+    `rounded`, of the same shape in bfloat16, makes the backward pass take its products over the vocabulary there.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor, batch: Batch, u: Tensor, scratch: Tensor) -> Tensor:
+    def forward(
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        batch: Batch,
+        u: Tensor,
+        scratch: Tensor,
+        rounded: Tensor | None = None,
+    ) -> Tensor:
         samples = len(hidden) // len(batch)
         logits = scratch[: len(hidden)]
-        torch.addmm(bias, hidden, weight.T, out=logits)
+        torch.mm(hidden, weight.T, out=logits).add_(bias)
         # Place of each non-zero count in the flattened (R, V) table, for every sample.
         row = (torch.arange(samples, device=u.device)[:, None] * len(batch) + batch.rows).ravel()
         place = row * len(bias) + batch.words.repeat(samples)
@@ -206,6 +258,7 @@ class RelativeNLL(torch.autograd.Function):
         largest = logits.amax(1)
         torch.softmax(logits, 1, out=logits)
         log_normaliser = largest - logits.amax(1).log()
+        ctx.rounded = None if rounded is None else rounded[: len(hidden)]
         ctx.save_for_backward(hidden, weight, logits, u, smoothed, place, values, batch.n.repeat(samples), row)
         return batch.negentropy.repeat(samples) + batch.n.repeat(samples) * log_normaliser - dot
 
@@ -216,12 +269,15 @@ class RelativeNLL(torch.autograd.Function):
         # be; u stays outside, as a rank-one term.
         softmax.view(-1).scatter_add_(0, place, -values / n[row])
         scale = grad * n
+        grad_bias = (scale @ softmax).sub_(u * grad.sum())
+        table = softmax if ctx.rounded is None else ctx.rounded.copy_(softmax)
         grad_hidden = None
         if ctx.needs_input_grad[0]:
-            grad_hidden = (softmax @ weight).mul_(scale[:, None]).addr_(grad, smoothed, alpha=-1)
-        grad_weight = (softmax.T @ (hidden * scale[:, None])).addr_(u, grad @ hidden, alpha=-1)
-        grad_bias = (scale @ softmax).sub_(u * grad.sum())
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+            product = (table @ weight.to(table.dtype)).to(grad.dtype)
+            grad_hidden = product.mul_(scale[:, None]).addr_(grad, smoothed, alpha=-1)
+        product = (table.T @ (hidden * scale[:, None]).to(table.dtype)).to(grad.dtype)
+        grad_weight = product.addr_(u, grad @ hidden, alpha=-1)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def linear_parameters(inputs: int, outputs: int, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -233,27 +289,32 @@ def linear_parameters(inputs: int, outputs: int, *shape: int) -> tuple[nn.Parame
 
 
 class Encoder(nn.Module):
-    """Logits of q(z given x), shape (B, b). The first layer's weight has shape (V, b), or (V, 512) for e2."""
+    """Logits of q(z given x), shape (B, b). The first layer's weight has shape (V, b), or (V, 512) for e2.
 
-    def __init__(self, kind: str, words: int, bits: int):
+    length: mean length of the training documents, in words, smoothing included; e4's features are in this unit.
+    """
+
+    def __init__(self, kind: str, words: int, bits: int, length: float):
         super().__init__()
         self.frequencies = kind != "e1"
         first = HIDDEN if kind == "e2" else bits
         self.weight, self.bias = linear_parameters(words, first, words, first)
         self.rest = nn.Sequential(nn.LeakyReLU(LEAK), nn.Linear(HIDDEN, bits)) if kind == "e2" else nn.Identity()
+        self.register_buffer("scale", torch.tensor(length if kind == "e4" else 1.0))
 
     def forward(self, batch: Batch, u: Tensor, counts: bool = False) -> Tensor:
         """counts: feed counts whatever the encoder was made for (`--test-counts`)."""
         product = SparseProduct.apply(self.weight, batch) + u @ self.weight
         if self.frequencies and not counts:
-            product = product / batch.n[:, None]
+            product = product * (self.scale / batch.n)[:, None]
         return self.rest(product + self.bias)
 
 
 class Decoder(nn.Module):
     """Relative negative log-likelihood of documents given codes."""
 
-    def __init__(self, words: int, bits: int, layers: int):
+    def __init__(self, words: int, bits: int, layers: int, rounded: bool = False):
+        """rounded: take the backward pass's products over the vocabulary in bfloat16."""
         super().__init__()
         sizes = [bits] + [HIDDEN] * layers
         self.hidden = nn.Sequential(
@@ -261,53 +322,120 @@ class Decoder(nn.Module):
         )
         self.weight, self.bias = linear_parameters(sizes[-1], words, words, sizes[-1])
         self.scratch = torch.empty(0)
+        self.rounded = torch.empty(0, dtype=torch.bfloat16) if rounded else None
 
     def forward(self, z: Tensor, batch: Batch, u: Tensor) -> Tensor:
         """z: (S, B, b) -> relative NLL, nats, (S, B)."""
         hidden = self.hidden(z.flatten(0, 1))
+        shape = len(hidden), len(self.bias)
         if len(self.scratch) < len(hidden) or self.scratch.dtype != hidden.dtype or self.scratch.device != u.device:
-            self.scratch = hidden.new_empty(len(hidden), len(self.bias))
-        return RelativeNLL.apply(hidden, self.weight, self.bias, batch, u, self.scratch).view(z.shape[:2])
+            self.scratch = hidden.new_empty(shape)
+            self.rounded = None if self.rounded is None else self.rounded.new_empty(shape, device=u.device)
+        nll = RelativeNLL.apply(hidden, self.weight, self.bias, batch, u, self.scratch, self.rounded)
+        return nll.view(z.shape[:2])
 
 
 class VAE(nn.Module):
-    def __init__(self, options: Options, words: int):
+    """Encoder, decoder, and the logits of the prior, all zero unless `--learn-prior`."""
+
+    def __init__(self, options: Options, words: int, length: float = 1.0):
         super().__init__()
-        self.encoder = Encoder(options.encoder, words, options.bits)
-        self.decoder = Decoder(words, options.bits, options.decoder_layers)
+        self.encoder = Encoder(options.encoder, words, options.bits, length)
+        self.decoder = Decoder(words, options.bits, options.decoder_layers, options.precision == "bfloat16")
+        self.prior = nn.Parameter(torch.zeros(options.bits), requires_grad=options.learn_prior)
+
+    @torch.no_grad()
+    def codes(self, documents: Documents, u: Tensor) -> np.ndarray:
+        """The most likely code of each document, packed."""
+        parts = [self.encoder(batch, u) > 0 for batch in documents.batches(1024)]
+        return pack(torch.cat(parts).cpu().numpy())
 
 
-def kl_to_prior(logits: Tensor) -> Tensor:
-    """KL(q || Bernoulli(1/2)^b) in nats, shape (B,)."""
+def kl_to_prior(logits: Tensor, prior: Tensor) -> Tensor:
+    """KL(q || p) in nats, shape (B,), of Bernoulli distributions with logits (B, b) and prior logits (b,)."""
     p = torch.sigmoid(logits)
-    return (p * logits - nn.functional.softplus(logits) + math.log(2)).sum(-1)
+    softplus = nn.functional.softplus
+    return (p * (logits - prior) - softplus(logits) + softplus(prior)).sum(-1)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
 
 
+def native_precision(device: torch.device) -> str:
+    """bfloat16 on a CPU with instructions for it, else float32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return "bfloat16" if capabilities.get("avx512_bf16") else "float32"
+
+
+@contextlib.contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Let float32 matrix products on the CPU round their factors, not their sums, to `precision`."""
+    matmul = torch.backends.mkldnn.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16" if precision == "bfloat16" else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 class Trainer:
     """Model, optimiser, noise and history: all that a checkpoint holds."""
 
-    def __init__(self, options: Options, corpus: newsgroups.Corpus, device: torch.device):
-        self.options = options
+    def __init__(self, options: Options, corpus: Corpus, device: torch.device):
+        self.options = replace(options, precision=options.precision or native_precision(device))
         self.device = device
-        self.u = torch.from_numpy(unigram(corpus.train)).float().to(device)
-        self.train, self.test = (Documents(counts, self.u) for counts in (corpus.train, corpus.test))
+        counts, held_out, self.kept = corpus.train, None, None
+        if options.held_out:
+            order = np.random.default_rng(options.seed).permutation(counts.shape[0])
+            size = round(options.held_out * len(order))
+            if not 0 < size < len(order):
+                raise RunError(f"--held-out {options.held_out} of {len(order)} training documents leaves none")
+            self.kept = np.sort(order[size:])
+            counts, held_out = counts[self.kept], counts[np.sort(order[:size])]
+        self.u = torch.from_numpy(unigram(counts)).float().to(device)
+        self.train, self.test = Documents(counts, self.u), Documents(corpus.test, self.u)
+        self.held_out = None if held_out is None else Documents(held_out, self.u)
         torch.manual_seed(options.seed)
-        self.model = VAE(options, len(self.u)).to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), options.lr, fused=True)
-        # Data order, samples in training and samples in testing: each has a generator of its own.
-        self.order = torch.Generator().manual_seed(options.seed)
-        self.noise = torch.Generator(device).manual_seed(options.seed)
-        self.test_noise = torch.Generator(device).manual_seed(options.seed)
+        self.model = VAE(self.options, len(self.u), self.train.n.double().mean().item()).to(device)
+        self.averaged = None
+        if options.average:
+            self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(options.average))
+        vocabulary_weights = [self.model.encoder.weight, self.model.decoder.weight]
+        groups = {}
+        for name, parameter in self.model.named_parameters():
+            lr = options.encoder_lr if name.startswith("encoder") and options.encoder_lr else options.lr
+            decay = options.weight_decay if any(parameter is w for w in vocabulary_weights) else 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": part, "lr": lr, "weight_decay": decay} for (lr, decay), part in groups.items()], fused=True
+        )
+        # Data order and hidden words, samples in training and samples in testing: each has a stream of its own.
+        for i, name in enumerate(GENERATORS):
+            generator = torch.Generator("cpu" if name == "order" else device)
+            setattr(self, name, generator.manual_seed(len(GENERATORS) * options.seed + i))
         self.history = {key: [] for key in ("train", "test", "test_per_document", "test_kl")}
+        if options.test_counts:
+            self.history["test_counts"] = []
+        if options.held_out:
+            self.history["held_out"] = []
+        self.selected: dict[str, Tensor] = {}
         self.seconds = 0.0
 
     @property
     def epoch(self) -> int:
         """Epochs done."""
         return len(self.history["train"])
+
+    @property
+    def selecting(self) -> list[float]:
+        """The loss, an epoch, that selects the epoch: of held-out documents if there are any, else of the test set."""
+        return self.history["held_out" if self.options.held_out else "test"]
+
+    @property
+    def finished(self) -> bool:
+        total, patience = self.options.epochs + self.options.fine_epochs, self.options.patience
+        waited = self.epoch - 1 - int(np.argmin(self.selecting)) if self.epoch else 0
+        return self.epoch >= total or (patience is not None and waited >= patience)
 
     def step(self, batch: Batch, pairs: int) -> Tensor:
         """One Adam step; returns the batch's relative negative ELBO in nats a document, from the pairs' own values.
@@ -316,50 +444,71 @@ class Trainer:
         the loss, and no decoder pass is spent on reporting. The ten-pair objective is one encoder pass and the mean
         of ten estimates.
         """
-        logits = self.model.encoder(batch, self.u)
-        latent = logits.detach().requires_grad_()
-        log_prior = -self.options.bits * math.log(2)
-        loss = kl_to_prior(latent.detach()).mean()
+        with products_in(self.options.precision):
+            logits = self.model.encoder(batch, self.u)
+            latent = logits.detach().requires_grad_()
+            prior = self.model.prior
+            loss = kl_to_prior(latent.detach(), prior.detach()).mean()
 
-        def f(z: Tensor) -> Tensor:
-            nonlocal loss
-            nll = self.model.decoder(z, batch, self.u)
-            loss = loss + nll.detach().mean() / pairs
-            return nll + log_bernoulli(z, latent.detach()) - log_prior
+            def f(z: Tensor) -> Tensor:
+                nonlocal loss
+                nll = self.model.decoder(z, batch, self.u)
+                loss = loss + nll.detach().mean() / pairs
+                return nll + log_bernoulli(z, latent.detach()) - log_bernoulli(z, prior)
 
-        self.optimizer.zero_grad()
-        for _ in range(pairs):
-            estimate = ESTIMATORS[self.options.estimator](f, latent, self.noise)
-            (estimate.mean() / pairs).backward()
-        logits.backward(latent.grad)
+            self.optimizer.zero_grad()
+            for _ in range(pairs):
+                estimate = ESTIMATORS[self.options.estimator](f, latent, self.noise)
+                (estimate.mean() / pairs).backward()
+            logits.backward(latent.grad)
         self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
         return loss
 
+    @property
+    def tested(self) -> VAE:
+        """The model to test: the average of the weights if there is one."""
+        return self.model if self.averaged is None else self.averaged.module
+
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Test loss from one sample a document: as published, mean over batches, and over documents; and the KL."""
+    def evaluate(self, documents: Documents, counts: bool = False) -> dict[str, float]:
+        """Loss from one sample a document: as published, mean over batches, and over documents; and the KL."""
+        model = self.tested
         losses, kls, sizes = [], [], []
-        for batch in self.test.batches(self.options.batch_size):
-            logits = self.model.encoder(batch, self.u, self.options.test_counts)
+        for batch in documents.batches(self.options.batch_size):
+            logits = model.encoder(batch, self.u, counts)
             p = torch.sigmoid(logits)
             z = (torch.rand(p.shape, generator=self.test_noise, device=self.device) < p).to(p.dtype)
-            kl = kl_to_prior(logits)
-            losses.append((self.model.decoder(z[None], batch, self.u)[0] + kl).mean())
+            kl = kl_to_prior(logits, model.prior)
+            losses.append((model.decoder(z[None], batch, self.u)[0] + kl).mean())
             kls.append(kl.mean())
             sizes.append(len(batch))
         losses, kls, sizes = (torch.as_tensor(x, dtype=torch.float64) for x in (losses, kls, sizes))
         return {
-            "test": losses.mean().item(),
-            "test_per_document": ((losses @ sizes) / sizes.sum()).item(),
-            "test_kl": ((kls @ sizes) / sizes.sum()).item(),
+            "loss": losses.mean().item(),
+            "per_document": ((losses @ sizes) / sizes.sum()).item(),
+            "kl": ((kls @ sizes) / sizes.sum()).item(),
         }
 
     def run_epoch(self) -> None:
         start = time.perf_counter()
-        pairs = 1 if self.epoch < self.options.epochs else self.options.pairs
+        options = self.options
+        pairs = 1 if self.epoch < options.epochs else options.pairs
         order = torch.randperm(len(self.train), generator=self.order).numpy()
-        losses = [self.step(batch, pairs) for batch in self.train.batches(self.options.batch_size, order)]
-        values = {"train": torch.stack(losses).double().mean().item()} | self.evaluate()
+        losses = [
+            self.step(self.train.batch(order[i : i + options.batch_size], options.word_dropout, self.order), pairs)
+            for i in range(0, len(order), options.batch_size)
+        ]
+        noise = self.test_noise.get_state()
+        test = self.evaluate(self.test)
+        values = {"train": torch.stack(losses).double().mean().item(), "test": test["loss"]}
+        values |= {f"test_{key}": test[key] for key in ("per_document", "kl")}
+        if options.test_counts:
+            self.test_noise.set_state(noise)
+            values["test_counts"] = self.evaluate(self.test, counts=True)["loss"]
+        if self.held_out is not None:
+            values["held_out"] = self.evaluate(self.held_out)["loss"]
         for key, value in values.items():
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -368,6 +517,8 @@ class Trainer:
                 )
         for key, value in values.items():
             self.history[key].append(value)
+        if self.selecting[-1] <= min(self.selecting):
+            self.selected = {key: value.detach().clone() for key, value in self.tested.state_dict().items()}
         self.seconds += time.perf_counter() - start
 
     def save(self, path: Path) -> None:
@@ -376,6 +527,8 @@ class Trainer:
             {
                 "config": as_config(self.options),
                 "model": self.model.state_dict(),
+                "averaged": None if self.averaged is None else self.averaged.state_dict(),
+                "selected": self.selected,
                 "optimizer": self.optimizer.state_dict(),
                 "generators": {key: getattr(self, key).get_state() for key in GENERATORS},
                 "history": self.history,
@@ -399,6 +552,9 @@ class Trainer:
         if done > self.options.epochs and before["epochs"] != self.options.epochs:
             raise RunError(f"--resume: {path} is at epoch {done}, past --epochs {self.options.epochs}")
         self.model.load_state_dict(state["model"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.selected = state["selected"]
         self.optimizer.load_state_dict(state["optimizer"])
         for key in GENERATORS:
             getattr(self, key).set_state(state["generators"][key])
@@ -406,8 +562,8 @@ class Trainer:
         self.seconds = state["seconds"]
 
 
-def train(options: Options, corpus: newsgroups.Corpus) -> dict:
-    """Train and keep `checkpoint.pt`, `result.json` and the curves in --out; returns what result.json holds.
+def train(options: Options, corpus: Corpus) -> dict:
+    """Train and keep `checkpoint.pt`, `model.pt` (the selected epoch) and `result.json` in --out; returns the result.
 
     Raises RunError if --out holds another run, FloatingPointError if a loss is not finite.
     """
@@ -419,60 +575,295 @@ def train(options: Options, corpus: newsgroups.Corpus) -> dict:
         trainer.load(checkpoint)
     elif checkpoint.exists():
         raise RunError(f"{options.out} holds a run already: go on with --resume, or name another --out")
-    total = options.epochs + options.fine_epochs
-    with tqdm(total=total, initial=trainer.epoch, desc="training", unit="epoch") as bar:
-        while trainer.epoch < total:
+    with tqdm(total=options.epochs + options.fine_epochs, initial=trainer.epoch, desc="training", unit="epoch") as bar:
+        while not trainer.finished:
             trainer.run_epoch()
             bar.set_postfix_str(
                 f"-ELBO train {trainer.history['train'][-1]:.1f} test {trainer.history['test'][-1]:.1f}"
             )
             bar.update()
-            if trainer.epoch % options.checkpoint_every == 0 or trainer.epoch == total:
+            if trainer.epoch % options.checkpoint_every == 0 or trainer.finished:
                 trainer.save(checkpoint)
-    test = trainer.history["test"]
-    best = int(np.argmin(test))
+    history = trainer.history
+    best, selected = int(np.argmin(history["test"])), int(np.argmin(trainer.selecting))
+    trainer.tested.load_state_dict(trainer.selected)
+    save_model(options.out / "model.pt", trainer, corpus, selected + 1)
+    train_codes, test_codes = (
+        trainer.tested.codes(documents, trainer.u) for documents in (trainer.train, trainer.test)
+    )
+    labels = corpus.train_labels if trainer.kept is None else corpus.train_labels[trainer.kept]
     metrics = {
-        "train_final": trainer.history["train"][-1],
-        "test_final": test[-1],
-        "test_min": test[best],
+        "train_final": history["train"][-1],
+        "test_final": history["test"][-1],
+        "test_min": history["test"][best],
         "test_min_epoch": best + 1,
-        "test_min_per_document": min(trainer.history["test_per_document"]),
+        "test_min_per_document": min(history["test_per_document"]),
+        "selected_epoch": selected + 1,
+        "test_selected": history["test"][selected],
+        "precision_at_100": precision_at(100, test_codes, corpus.test_labels, train_codes, labels),
         "epochs": trainer.epoch,
     }
+    if options.test_counts:
+        metrics["test_counts_min"] = min(history["test_counts"])
     return save_result(
         options.out,
-        options,
+        trainer.options,
         device,
         trainer.seconds,
         metrics,
-        trainer.history,
+        history,
         corpus=corpus.name,
         documents=[len(trainer.train), len(trainer.test)],
     )
 
 
 def main(options: Options) -> None:
-    corpus = newsgroups.load(options.archive)
-    result = train(options, corpus)
+    result = train(options, load_corpus(options.corpus, options.archive))
     section5.draw_hashing_curves(result, options.out)
     metrics = result["metrics"]
-    headline = (options.encoder, options.bits, options.decoder_layers) == ("e1", 64, 0)
-    paper = (published.HASHING_PAPER_TEST, published.HASHING_PAPER_TRAIN) if headline else (None, None)
-    original = published.HASHING_ORIGINAL_TEST if headline else None
+    cell = options.encoder, options.bits, options.decoder_layers
     print(
         table(
             ("relative -ELBO, nats a document", "paper", "original paper", "ours"),
             [
-                ("test, minimum over epochs", paper[0], original, metrics["test_min"]),
+                (
+                    "test, minimum over epochs",
+                    published.TABLE3.get(cell),
+                    published.HASHING_ORIGINAL.get(options.bits) if cell[::2] == ("e1", 0) else None,
+                    metrics["test_min"],
+                ),
                 ("  reached after epoch", None, None, metrics["test_min_epoch"]),
-                ("train, last epoch", paper[1], None, metrics["train_final"]),
+                *(
+                    [("test, epoch selected on held-out documents", None, None, metrics["test_selected"])]
+                    if options.held_out
+                    else []
+                ),
+                ("train, last epoch", published.TABLE2.get(cell), None, metrics["train_final"]),
                 ("epochs trained", 1500, None, metrics["epochs"]),
+                ("precision@100, in per cent", None, None, 100 * metrics["precision_at_100"]),
             ],
             digits=1,
         )
     )
+    if result["corpus"] != newsgroups.NAME:
+        print(f"corpus: {result['corpus']}; the published numbers are of {newsgroups.NAME}")
     print(f"{result['seconds']:.0f} s on {result['environment']['device']}; result and figure in {options.out}")
 
 
+def load_corpus(name: str, archive: Path | None) -> Corpus:
+    return newsgroups.load(archive) if name == "newsgroups" else docstrings.load()
+
+
+# --- retrieval ------------------------------------------------------------------------------------------------------
+
+
+def pack(z: np.ndarray) -> np.ndarray:
+    """Codes (N, b) of zeros and ones, as 64-bit words, (N, ceil(b / 64))."""
+    packed = np.packbits(z.astype(bool), axis=1)
+    return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
+
+
+def hamming(queries: np.ndarray, database: np.ndarray) -> np.ndarray:
+    """Hamming distances of packed codes, (Q, words) and (N, words) -> (Q, N), uint16."""
+    distance = np.zeros((len(queries), len(database)), np.uint16)
+    for q, d in zip(queries.T, database.T, strict=True):
+        distance += np.bitwise_count(q[:, None] ^ d)
+    return distance
+
+
+def precision_at(
+    k: int, queries: np.ndarray, query_labels: np.ndarray, database: np.ndarray, database_labels: np.ndarray
+) -> float:
+    """Mean over queries of the fraction of the k nearest documents with the query's label, for packed codes.
+
+    Of the documents as far away as the k-th, each is as likely to be among them: the expected value is taken.
+    """
+    k = min(k, len(database))
+    total = 0.0
+    for i in range(0, len(queries), 64):
+        distance = hamming(queries[i : i + 64], database)
+        kth = np.partition(distance, k - 1, axis=1)[:, k - 1 : k]
+        right = query_labels[i : i + 64, None] == database_labels
+        closer, tied = distance < kth, distance == kth
+        chance = (k - closer.sum(1)) / tied.sum(1)
+        total += ((closer & right).sum(1) + (tied & right).sum(1) * chance).sum() / k
+    return total / len(queries)
+
+
+def save_model(path: Path, trainer: Trainer, corpus: Corpus, epoch: int) -> None:
+    """The model for others to load: plain tensors, strings and numbers, `torch.load(path, weights_only=True)`."""
+    buffer = io.BytesIO()
+    torch.save(
+        {
+            "config": as_config(trainer.options),
+            "corpus": corpus.name,
+            "epoch": epoch,
+            "words": corpus.words,
+            "u": trainer.u.cpu(),
+            "model": {key: value.cpu() for key, value in trainer.selected.items()},
+        },
+        buffer,
+    )
+    write_aside(path, buffer.getbuffer())
+
+
+# --- sweep ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    encoders: tuple[Literal["e1", "e2", "e3", "e4"], ...] = ("e1", "e2", "e3", "e4")
+    """encoders to train"""
+    bits: tuple[int, ...] = (64, 8, 16, 32)
+    """numbers of latents b, in this order"""
+    decoder_layers: tuple[int, ...] = (0, 1, 2)
+    """numbers of hidden layers d, in this order"""
+    estimators: tuple[Literal["disarm", "arm", "reinforce"], ...] = ("disarm",)
+    """gradient estimators"""
+    seeds: tuple[int, ...] = (1,)
+    """seeds"""
+    held_out: tuple[float, ...] = (0.0,)
+    """fractions held out for selection; 0: train on all documents and select on the test set, as the report does"""
+    epochs: int = 1000
+    """epochs with one pair of samples a step"""
+    fine_epochs: int = 500
+    """epochs after those, with ten pairs"""
+    patience: int | None = None
+    """stop a cell when its selecting loss has had no new minimum for so many epochs; default: never"""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """matrix products of training, as in the single run"""
+    jobs: int = 1
+    """cells trained at a time, which share the cores"""
+    device: str | None = None
+    """where to train; default: the accelerator if there is one, else the CPU"""
+    corpus: Literal["newsgroups", "docstrings"] = "newsgroups"
+    """20 Newsgroups, or the docstrings of the installed libraries"""
+    archive: Path | None = None
+    """20news-bydate-matlab.tgz; default: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there"""
+    results: Path = Path("figures/results/hashing")
+    """folder for one JSON a cell; the tables go into the folder above its parent"""
+    out: Path = Path("runs/sweep")
+    """folder for one folder a cell, with checkpoint, model and log"""
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, not {self.jobs}")
+        self.cells()  # each cell's own options are checked there
+
+    def cells(self) -> list[Options]:
+        """The options of every cell. Frequency encoders are tested with counts too: the released code's mismatch."""
+        return [
+            Options(
+                encoder=encoder,
+                bits=bits,
+                decoder_layers=layers,
+                estimator=estimator,
+                epochs=self.epochs,
+                fine_epochs=self.fine_epochs,
+                patience=self.patience,
+                held_out=held_out,
+                test_counts=encoder in ("e2", "e3"),
+                precision=self.precision,
+                seed=seed,
+                device=self.device,
+                corpus=self.corpus,
+                archive=self.archive,
+                resume=True,
+                out=self.out / cell_name(encoder, bits, layers, estimator, seed, held_out),
+            )
+            for layers in self.decoder_layers
+            for bits in self.bits
+            for held_out in self.held_out
+            for estimator in self.estimators
+            for seed in self.seeds
+            for encoder in self.encoders
+        ]
+
+
+def cell_name(encoder: str, bits: int, layers: int, estimator: str, seed: int, held_out: float) -> str:
+    """Such as e1_b64_d0, with what differs from the report's protocol after it."""
+    return (
+        f"{encoder}_b{bits}_d{layers}"
+        + (f"_{estimator}" if estimator != "disarm" else "")
+        + (f"_seed{seed}" if seed != 1 else "")
+        + (f"_heldout{held_out:g}" if held_out else "")
+    )
+
+
+def as_arguments(options: Options) -> list[str]:
+    """The command line that gives these options."""
+    arguments = []
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value != field.default:
+            arguments += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return arguments
+
+
+def done(path: Path, options: Options) -> bool:
+    """Whether the result at `path` is that of a cell trained as far as `options` ask."""
+    try:
+        result = json.loads(path.read_text())
+        config, epochs = result["config"], result["metrics"]["epochs"]
+        losses = result["history"]["held_out" if config["held_out"] else "test"]
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError) as error:
+        raise RunError(f"{path} is no result of a cell: {error!r}; move it away to train the cell again") from error
+    wanted = as_config(options)
+    same = {"precision"} if options.precision is None else set()
+    for key in config.keys() - FREE_ON_RESUME - same - {"device"}:
+        if config[key] != wanted.get(key):
+            raise RunError(f"{path} was trained with {key} {config[key]}, not {wanted.get(key)}; name other --results")
+    waited = epochs - 1 - int(np.argmin(losses))
+    return epochs >= options.epochs + options.fine_epochs or (
+        options.patience is not None and waited >= options.patience
+    )
+
+
+def sweep(options: SweepOptions) -> None:
+    """Train every cell that is not done, each in a process of its own, then write Tables 2 and 3."""
+    load_corpus(options.corpus, options.archive)  # once, and an error once
+    cells = options.cells()
+    waiting = [cell for cell in cells if not done(options.results / f"{cell.out.name}.json", cell)]
+    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    failed: list[str] = []
+
+    def run(cell: Options) -> None:
+        cell.out.mkdir(parents=True, exist_ok=True)
+        with (cell.out / "log.txt").open("a") as log:
+            code = subprocess.run(
+                [sys.executable, str(Path(__file__)), *as_arguments(cell)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                check=False,
+            ).returncode
+        if code == 0:
+            result = json.loads((cell.out / "result.json").read_text())
+            write_json(options.results / f"{cell.out.name}.json", result)
+        elif code != 130:
+            last = (cell.out / "log.txt").read_text().replace("\r", "\n").strip().splitlines()[-1]
+            failed.append(f"{cell.out.name} ({last})")
+
+    with (
+        tqdm(total=len(cells), initial=len(cells) - len(waiting), desc="sweep", unit="cell") as bar,
+        ThreadPoolExecutor(options.jobs) as pool,
+    ):
+        futures = {pool.submit(run, cell): cell for cell in waiting}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                bar.set_postfix_str(futures[future].out.name)
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    section5.write_tables(options.results, options.results.parent.parent)
+    print((options.results.parent.parent / "table3.md").read_text())
+    if failed:
+        raise RunError(f"{len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")
+
+
 if __name__ == "__main__":
-    cli(Options, main, __doc__.splitlines()[0])
+    cli(Options, main, __doc__.splitlines()[0], sweep=(SweepOptions, sweep))

@@ -14,15 +14,15 @@ import socket
 import tarfile
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse
 
-from data import DataError, write_aside
+from data import SPLITS, Corpus, DataError, frequent_words, read_cache, write_cache
 
 URL = "http://qwone.com/~jason/20Newsgroups/20news-bydate-matlab.tgz"
+NAME = "20 Newsgroups (bydate)"
 ARCHIVE = "20news-bydate-matlab.tgz"
 ENVIRONMENT_VARIABLE = "NEWSGROUPS_ARCHIVE"
 INNER = "20news-bydate/matlab/"
@@ -32,26 +32,7 @@ SHA256 = {
 }
 ALL_WORDS = 61_188
 VOCABULARY = 10_000
-SPLITS = ("train", "test")
 LARGEST_MEMBER = 64 << 20  # bytes; the largest file of the true archive has 17 MB
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Word counts of a train/test split.
-
-    train, test: CSR, float32, shapes (documents, words), indices sorted within a row.
-    train_labels, test_labels: int64, shape (documents,), index into `groups`. Never used in training.
-    words: one string a column. groups: one string a class. name: what reports call this corpus.
-    """
-
-    name: str
-    train: scipy.sparse.csr_array
-    test: scipy.sparse.csr_array
-    train_labels: np.ndarray
-    test_labels: np.ndarray
-    words: list[str]
-    groups: list[str]
 
 
 def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> Corpus:
@@ -67,12 +48,12 @@ def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> C
     cache = folder / f"20news-bydate-{VOCABULARY}.npz"
     if cache.is_file():
         try:
-            return _read_cache(cache)
+            return read_cache(cache)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             print(f"{cache} cannot be read ({error}); parsing the archive again")
     corpus = parse_archive(Path(named) if named else _archive(folder))
     try:
-        _write_cache(cache, corpus)
+        write_cache(cache, corpus)
     except OSError as error:  # a read-only installation costs a second at the next start, nothing else
         print(f"the parsed corpus is not cached: {error}")
     return corpus
@@ -133,11 +114,12 @@ def parse_archive(path: Path, sha256: dict[str, str] = SHA256) -> Corpus:
         raise DataError(f"{path}: vocabulary.txt has {len(words)} words, not {ALL_WORDS}")
     kept = frequent_words(counts["train"], VOCABULARY)
     return Corpus(
-        name="20 Newsgroups (bydate)",
+        name=NAME,
         train=counts["train"][:, kept],
         test=counts["test"][:, kept],
         train_labels=labels["train"],
         test_labels=labels["test"],
+        **{f"{split}_titles": [f"{split} {i}" for i in range(1, len(labels[split]) + 1)] for split in SPLITS},
         words=[words[i] for i in kept],
         groups=groups,
     )
@@ -209,41 +191,3 @@ def _integers(text: bytes, name: str, columns: int) -> np.ndarray:
         except (ValueError, OverflowError) as error:
             raise DataError(f"{name}, line {number}: not integers: {line[:60].decode('latin-1')!r}") from error
     raise DataError(f"{name}: not a table of {columns} integer columns")
-
-
-def frequent_words(counts: scipy.sparse.csr_array, size: int) -> np.ndarray:
-    """The `size` columns with the highest document frequency, ties to the smaller index; ascending."""
-    frequency = np.bincount(counts.indices, minlength=counts.shape[1])
-    return np.sort(np.argsort(-frequency, kind="stable")[:size])
-
-
-def _write_cache(path: Path, corpus: Corpus) -> None:
-    arrays = {}
-    for split in SPLITS:
-        counts = getattr(corpus, split)
-        arrays |= {f"{split}_{part}": getattr(counts, part) for part in ("data", "indices", "indptr")}
-        arrays[f"{split}_labels"] = getattr(corpus, f"{split}_labels")
-    for part in ("words", "groups"):
-        arrays[part] = np.array(getattr(corpus, part))
-    buffer = io.BytesIO()
-    np.savez(buffer, name=np.array(corpus.name), **arrays)
-    write_aside(path, buffer.getbuffer())
-
-
-def _read_cache(path: Path) -> Corpus:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        words = arrays["words"].tolist()
-
-        def counts(split: str) -> scipy.sparse.csr_array:
-            parts = [arrays[f"{split}_{part}"] for part in ("data", "indices", "indptr")]
-            return scipy.sparse.csr_array(tuple(parts), shape=(len(parts[2]) - 1, len(words)))
-
-        return Corpus(
-            name=str(arrays["name"]),
-            train=counts("train"),
-            test=counts("test"),
-            train_labels=arrays["train_labels"],
-            test_labels=arrays["test_labels"],
-            words=words,
-            groups=arrays["groups"].tolist(),
-        )

@@ -37,12 +37,26 @@ class RunError(Exception):
     """The run cannot start or go on; the message is one line that says why and what to do."""
 
 
-def cli(options_type: type, experiment: Callable[[Any], None], description: str) -> None:
+def cli(
+    options_type: type,
+    experiment: Callable[[Any], None],
+    description: str,
+    **commands: tuple[type, Callable[[Any], None]],
+) -> None:
     """Read the options from the command line and run the experiment; anything foreseeable fails in one line.
 
+    commands: further experiments of the script, run when its first argument is their name. What they do is the first
+        line of the function's docstring.
     Exit codes: 0 done, 1 failed, 2 bad options, 130 interrupted.
     """
-    script = Path(sys.argv[0]).name
+    script, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+    if commands:
+        each = "; ".join(f"`{name}`: {run.__doc__.splitlines()[0]}" for name, (_, run) in commands.items())
+        description = f"{description} Commands, each with --help of its own: {each}"
+    if arguments and arguments[0] in commands:
+        script, arguments = f"{script} {arguments[0]}", arguments[1:]
+        options_type, experiment = commands[sys.argv[1]]
+        description = experiment.__doc__
 
     def fail(message: object, code: int) -> None:
         print(f"{script}: {' '.join(str(message).split())}", file=sys.stderr)
@@ -51,7 +65,13 @@ def cli(options_type: type, experiment: Callable[[Any], None], description: str)
     boxed = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxed):
-            options = tyro.cli(options_type, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+            options = tyro.cli(
+                options_type,
+                prog=script,
+                args=arguments,
+                description=description,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
     except SystemExit as stop:
         if not stop.code:
             raise

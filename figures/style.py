@@ -1,6 +1,9 @@
 """One look for every figure: colour-blind-safe hues (Okabe and Ito, 2008) apart in grey, PNG with PDF."""
 
+import csv
 import io
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -44,3 +47,26 @@ def save(figure: Figure, folder: Path, name: str) -> None:
         figure.savefig(buffer, format=kind, metadata=metadata)
         write_aside(folder / f"{name}.{kind}", buffer.getbuffer())
     plt.close(figure)
+
+
+def write_table(path: Path, caption: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write `path`.md, .csv and .tex: the caption, one line of column names, and the rows."""
+    cells = [[str(value) for value in row] for row in rows]
+    lines = [f"{caption}", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    lines += [f"| {' | '.join(row)} |" for row in cells]
+    write_aside(path.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([header, *cells])
+    write_aside(path.with_suffix(".csv"), buffer.getvalue().encode())
+    escaped = [[re.sub(r"([&%_#$])", r"\\\1", cell) for cell in row] for row in [[caption], header, *cells]]
+    tex = [
+        r"\begin{table}",
+        rf"\caption{{{escaped[0][0]}}}",
+        rf"\begin{{tabular}}{{{'r' * len(header)}}}",
+        r"\hline",
+        *(" & ".join(row) + r" \\" + (r" \hline" if i == 0 else "") for i, row in enumerate(escaped[1:])),
+        r"\hline",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    write_aside(path.with_suffix(".tex"), ("\n".join(tex) + "\n").encode())

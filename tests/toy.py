@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import scipy.sparse
 
-from data.newsgroups import Corpus
+from data import Corpus
 from figures.run import cli
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,8 @@ def corpus(train: int = 50, test: int = 21, words: int = 30, seed: int = 0) -> C
 
     (train_counts, train_labels), (test_counts, test_labels) = split(train), split(test)
     names = [f"word{i}" for i in range(words)]
-    return Corpus("toy", train_counts, test_counts, train_labels, test_labels, names, ["a", "b"])
+    titles = [[f"document {i}" for i in range(n)] for n in (train, test)]
+    return Corpus("toy", train_counts, test_counts, train_labels, test_labels, *titles, names, ["a", "b"])
 
 
 def python(code: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
