@@ -28,6 +28,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -41,12 +42,13 @@ from typing import Literal
 import numpy as np
 import scipy.sparse
 import torch
+import tyro
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from data import Corpus, docstrings, newsgroups, write_aside
-from disarm import ESTIMATORS, log_bernoulli
+from data import SPLITS, Corpus, docstrings, newsgroups, write_aside
+from disarm import ESTIMATORS, codes, log_bernoulli
 from figures import published, section5
 from figures.run import RunError, as_config, cli, pick_device, save_result, table, write_json
 
@@ -214,17 +216,20 @@ def unigram(counts: scipy.sparse.csr_array) -> np.ndarray:
 # --- model ----------------------------------------------------------------------------------------------------------
 
 
-class SparseProduct(torch.autograd.Function):
-    """counts @ weight, (B, V) times (V, k); the gradient, transposed @ grad, is dense, for Adam."""
+class SmoothedProduct(torch.autograd.Function):
+    """x @ weight for smoothed documents x = c + u, (B, V) times (V, k).
+
+    Only the non-zeros of c, and u once, are multiplied; the gradient in the weight is dense, for Adam.
+    """
 
     @staticmethod
-    def forward(ctx, weight: Tensor, batch: Batch) -> Tensor:
-        ctx.batch = batch
-        return batch.counts @ weight
+    def forward(ctx, weight: Tensor, batch: Batch, u: Tensor) -> Tensor:
+        ctx.batch, ctx.u = batch, u
+        return (batch.counts @ weight).add_(u @ weight)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.batch.transposed @ grad.contiguous(), None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return (ctx.batch.transposed @ grad.contiguous()).addr_(ctx.u, grad.sum(0)), None, None
 
 
 class RelativeNLL(torch.autograd.Function):
@@ -304,7 +309,7 @@ class Encoder(nn.Module):
 
     def forward(self, batch: Batch, u: Tensor, counts: bool = False) -> Tensor:
         """counts: feed counts whatever the encoder was made for (`--test-counts`)."""
-        product = SparseProduct.apply(self.weight, batch) + u @ self.weight
+        product = SmoothedProduct.apply(self.weight, batch, u)
         if self.frequencies and not counts:
             product = product * (self.scale / batch.n)[:, None]
         return self.rest(product + self.bias)
@@ -865,5 +870,427 @@ def sweep(options: SweepOptions) -> None:
         raise RunError(f"{len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")
 
 
+# --- search ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    query: tyro.conf.Positional[tuple[str, ...]] = ()
+    """words to search for; or give --file or --document"""
+    file: Path | None = None
+    """a text file to search with"""
+    document: int | None = None
+    """a document of the corpus to search with, counted from 1 through the training and then the test documents"""
+    model: Path = Path("runs/hashing/model.pt")
+    """model.pt of a trained run"""
+    top: int = 10
+    """number of documents to show"""
+    archive: Path | None = None
+    """20news-bydate-matlab.tgz; default: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there"""
+
+    def __post_init__(self) -> None:
+        if (len(self.query) > 0) + (self.file is not None) + (self.document is not None) != 1:
+            raise ValueError("search with one of: words, --file, --document")
+        if self.top < 1:
+            raise ValueError(f"--top must be at least 1, not {self.top}")
+
+
+def search(options: SearchOptions) -> None:
+    """Find the documents whose codes are nearest to that of words, a text file or a document, by a trained model."""
+    if not options.model.is_file():
+        raise RunError(f"no model at {options.model}: train one with hashing.py first, or name one with --model")
+    try:
+        saved = torch.load(options.model, map_location="cpu", weights_only=True)
+        config = saved["config"]
+        model = VAE(
+            Options(encoder=config["encoder"], bits=config["bits"], decoder_layers=config["decoder_layers"]),
+            len(saved["words"]),
+        )
+        model.load_state_dict(saved["model"])
+    except Exception as error:  # torch raises anything from KeyError to UnpicklingError here
+        raise RunError(f"{options.model} is no model: {(str(error) or 'empty').splitlines()[0]}") from error
+    corpus = load_corpus(config["corpus"], options.archive)
+    if corpus.words != saved["words"]:
+        raise RunError(f"{options.model} was trained on {saved['corpus']} with other words than {corpus.name} has here")
+    counts = scipy.sparse.vstack([corpus.train, corpus.test], format="csr")
+    groups = [corpus.groups[i] for i in (*corpus.train_labels, *corpus.test_labels)]
+    titles = corpus.train_titles + corpus.test_titles
+    query = _query(options, corpus, counts)
+    with torch.no_grad():
+        logits = model.encoder(Documents(query, saved["u"]).batch(np.arange(1)), saved["u"])[0]
+    database = model.codes(Documents(counts, saved["u"]), saved["u"])
+    distance = hamming(pack((logits > 0).numpy()[None]), database)[0]
+    bits = np.unpackbits(database.view(np.uint8), axis=1)[:, : config["bits"]]
+    likely = bits @ logits.numpy()  # log q of each code given the query, but for a constant: orders equal distances
+    order = np.lexsort((-likely, distance))
+    if options.document is not None:
+        order = order[order != options.document - 1]
+    inverse_frequency = np.log(len(titles) / np.maximum(1, np.bincount(counts.indices, minlength=counts.shape[1])))
+
+    def telling(i: int) -> str:
+        row = counts[[i]]
+        best = np.argsort(-row.data * inverse_frequency[row.indices], kind="stable")[:6]
+        return " ".join(corpus.words[j] for j in row.indices[best])
+
+    rows = [(int(distance[i]), groups[i], titles[i], telling(i)) for i in order[: options.top]]
+    if options.document is not None:
+        print(f"{groups[options.document - 1]}, {titles[options.document - 1]}: {telling(options.document - 1)}")
+    print(table(("distance", "group", "document", "telling words"), rows))
+    print(f"{config['bits']} bits; {corpus.name}; {options.model}, epoch {saved['epoch']}")
+
+
+def _query(options: SearchOptions, corpus: Corpus, counts: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    """Word counts, (1, V), of what is searched for; unknown words are named on the way."""
+    if options.document is not None:
+        if not 1 <= options.document <= counts.shape[0]:
+            raise RunError(f"--document must be from 1 to {counts.shape[0]}, not {options.document}")
+        return counts[[options.document - 1]]
+    text = " ".join(options.query) if options.file is None else options.file.read_text(errors="replace")
+    index = {word: i for i, word in enumerate(corpus.words)}
+    found, unknown = [], {}
+    for word in re.findall(r"[^\W_]+", text.lower()):
+        if word in index:
+            found.append(index[word])
+        else:
+            unknown[word] = True
+    if unknown:
+        some = " ".join(list(unknown)[:20])
+        print(f"not among the {len(index):,} words: {some}{f' and {len(unknown) - 20} more' * (len(unknown) > 20)}")
+    if not found:
+        raise RunError(f"no word of the query is among the {len(index):,} words of {corpus.name}")
+    row = np.bincount(found, minlength=len(index)).astype(np.float32)
+    return scipy.sparse.csr_array(row[None])
+
+
+# --- exact ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExactOptions:
+    encoders: tuple[Literal["e1", "e2", "e3", "e4"], ...] = ("e1", "e3", "e4")
+    """encoders to fit to the maximum likelihood decoder"""
+    bits: int = 8
+    """b, number of Bernoulli latents; all 2^b codes are summed over"""
+    decoder_layers: int = 0
+    """d, number of hidden layers of 512 in the decoder"""
+    likelihood_epochs: int = 200
+    """epochs of maximum likelihood for the decoder alone"""
+    encoder_epochs: int = 100
+    """epochs of the encoder alone, the decoder frozen"""
+    joint_epochs: int = 200
+    """epochs of joint training, and of maximum likelihood going on beside it"""
+    scratch_epochs: int = 300
+    """epochs of joint DisARM training from scratch"""
+    batch_size: int = 256
+    """documents a step"""
+    lr: float = 1e-3
+    """learning rate of Adam, new in each stage"""
+    seed: int = 1
+    """seed of initialisation, data order and samples"""
+    device: str | None = None
+    """where to train; default: the accelerator if there is one, else the CPU"""
+    corpus: Literal["newsgroups", "docstrings"] = "newsgroups"
+    """20 Newsgroups, or the docstrings of the installed libraries"""
+    archive: Path | None = None
+    """20news-bydate-matlab.tgz; default: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there"""
+    resume: bool = False
+    """keep the finished stages of an interrupted run in --out"""
+    out: Path = Path("runs/exact")
+    """folder for one file a stage, result.json and the figure"""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 12:
+            raise ValueError(f"--bits must be from 1 to 12 to sum over all codes, not {self.bits}")
+        for name, least in (
+            *(("decoder_layers", 0), ("likelihood_epochs", 1), ("encoder_epochs", 1)),
+            *(("joint_epochs", 1), ("scratch_epochs", 1), ("batch_size", 1)),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr must be a positive number, not {self.lr}")
+
+
+def log_decoder(model: VAE, z: Tensor) -> Tensor:
+    """log p(v given z) of every word for the codes z, (K, b) -> (V, K)."""
+    decoder = model.decoder
+    return torch.log_softmax(decoder.weight @ decoder.hidden(z).T + decoder.bias[:, None], 0)
+
+
+def log_joint(log_p: Tensor, batch: Batch, u: Tensor, log_prior: Tensor) -> Tensor:
+    """log p(x, z), relative to the document's entropy, for all codes: log_p (V, K), log_prior (K,) -> (B, K)."""
+    return SmoothedProduct.apply(log_p, batch, u) + log_prior - batch.negentropy[:, None]
+
+
+def log_posterior(logits: Tensor, z: Tensor) -> Tensor:
+    """log q(z given x) for all codes: logits (B, b), z (K, b) -> (B, K)."""
+    return logits @ z.T - nn.functional.softplus(logits).sum(-1, keepdim=True)
+
+
+def exact_elbo(logits: Tensor, joint: Tensor, z: Tensor) -> Tensor:
+    """The ELBO of each document, (B,), summed over all codes z (K, b); joint: log p(x, z), (B, K)."""
+    log_q = log_posterior(logits, z)
+    return (log_q.exp() * (joint - log_q)).sum(1)
+
+
+def disarm_elbo(logits: Tensor, joint: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
+    """The ELBO of each document from one DisARM pair, whose values are looked up among all codes."""
+    place = 2 ** torch.arange(z.shape[1] - 1, -1, -1, device=z.device)
+
+    def f(pair: Tensor) -> Tensor:
+        found = joint.expand(len(pair), *joint.shape).gather(2, (pair.long() @ place)[..., None])[..., 0]
+        return found - log_bernoulli(pair, logits.detach())
+
+    return ESTIMATORS["disarm"](f, logits, generator)
+
+
+def best_factorized(joint: Tensor, start: Tensor, z: Tensor, sweeps: int = 300) -> Tensor:
+    """Logits (N, b) of the best factorized posterior found for each document; joint: log p(x, z), (N, K), float64.
+
+    Coordinate ascent on the ELBO: given the other bits, the best logit of a bit is the expected difference that it
+    makes to log p(x, z). From three starts: `start` (N, b), the marginals of the posterior, and its mode. What is found
+    is a local optimum, never below `start`.
+    """
+    bits = z.shape[1]
+    number = torch.arange(len(z), device=z.device)
+    ones = [number[z[:, i] == 1] for i in range(bits)]
+    zeros = [one - 2 ** (bits - 1 - i) for i, one in enumerate(ones)]
+    mode = z[joint.argmax(1)]
+    marginal = (torch.softmax(joint, 1) @ z).clamp(1e-12, 1 - 1e-12)
+    best, best_value = start, exact_elbo(start, joint, z)
+    for logits in (start, torch.logit(marginal), 16 * mode - 8):
+        logits, moving = logits.clone(), torch.arange(len(joint), device=z.device)
+        for _ in range(sweeps):
+            part, values = logits[moving], joint[moving]
+            before = torch.sigmoid(part)
+            for i in range(bits):
+                others = part.clone()
+                others[:, i] = 0
+                weight = 2 * log_posterior(others, z[ones[i]]).exp()  # the bit itself counts 1/2
+                part[:, i] = (weight * (values[:, ones[i]] - values[:, zeros[i]])).sum(1)
+            logits[moving] = part
+            moving = moving[(torch.sigmoid(part) - before).abs().amax(1) > 1e-7]
+            if not len(moving):
+                break
+        value = exact_elbo(logits, joint, z)
+        better = value > best_value
+        best, best_value = torch.where(better[:, None], logits, best), torch.where(better, value, best_value)
+    return best
+
+
+class Exact:
+    """A corpus, all codes, and what can be said of a model by summing over them."""
+
+    def __init__(self, options: ExactOptions, corpus: Corpus, device: torch.device):
+        self.options, self.device = options, device
+        self.u = torch.from_numpy(unigram(corpus.train)).float().to(device)
+        self.documents = {split: Documents(getattr(corpus, split), self.u) for split in SPLITS}
+        self.z = codes(options.bits, self.u)
+        self.log_prior = log_bernoulli(self.z, torch.zeros(options.bits, device=device))
+
+    def model(self, encoder: str) -> VAE:
+        """A new model; one seed gives one decoder, whatever the encoder."""
+        options = Options(encoder=encoder, bits=self.options.bits, decoder_layers=self.options.decoder_layers)
+        torch.manual_seed(self.options.seed)
+        decoder = VAE(replace(options, encoder="e1"), len(self.u)).decoder
+        model = VAE(options, len(self.u), self.documents["train"].n.double().mean().item())
+        model.decoder.load_state_dict(decoder.state_dict())
+        return model.to(self.device)
+
+    @torch.no_grad()
+    def totals(self, model: VAE, split: str) -> tuple[float, float]:
+        """Mean log-likelihood and ELBO of a document, relative, nats."""
+        log_p = log_decoder(model, self.z)
+        sums = np.zeros(2)
+        for batch in self.documents[split].batches(1024):
+            joint = log_joint(log_p, batch, self.u, self.log_prior)
+            elbo = exact_elbo(model.encoder(batch, self.u), joint, self.z)
+            sums += [joint.logsumexp(1).double().sum().item(), elbo.double().sum().item()]
+        return tuple(sums / len(self.documents[split]))
+
+    def fit(self, model: VAE, objective: str, epochs: int, encoder: bool, decoder: bool, name: str) -> dict:
+        """Train parts of the model, in place; returns its history, an epoch: log-likelihood and ELBO of each split.
+
+        objective: "likelihood", exact; "elbo", exact; or "disarm", the ELBO from one pair of samples.
+        The train values are means over the epoch's batches, each before its step; the test values are after the epoch.
+        """
+        options = self.options
+        parameters = [
+            *(model.encoder.parameters() if encoder else ()),
+            *(model.decoder.parameters() if decoder else ()),
+        ]
+        optimizer = torch.optim.Adam(parameters, options.lr, fused=True)
+        generator = torch.Generator().manual_seed(options.seed)
+        noise = torch.Generator(self.device).manual_seed(options.seed + 1)
+        model.encoder.requires_grad_(encoder)
+        model.decoder.requires_grad_(decoder)
+        train = self.documents["train"]
+        history = {f"{split}_{value}": [] for split in SPLITS for value in ("log_likelihood", "elbo")}
+        log_p = None
+        for _ in tqdm(range(epochs), desc=name, unit="epoch", leave=False):
+            order = torch.randperm(len(train), generator=generator).numpy()
+            sums = np.zeros(2)
+            for i in range(0, len(order), options.batch_size):
+                batch = train.batch(order[i : i + options.batch_size])
+                if decoder or log_p is None:
+                    log_p = log_decoder(model, self.z)
+                joint = log_joint(log_p, batch, self.u, self.log_prior)
+                logits = model.encoder(batch, self.u)
+                likelihood, elbo = joint.logsumexp(1), exact_elbo(logits, joint, self.z)
+                loss = {"likelihood": likelihood, "elbo": elbo}.get(objective)
+                if objective == "disarm":
+                    loss = disarm_elbo(logits, joint, self.z, noise)
+                optimizer.zero_grad()
+                (-loss.mean()).backward()
+                optimizer.step()
+                sums += [likelihood.detach().double().sum().item(), elbo.detach().double().sum().item()]
+            values = [*sums / len(train), *self.totals(model, "test")]
+            if not np.isfinite(values).all():
+                raise FloatingPointError(f"{name}: the loss is not finite in epoch {len(history['test_elbo']) + 1}")
+            for key, value in zip(history, values, strict=True):
+                history[key].append(float(value))
+        return history
+
+    @torch.no_grad()
+    def measure(self, model: VAE, split: str) -> dict[str, float]:
+        """Means over documents, nats: relative log-likelihood and ELBO, the gap between them in two parts, and how far
+        the posterior itself is from a product (total correlation).
+        """
+        log_p, z = log_decoder(model, self.z), self.z.double()
+        sums: dict[str, float] = {}
+        for batch in self.documents[split].batches(1024):
+            joint = log_joint(log_p, batch, self.u, self.log_prior).double()
+            logits = model.encoder(batch, self.u).double()
+            likelihood, elbo = joint.logsumexp(1), exact_elbo(logits, joint, z)
+            best = exact_elbo(best_factorized(joint, logits, z), joint, z)
+            posterior = (joint - likelihood[:, None]).exp()
+            entropy = -(posterior * (joint - likelihood[:, None])).sum(1)
+            marginal = (posterior @ z).clamp(1e-300, 1)
+            marginals = -(torch.xlogy(marginal, marginal) + torch.xlogy(1 - marginal, 1 - marginal)).sum(1)
+            parts = {
+                "log_likelihood": likelihood,
+                "elbo": elbo,
+                "gap": likelihood - elbo,
+                "factorization": likelihood - best,
+                "amortization": best - elbo,
+                "posterior_entropy": entropy,
+                "total_correlation": marginals - entropy,
+            }
+            for key, value in parts.items():
+                sums[key] = sums.get(key, 0.0) + value.sum().item()
+        return {key: value / len(self.documents[split]) for key, value in sums.items()}
+
+    @torch.no_grad()
+    def normaliser(self, model: VAE) -> dict[str, float]:
+        """What keeps the posterior from a product when d = 0.
+
+        There log p(z given x) = z . (W^T x) - n A(z) + const with A(z) = logsumexp_v(W_v . z + c_v): all of it but A is
+        additive in the bits. Returns A's distance from an affine function of the bits, over the codes as training
+        documents use them: `rms` in nats for a document of mean length, `fraction` of A's variance; and
+        `codes_used`, the exponential of the entropy of that use.
+        """
+        log_p, z = log_decoder(model, self.z), self.z.double()
+        decoder = model.decoder
+        a = (decoder.hidden(self.z) @ decoder.weight.T + decoder.bias).double().logsumexp(1)
+        weight = torch.zeros_like(a)
+        for batch in self.documents["train"].batches(1024):
+            weight += torch.softmax(log_joint(log_p, batch, self.u, self.log_prior).double(), 1).sum(0)
+        root = (weight / weight.sum()).sqrt()[:, None]
+        design = torch.cat([torch.ones_like(z[:, :1]), z], 1)
+        fitted = design @ torch.linalg.lstsq(root * design, root * a[:, None]).solution
+        residual, centred = a - fitted[:, 0], a - (root[:, 0] ** 2 * a).sum()
+        variance = (root[:, 0] ** 2 * residual**2).sum()
+        length = self.documents["train"].n.double().mean()
+        return {
+            "rms": (length * variance.sqrt()).item(),
+            "fraction": (variance / (root[:, 0] ** 2 * centred**2).sum()).item(),
+            "codes_used": (-(root**2 * (root**2).log()).nansum()).exp().item(),
+        }
+
+
+def exact(options: ExactOptions) -> None:
+    """Train with sums over all 2^b codes: does joint ELBO training lower the likelihood that a decoder had reached?"""
+    corpus = load_corpus(options.corpus, options.archive)
+    device = pick_device(options.device)
+    torch.set_flush_denormal(True)
+    world = Exact(options, corpus, device)
+    metrics: dict[str, dict] = {}
+    history: dict[str, dict] = {}
+    seconds = 0.0
+
+    def stage(name: str, model: VAE, objective: str, epochs: int, encoder: bool, decoder: bool) -> VAE:
+        """Run or load one stage; returns the trained model."""
+        nonlocal seconds
+        path = options.out / f"{name}.pt"
+        config = as_config(replace(options, resume=False, out=Path(), archive=None))
+        config.pop("encoders")
+        if options.resume and path.exists():
+            try:
+                state = torch.load(path, map_location=device, weights_only=True)
+                before = state["config"]
+            except Exception as error:  # torch raises anything from KeyError to UnpicklingError here
+                raise RunError(f"{path} is no stage: {(str(error) or 'empty').splitlines()[0]}") from error
+            for key, value in before.items():
+                if value != config[key]:
+                    raise RunError(f"--resume: {path} was trained with {key} {value}, not {config[key]}")
+            model.load_state_dict(state["model"])
+        else:
+            if path.exists() and not options.resume:
+                raise RunError(f"{options.out} holds a run already: go on with --resume, or name another --out")
+            start = time.perf_counter()
+            trained = world.fit(model, objective, epochs, encoder, decoder, name)
+            measured = {split: world.measure(model, split) for split in SPLITS}
+            if options.decoder_layers == 0:
+                measured["normaliser"] = world.normaliser(model)
+            state = {
+                "config": config,
+                "model": model.state_dict(),
+                "history": trained,
+                "metrics": measured,
+                "seconds": time.perf_counter() - start,
+            }
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            write_aside(path, buffer.getbuffer())
+        metrics[name], history[name] = state["metrics"], state["history"]
+        seconds += state["seconds"]
+        return model
+
+    def continued(encoder: str, *parts: VAE) -> VAE:
+        """A model with the decoder of the first, and the encoder of the second, if any."""
+        model = world.model(encoder)
+        model.decoder.load_state_dict(parts[0].decoder.state_dict())
+        if len(parts) > 1:
+            model.encoder.load_state_dict(parts[1].encoder.state_dict())
+        return model
+
+    first = options.encoders[0]
+    likelihood = stage("likelihood", world.model(first), "likelihood", options.likelihood_epochs, False, True)
+    stage("likelihood_on", continued(first, likelihood), "likelihood", options.joint_epochs, False, True)
+    for encoder in options.encoders:
+        frozen = stage(f"{encoder}_frozen", continued(encoder, likelihood), "elbo", options.encoder_epochs, True, False)
+        sampled = continued(encoder, likelihood)
+        stage(f"{encoder}_frozen_disarm", sampled, "disarm", options.encoder_epochs, True, False)
+        stage(f"{encoder}_joint", continued(encoder, likelihood, frozen), "elbo", options.joint_epochs, True, True)
+        stage(f"{encoder}_scratch", world.model(encoder), "disarm", options.scratch_epochs, True, True)
+    result = save_result(options.out, options, device, seconds, metrics, history, corpus=corpus.name)
+    section5.draw_exact(result, options.out)
+    for split in SPLITS:
+        rows = []
+        for name, measured in metrics.items():
+            m = measured[split]
+            shown = (m["log_likelihood"], *((None,) * 4 if name.startswith("likelihood") else gap_parts(m)))
+            rows.append((name, *shown, m["total_correlation"]))
+        header = (f"{split}, nats a document", "log-likelihood", "ELBO", "gap", "factorization", "amortization")
+        print(table((*header, "total correlation"), rows, digits=2))
+    print(f"{result['seconds']:.0f} s on {result['environment']['device']}; result and figure in {options.out}")
+
+
+def gap_parts(measured: dict[str, float]) -> tuple[float, ...]:
+    return tuple(measured[key] for key in ("elbo", "gap", "factorization", "amortization"))
+
+
+COMMANDS = {"sweep": (SweepOptions, sweep), "exact": (ExactOptions, exact), "search": (SearchOptions, search)}
+
 if __name__ == "__main__":
-    cli(Options, main, __doc__.splitlines()[0], sweep=(SweepOptions, sweep))
+    cli(Options, main, __doc__.splitlines()[0], **COMMANDS)

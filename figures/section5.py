@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from data import newsgroups
@@ -112,3 +113,59 @@ def write_tables(results: Path, folder: Path) -> None:
             ("b", "d", "encoder", "report", "ours", "epochs", "test minimum at"),
             rows,
         )
+
+
+def draw_exact(result: dict, folder: Path) -> None:
+    """Exact log-likelihood and ELBO through the stages, for each encoder; the train set above, the test set below."""
+    config, history = result["config"], result["history"]
+    figure, axes = plt.subplots(
+        2, len(config["encoders"]), figsize=(2.6 * len(config["encoders"]) + 0.6, 4.6), squeeze=False
+    )
+    ends = np.cumsum([config["likelihood_epochs"], config["encoder_epochs"], config["joint_epochs"]])
+    first, second, last = (range(a + 1, b + 1) for a, b in zip((0, *ends[:-1]), ends, strict=True))
+    for column, encoder in zip(axes.T, config["encoders"], strict=True):
+        for axis, split in zip(column, ("train", "test"), strict=True):
+            likelihood, elbo = f"{split}_log_likelihood", f"{split}_elbo"
+            frozen, joint = history[f"{encoder}_frozen"], history[f"{encoder}_joint"]
+            solid = {"color": style.COLOURS[0], "linestyle": "-"}
+            axis.plot(first, history["likelihood"][likelihood], **solid, label="log-likelihood, exact")
+            axis.plot([*second, *last], frozen[likelihood] + joint[likelihood], **solid)
+            axis.plot(
+                last,
+                history["likelihood_on"][likelihood],
+                color=style.REFERENCE,
+                linestyle=":",
+                label="had it gone on alone",
+            )
+            axis.plot(
+                [*second, *last],
+                frozen[elbo] + joint[elbo],
+                color=style.COLOURS[1],
+                linestyle="--",
+                label="ELBO, exact",
+            )
+            axis.fill_between(
+                [*second, *last], frozen[elbo] + joint[elbo], frozen[likelihood] + joint[likelihood], color="0.92"
+            )
+            for end in ends[:2]:
+                axis.axvline(end, color="0.7", linewidth=0.8)
+            shown = [*history["likelihood"][likelihood][20:], *frozen[elbo][20:], *joint[elbo], *joint[likelihood]]
+            span = max(shown) - min(shown)
+            axis.set_ylim(
+                min(shown) - 0.05 * span, max(max(shown), max(history["likelihood_on"][likelihood])) + 0.1 * span
+            )
+            axis.set_title(f"{encoder}, {split}")
+        column[1].set_xlabel("epoch")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("relative, nats a document")
+    axes[0, 0].legend(loc="lower right", fontsize=7)
+    for end, start, text in zip(
+        ends, (0, *ends[:-1]), ("decoder:\nlikelihood", "encoder:\nELBO", "both:\nELBO"), strict=True
+    ):
+        axes[1, 0].text(
+            (start + end) / 2, 0.02, text, transform=axes[1, 0].get_xaxis_transform(), ha="center", fontsize=7
+        )
+    figure.suptitle(
+        f"{result['corpus']}, b = {config['bits']}, d = {config['decoder_layers']}, seed {config['seed']}", fontsize=9
+    )
+    style.save(figure, folder, "hashing_exact")

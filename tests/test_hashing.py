@@ -1,7 +1,6 @@
 """Section 5: the sparse loss against the dense formula, resumption bit by bit, and bad input."""
 
 import json
-import math
 import resource
 import signal
 import subprocess
@@ -91,14 +90,14 @@ def test_unigram_is_the_notes_smoothing() -> None:
     np.testing.assert_allclose(hashing.unigram(counts), expected / expected.sum())
 
 
-@pytest.mark.parametrize("kind", ["e1", "e2", "e3"])
+@pytest.mark.parametrize("kind", ["e1", "e2", "e3", "e4"])
 def test_encoders_equal_dense_layers(kind: str) -> None:
     toy = corpus()
     u = unigram(toy.train)
-    encoder = hashing.Encoder(kind, len(u), 4).double()
+    encoder = hashing.Encoder(kind, len(u), 4, length=15.0).double()
     batch = hashing.Documents(toy.train, u).batch(np.arange(20))
     x = smoothed(toy.train[:20], u)
-    features = x if kind == "e1" else x / x.sum(1, keepdim=True)
+    features = x if kind == "e1" else x / x.sum(1, keepdim=True) * (15.0 if kind == "e4" else 1.0)
     expected = encoder.rest(features @ encoder.weight + encoder.bias)
     torch.testing.assert_close(encoder(batch, u), expected)
     mismatched = encoder.rest(x @ encoder.weight + encoder.bias)
@@ -125,8 +124,9 @@ def test_kl_to_prior_is_the_sum_over_codes() -> None:
     logits = torch.tensor([[0.0, 3.0, -20.0], [1.0, 700.0, 0.5]], dtype=torch.float64)
     z = disarm.codes(3, logits)[:, None].expand(-1, 2, -1)
     log_q = disarm.log_bernoulli(z, logits)
-    expected = (log_q.exp() * (log_q + 3 * math.log(2))).sum(0)
-    torch.testing.assert_close(hashing.kl_to_prior(logits), expected)
+    for prior in (torch.zeros(3, dtype=torch.float64), torch.tensor([-2.0, 0.5, 1.0], dtype=torch.float64)):
+        expected = (log_q.exp() * (log_q - disarm.log_bernoulli(z, prior))).sum(0)
+        torch.testing.assert_close(hashing.kl_to_prior(logits, prior), expected)
 
 
 def test_test_loss_is_the_exact_elbo_on_average() -> None:
@@ -136,13 +136,15 @@ def test_test_loss_is_the_exact_elbo_on_average() -> None:
     with torch.no_grad():
         trainer.model.encoder.weight.mul_(20)  # away from the uniform posterior
         trainer.model.decoder.weight.mul_(4)
-        exact = []
+        exact, prior = [], trainer.model.prior
         for batch in trainer.test.batches(16):
             logits = trainer.model.encoder(batch, trainer.u)
             z = disarm.codes(3, logits)[:, None].expand(-1, len(batch), -1)
             q = disarm.log_bernoulli(z, logits).exp()
-            exact.append(((q * trainer.model.decoder(z, batch, trainer.u)).sum(0) + hashing.kl_to_prior(logits)).mean())
-    samples = np.array([trainer.evaluate()["test"] for _ in range(300)])
+            exact.append(
+                ((q * trainer.model.decoder(z, batch, trainer.u)).sum(0) + hashing.kl_to_prior(logits, prior)).mean()
+            )
+    samples = np.array([trainer.evaluate(trainer.test)["loss"] for _ in range(300)])
     exact = torch.stack(exact).mean().item()
     assert abs(samples.mean() - exact) < 4.5 * samples.std() / 300**0.5
     assert samples.std() > 0
@@ -151,17 +153,20 @@ def test_test_loss_is_the_exact_elbo_on_average() -> None:
 def test_step_leaves_the_exact_gradient_on_average() -> None:
     """The encoder's gradient after `step`, with ten pairs, against enumeration of all codes."""
     toy = corpus()
-    trainer = hashing.Trainer(replace(SMALL, bits=3, lr=1e-30), toy, CPU)
+    trainer = hashing.Trainer(replace(SMALL, bits=3, lr=1e-30, learn_prior=True, precision="float32"), toy, CPU)
     batch = trainer.train.batch(np.arange(16))
     with torch.no_grad():
         trainer.model.decoder.weight.mul_(5)
+        trainer.model.prior.copy_(torch.tensor([-1.0, 0.0, 2.0]))
     logits = trainer.model.encoder(batch, trainer.u)
 
     def f(z: torch.Tensor) -> torch.Tensor:
-        return trainer.model.decoder(z, batch, trainer.u) + disarm.log_bernoulli(z, logits.detach())
+        nll = trainer.model.decoder(z, batch, trainer.u)
+        return nll + disarm.log_bernoulli(z, logits.detach()) - disarm.log_bernoulli(z, trainer.model.prior)
 
     disarm.enumeration(f, logits).mean().backward()
-    parameters = [trainer.model.encoder.weight, trainer.model.encoder.bias, trainer.model.decoder.bias]
+    model = trainer.model
+    parameters = [model.encoder.weight, model.encoder.bias, model.decoder.bias, model.prior]
     exact = [p.grad.clone() for p in parameters]
     draws = []
     for _ in range(draws_made := 150):
@@ -170,7 +175,7 @@ def test_step_leaves_the_exact_gradient_on_average() -> None:
     for i, expected in enumerate(exact):
         sampled = torch.stack([draw[i] for draw in draws])
         error = (sampled.mean(0) - expected).norm() / (sampled.std(0).norm() / draws_made**0.5)
-        assert error < 2  # a chi variable of many degrees of freedom over its root mean square
+        assert error < 3  # chi over its root mean square; three bits make all of it, so the degrees of freedom are few
         assert expected.norm() > 3 * sampled.std(0).norm() / draws_made**0.5
 
 
@@ -248,6 +253,20 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path) -> None:
     assert result_a["history"] == result_b["history"]
 
 
+def test_every_option_resumes_bit_by_bit(tmp_path: Path) -> None:
+    options = replace(
+        SMALL,
+        **{"encoder": "e4", "average": 0.9, "word_dropout": 0.2, "held_out": 0.2, "learn_prior": True},
+        **{"weight_decay": 0.1, "test_counts": True, "resume": True},
+    )
+    hashing.train(replace(options, out=tmp_path / "whole"), corpus())
+    for fine_epochs in (0, 2):
+        hashing.train(replace(options, fine_epochs=fine_epochs, out=tmp_path / "parts"), corpus())
+    (state, result_a), (other, result_b) = everything(tmp_path / "whole"), everything(tmp_path / "parts")
+    assert_bitwise_equal(state, other)
+    assert result_a["metrics"] == result_b["metrics"]
+
+
 def test_resume_can_add_epochs_but_not_change_the_model(tmp_path: Path) -> None:
     options = replace(SMALL, epochs=2, fine_epochs=0, out=tmp_path)
     hashing.train(options, corpus())
@@ -269,15 +288,109 @@ def test_seed_decides(tmp_path: Path) -> None:
     assert runs[0] != runs[2]
 
 
-def test_test_counts_changes_testing_only(tmp_path: Path) -> None:
-    histories = [
-        hashing.train(replace(SMALL, encoder="e3", lr=0.1, test_counts=counts, out=tmp_path / str(counts)), corpus())[
-            "history"
-        ]
+def test_test_counts_adds_a_second_test_and_changes_nothing_else(tmp_path: Path) -> None:
+    plain, both = (
+        hashing.train(replace(SMALL, encoder="e3", lr=0.1, test_counts=counts, out=tmp_path / str(counts)), corpus())
         for counts in (False, True)
-    ]
-    assert histories[0]["train"] == histories[1]["train"]
-    assert histories[0]["test"] != histories[1]["test"]
+    )
+    second = both["history"].pop("test_counts")
+    assert both["history"] == plain["history"]
+    assert second != both["history"]["test"]
+    assert both["metrics"]["test_counts_min"] == min(second)
+
+
+def test_held_out_documents_are_not_trained_on(tmp_path: Path) -> None:
+    toy = corpus()
+    trainer = hashing.Trainer(replace(SMALL, held_out=0.2), toy, CPU)
+    assert (len(trainer.train), len(trainer.held_out), len(trainer.test)) == (40, 10, 21)
+    together = scipy.sparse.vstack([trainer.train.counts, trainer.held_out.counts]).toarray()
+    np.testing.assert_array_equal(np.sort(together, 0), np.sort(toy.train.toarray(), 0))
+    np.testing.assert_allclose(trainer.u.numpy(), hashing.unigram(toy.train[trainer.kept]), rtol=1e-6)
+    result = hashing.train(replace(SMALL, held_out=0.2, epochs=20, out=tmp_path), toy)
+    history, metrics = result["history"], result["metrics"]
+    assert metrics["selected_epoch"] == int(np.argmin(history["held_out"])) + 1
+    assert metrics["test_selected"] == history["test"][metrics["selected_epoch"] - 1] >= metrics["test_min"]
+    with pytest.raises(hashing.RunError, match="leaves none"):
+        hashing.Trainer(replace(SMALL, held_out=0.001), toy, CPU)
+
+
+def test_the_model_kept_is_that_of_the_selected_epoch(tmp_path: Path) -> None:
+    """Trained on to overfit, it tests as it did then; and it is a plain file."""
+    toy = corpus()
+    options = replace(SMALL, lr=0.05, epochs=60, fine_epochs=0, average=0.5, learn_prior=True, out=tmp_path)
+    result = hashing.train(options, toy)
+    epoch = result["metrics"]["selected_epoch"]
+    assert epoch < 60
+    saved = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert (saved["epoch"], saved["words"], saved["corpus"]) == (epoch, toy.words, "toy")
+    trainer = hashing.Trainer(replace(options, epochs=epoch), toy, CPU)
+    while not trainer.finished:
+        trainer.run_epoch()
+    assert_bitwise_equal(saved["model"], dict(trainer.tested.state_dict()))
+
+
+def test_average_is_the_exponential_moving_average_of_the_weights() -> None:
+    trainer = hashing.Trainer(replace(SMALL, average=0.9, lr=0.1), corpus(), CPU)
+    expected = None
+    for _ in range(5):
+        trainer.step(trainer.train.batch(np.arange(16)), 1)
+        weight = trainer.model.decoder.weight.detach().clone()
+        expected = weight if expected is None else 0.9 * expected + 0.1 * weight
+    torch.testing.assert_close(trainer.tested.decoder.weight, expected)
+    assert not torch.equal(trainer.tested.decoder.weight, trainer.model.decoder.weight)
+
+
+def test_word_dropout_hides_words_from_the_encoder_only() -> None:
+    toy = corpus()
+    documents = hashing.Documents(toy.train, unigram(toy.train, torch.float32))
+    generator = torch.Generator().manual_seed(0)
+    whole = documents.batch(np.arange(50))
+    draws = [documents.batch(np.arange(50), 0.25, generator) for _ in range(200)]
+    seen = torch.stack([draw.counts.to_dense() for draw in draws])
+    torch.testing.assert_close(seen[0].T, draws[0].transposed.to_dense())
+    kept = (seen > 0).float().mean(0)[whole.counts.to_dense() > 0]
+    assert abs(kept.mean().item() - 0.75) < 4 * (0.75 * 0.25 / kept.numel() / 200) ** 0.5
+    torch.testing.assert_close(seen.amax(0), whole.counts.to_dense() / 0.75)
+    assert torch.equal(draws[0].values, whole.values)
+    assert torch.equal(draws[0].n, whole.n)
+
+
+def test_encoder_learning_rate_and_decay_reach_their_parameters() -> None:
+    options = replace(SMALL, encoder_lr=0.5, weight_decay=0.1, decoder_layers=1)
+    trainer = hashing.Trainer(options, corpus(), CPU)
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    found = {
+        names[parameter]: (group["lr"], group["weight_decay"])
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert found.pop("encoder.weight") == (0.5, 0.1)
+    assert found.pop("encoder.bias") == (0.5, 0.0)
+    assert found.pop("decoder.weight") == (1e-3, 0.1)
+    assert set(found.values()) == {(1e-3, 0.0)}
+
+
+def test_patience_stops_a_run(tmp_path: Path) -> None:
+    options = replace(SMALL, lr=0.05, epochs=200, fine_epochs=0, patience=5, out=tmp_path)
+    result = hashing.train(options, corpus())
+    assert result["metrics"]["epochs"] == result["metrics"]["test_min_epoch"] + 5 < 200
+
+
+def test_bfloat16_products_are_close_and_only_training_uses_them() -> None:
+    toy = corpus(words=200)
+    losses, gradients, tests = [], [], []
+    for precision in ("float32", "bfloat16"):
+        trainer = hashing.Trainer(replace(SMALL, decoder_layers=1, lr=1e-30, precision=precision), toy, CPU)
+        losses.append(trainer.step(trainer.train.batch(np.arange(50)), 1).item())
+        gradients.append([p.grad.clone() for p in trainer.model.parameters() if p.grad is not None])
+        tests.append(trainer.evaluate(trainer.test))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    for exact, rounded in zip(*gradients, strict=True):
+        assert (exact - rounded).norm() < 0.05 * exact.norm()
+    assert any(not torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    assert tests[0] == tests[1]
+    assert hashing.native_precision(CPU) in ("float32", "bfloat16")
+    assert trainer.options.precision == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -290,6 +403,13 @@ def test_test_counts_changes_testing_only(tmp_path: Path) -> None:
         (("--lr", 0), "--lr"),
         (("--epochs", 0, "--fine-epochs", 0), "nothing to train"),
         (("--decoder-layers", -1), "--decoder-layers"),
+        (("--held-out", 1), "--held-out"),
+        (("--weight-decay", "nan"), "--weight-decay"),
+        (("--patience", 0), "--patience"),
+        (("--test-counts",), "--test-counts"),
+        (("sweep", "--bits", 0), "--bits must be at least 1"),
+        (("sweep", "--jobs", 0), "--jobs"),
+        (("exact", "--bits", 13), "--bits must be from 1 to 12"),
     ],
 )
 def test_bad_options_are_one_line(arguments: tuple, named: str, tmp_path: Path) -> None:

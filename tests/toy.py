@@ -1,6 +1,7 @@
 """A small corpus and ways to run the scripts as a user does, for the tests."""
 
 import io
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -21,7 +22,7 @@ import sys; sys.path[:0] = [{tests!r}, {root!r}]; sys.argv[0] = "hashing.py"
 import hashing, toy
 from data import newsgroups
 newsgroups.load = lambda archive: toy.corpus()
-hashing.cli(hashing.Options, hashing.main, "toy")
+hashing.cli(hashing.Options, hashing.main, "toy", **hashing.COMMANDS)
 """.format(tests=str(ROOT / "tests"), root=str(ROOT))
 
 
@@ -62,7 +63,7 @@ def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
     code = 0
     with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
         try:
-            cli(module.Options, module.main, module.__doc__.splitlines()[0])
+            cli(module.Options, module.main, module.__doc__.splitlines()[0], **getattr(module, "COMMANDS", {}))
         except SystemExit as stop:
             code = stop.code or 0
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
@@ -73,6 +74,7 @@ def the_one_line(done: subprocess.CompletedProcess) -> str:
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
-    assert sum(".py: " in line for line in lines) == 1, done.stderr
-    assert ".py: " in lines[-1]
+    said = [bool(re.match(r"\w+\.py( \w+)?: ", line)) for line in lines]
+    assert sum(said) == 1, done.stderr
+    assert said[-1]
     return lines[-1]

@@ -1,0 +1,97 @@
+"""Codes as hashes: packing, distances, precision against a plain count, and the search command."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy import corpus, main, the_one_line
+
+import hashing
+
+
+@pytest.mark.parametrize("bits", [1, 8, 13, 64, 70, 130])
+def test_distances_of_packed_codes_are_those_of_the_codes(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    a, b = rng.integers(2, size=(9, bits)), rng.integers(2, size=(7, bits))
+    packed = hashing.pack(a)
+    assert packed.shape == (9, -(-bits // 64))
+    np.testing.assert_array_equal(hashing.hamming(packed, hashing.pack(b)), (a[:, None] != b).sum(-1))
+
+
+@pytest.mark.parametrize("k", [1, 5, 40, 100])
+def test_precision_equals_a_plain_count(k: int) -> None:
+    """Sorting all documents, ties in random order, many times, by hand; and without ties, exactly."""
+    rng = np.random.default_rng(0)
+    queries, database = rng.integers(2, size=(6, 5)), rng.integers(2, size=(50, 5))
+    query_labels, labels = rng.integers(3, size=6), rng.integers(3, size=50)
+    found = hashing.precision_at(k, hashing.pack(queries), query_labels, hashing.pack(database), labels)
+    counted = []
+    for _ in range(600):
+        for query, label in zip(queries, query_labels, strict=True):
+            distance = [sum(x != y for x, y in zip(query, document, strict=True)) for document in database]
+            nearest = sorted(range(50), key=lambda i: (distance[i], rng.random()))[:k]
+            counted.append(sum(labels[i] == label for i in nearest) / min(k, 50))
+    assert found == pytest.approx(np.mean(counted), abs=4 * np.std(counted) / len(counted) ** 0.5 + 1e-12)
+
+
+def test_precision_without_ties_is_exact() -> None:
+    database = np.tri(21, 20, -1, dtype=int)  # the i-th code has i ones: all distances from zero differ
+    labels = np.arange(21) % 3
+    for k in (1, 4, 10, 21):
+        expected = np.mean(labels[:k] == 1)
+        zero = hashing.pack(np.zeros((1, 20), int))
+        assert hashing.precision_at(k, zero, np.array([1]), hashing.pack(database), labels) == pytest.approx(expected)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(hashing.newsgroups, "load", lambda archive: corpus())
+    arguments = ("--bits", 6, "--epochs", 30, "--fine-epochs", 0, "--lr", 0.05, "--batch-size", 16)
+    done = main(hashing, *arguments, "--device", "cpu", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "model.pt"
+
+
+def test_search(trained: Path, tmp_path: Path) -> None:
+    done = main(hashing, "search", "Word3, word4 and flibbertigibbet", "--top", 4, "--model", trained)
+    assert done.returncode == 0, done.stderr
+    assert "not among the 30 words: and flibbertigibbet" in done.stdout
+    lines = [line for line in done.stdout.splitlines() if "document " in line and line[0].isdigit()]
+    assert len(lines) == 4
+    distances = [int(line.split()[0]) for line in lines]
+    assert distances == sorted(distances)
+    text = tmp_path / "text"
+    text.write_text("word3 word4")
+    same = main(hashing, "search", "--file", text, "--top", 4, "--model", trained)
+    assert [line for line in same.stdout.splitlines() if "document " in line and line[0].isdigit()] == lines
+    own = main(hashing, "search", "--document", 3, "--top", 70, "--model", trained)
+    assert sum("document 2 " in line for line in own.stdout.splitlines()[1:]) == 1  # of the test set; not itself
+    assert len([line for line in own.stdout.splitlines() if line[:1].isdigit()]) == 71  # 70 and the closing line
+
+
+def test_searching_finds_the_nearest_codes(trained: Path) -> None:
+    toy = corpus()
+    saved = torch.load(trained, weights_only=True)
+    weight, bias = saved["model"]["encoder.weight"], saved["model"]["encoder.bias"]
+    counts = np.concatenate([toy.train.toarray(), toy.test.toarray()])
+    codes = (counts + saved["u"].numpy()) @ weight.numpy() + bias.numpy() > 0
+    distance = (codes != codes[9]).sum(1)
+    done = main(hashing, "search", "--document", 10, "--top", 70, "--model", trained)
+    shown = [int(line.split()[0]) for line in done.stdout.splitlines() if line[:1].isdigit()][:70]
+    assert shown == sorted(np.delete(distance, 9))
+
+
+def test_bad_searches_are_one_line(trained: Path, tmp_path: Path) -> None:
+    def error(*arguments: object) -> str:
+        return the_one_line(main(hashing, "search", *arguments))
+
+    assert "no word of the query" in error("flibbertigibbet", "--model", trained)
+    assert "search with one of" in error("--model", trained)
+    assert "search with one of" in error("word3", "--document", 1, "--model", trained)
+    assert "from 1 to 71, not 72" in error("--document", 72, "--model", trained)
+    assert "no-file" in error("--file", tmp_path / "no-file", "--model", trained)
+    assert "no model at" in error("word3", "--model", tmp_path / "none.pt")
+    (tmp_path / "bad.pt").write_bytes(trained.read_bytes()[:500])
+    assert "is no model" in error("word3", "--model", tmp_path / "bad.pt")
+    assert "is no model" in error("word3", "--model", tmp_path / "checkpoint.pt")
