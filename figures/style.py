@@ -50,23 +50,25 @@ def save(figure: Figure, folder: Path, name: str) -> None:
 
 
 def write_table(path: Path, caption: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Write `path`.md, .csv and .tex: the caption, one line of column names, and the rows."""
+    """Write `path`.md and `path`.tex: the caption, one line of column names, and the rows."""
     cells = [[str(value) for value in row] for row in rows]
-    lines = [f"{caption}", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    lines = [caption, "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     lines += [f"| {' | '.join(row)} |" for row in cells]
     write_aside(path.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([header, *cells])
-    write_aside(path.with_suffix(".csv"), buffer.getvalue().encode())
-    escaped = [[re.sub(r"([&%_#$])", r"\\\1", cell) for cell in row] for row in [[caption], header, *cells]]
+
+    def latex(text: str) -> str:
+        return re.sub(r"([&%_#$])", r"\\\1", text)
+
+    body = [" & ".join(map(latex, row)) + r" \\" for row in [header, *cells]]
     tex = [
-        r"\begin{table}",
-        rf"\caption{{{escaped[0][0]}}}",
-        rf"\begin{{tabular}}{{{'r' * len(header)}}}",
-        r"\hline",
-        *(" & ".join(row) + r" \\" + (r" \hline" if i == 0 else "") for i, row in enumerate(escaped[1:])),
-        r"\hline",
-        r"\end{tabular}",
-        r"\end{table}",
+        *(r"\begin{table}", rf"\caption{{{latex(caption)}}}", rf"\begin{{tabular}}{{{'r' * len(header)}}}", r"\hline"),
+        *(body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}", r"\end{table}"),
     ]
     write_aside(path.with_suffix(".tex"), ("\n".join(tex) + "\n").encode())
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write `path`.csv."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
+    write_aside(path.with_suffix(".csv"), buffer.getvalue().encode())

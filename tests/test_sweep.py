@@ -81,10 +81,14 @@ def test_tables_stand_beside_the_published_numbers(tmp_path: Path, runs: list[st
         assert rows[0]["epochs"] == "2"
         text = (tmp_path / "figures" / f"{name}.md").read_text()
         assert text.count("not run") == 46
+        assert f"{paper['e1', 8, 0]} / {rows[0]['ours']} (2)" in text
         assert "toy" in text
         latex = (tmp_path / "figures" / f"{name}.tex").read_text()
         assert latex.count("not run") == 46
-        assert not re.search(r"(?<!\\)[_%#]", latex)
+    for name in ("table2", "table3", "hashing_cells"):
+        assert not re.search(r"(?<!\\)[_%#]", (tmp_path / "figures" / f"{name}.tex").read_text())
+    cells = list(csv.DictReader((tmp_path / "figures" / "hashing_cells.csv").open()))
+    assert [(row["cell"], row["min, counts fed"] == "-") for row in cells] == [("e1_b8_d0", True), ("e3_b8_d0", False)]
 
 
 def test_a_failed_cell_is_told_and_the_others_are_kept(tmp_path: Path, runs: list[str]) -> None:
