@@ -875,7 +875,7 @@ def sweep(options: SweepOptions) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    section5.write_tables(options.results, options.results.parent.parent)
+    section5.write_tables(section5.read_cells(options.results), options.results.parent.parent)
     print((options.results.parent.parent / "table3.md").read_text())
     if failed:
         raise RunError(f"{len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")

@@ -201,7 +201,10 @@ class Encoder:
         for i in reversed(range(len(self.layers))):
             below = self.outputs[i - 1] if i else x
             grad_weight, grad_bias = self.grads[i]
-            grad_weight.copy_(torch.mm(below.T, grad).T)
+            if grad.shape[1] < below.shape[1]:  # the narrow table first: over N rows that is several times faster
+                torch.mm(grad.T, below, out=grad_weight)
+            else:
+                grad_weight.copy_(torch.mm(below.T, grad).T)
             torch.sum(grad, 0, out=grad_bias)
             if i:  # through the ReLU, in place
                 grad = torch.mm(grad, self.layers[i][0], out=spare)

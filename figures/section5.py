@@ -76,7 +76,7 @@ def draw_hashing_curves(result: dict, folder: Path) -> None:
 ENCODERS, BITS, LAYERS = ("e1", "e2", "e3", "e4"), (8, 16, 32, 64), (0, 1, 2)
 
 
-def _read(results: Path) -> dict[str, dict]:
+def read_cells(results: Path) -> dict[str, dict]:
     """The cells of a sweep by name, in the order of b, d, encoder."""
     cells = {path.stem: json.loads(path.read_text()) for path in results.glob("*.json")}
 
@@ -87,12 +87,11 @@ def _read(results: Path) -> dict[str, dict]:
     return {name: cells[name] for name in sorted(cells, key=place)}
 
 
-def write_tables(results: Path, folder: Path) -> None:
+def write_tables(cells: dict[str, dict], folder: Path) -> None:
     """Tables 2 and 3 beside the report's, and all cells with what else was measured, as Markdown, CSV and LaTeX.
 
-    results: the sweep's folder of one JSON a cell. folder: where table2, table3 and hashing_cells go.
+    cells: of `read_cells`. folder: where table2, table3 and hashing_cells go.
     """
-    cells = _read(results)
     grid = {}
     for result in cells.values():
         config = result["config"]
@@ -146,55 +145,92 @@ def write_tables(results: Path, folder: Path) -> None:
 
 def draw_exact(result: dict, folder: Path) -> None:
     """Exact log-likelihood and ELBO through the stages, for each encoder; the train set above, the test set below."""
-    config, history = result["config"], result["history"]
-    figure, axes = plt.subplots(
-        2, len(config["encoders"]), figsize=(2.6 * len(config["encoders"]) + 0.6, 4.6), squeeze=False
-    )
-    ends = np.cumsum([config["likelihood_epochs"], config["encoder_epochs"], config["joint_epochs"]])
-    first, second, last = (range(a + 1, b + 1) for a, b in zip((0, *ends[:-1]), ends, strict=True))
-    for column, encoder in zip(axes.T, config["encoders"], strict=True):
+    encoders = result["config"]["encoders"]
+    figure, axes = plt.subplots(2, len(encoders), figsize=(2.4 * len(encoders) + 0.8, 4.6), squeeze=False, sharey="row")
+    for column, encoder in zip(axes.T, encoders, strict=True):
         for axis, split in zip(column, ("train", "test"), strict=True):
-            likelihood, elbo = f"{split}_log_likelihood", f"{split}_elbo"
-            frozen, joint = history[f"{encoder}_frozen"], history[f"{encoder}_joint"]
-            solid = {"color": style.COLOURS[0], "linestyle": "-"}
-            axis.plot(first, history["likelihood"][likelihood], **solid, label="log-likelihood, exact")
-            axis.plot([*second, *last], frozen[likelihood] + joint[likelihood], **solid)
-            axis.plot(
-                last,
-                history["likelihood_on"][likelihood],
-                color=style.REFERENCE,
-                linestyle=":",
-                label="had it gone on alone",
-            )
-            axis.plot(
-                [*second, *last],
-                frozen[elbo] + joint[elbo],
-                color=style.COLOURS[1],
-                linestyle="--",
-                label="ELBO, exact",
-            )
-            axis.fill_between(
-                [*second, *last], frozen[elbo] + joint[elbo], frozen[likelihood] + joint[likelihood], color="0.92"
-            )
-            for end in ends[:2]:
-                axis.axvline(end, color="0.7", linewidth=0.8)
-            shown = [*history["likelihood"][likelihood][20:], *frozen[elbo][20:], *joint[elbo], *joint[likelihood]]
-            span = max(shown) - min(shown)
-            axis.set_ylim(
-                min(shown) - 0.05 * span, max(max(shown), max(history["likelihood_on"][likelihood])) + 0.1 * span
-            )
+            _stages(axis, result, encoder, split)
             axis.set_title(f"{encoder}, {split}")
         column[1].set_xlabel("epoch")
     for axis in axes[:, 0]:
         axis.set_ylabel("relative, nats a document")
-    axes[0, 0].legend(loc="lower right", fontsize=7)
-    for end, start, text in zip(
-        ends, (0, *ends[:-1]), ("decoder:\nlikelihood", "encoder:\nELBO", "both:\nELBO"), strict=True
-    ):
-        axes[1, 0].text(
-            (start + end) / 2, 0.02, text, transform=axes[1, 0].get_xaxis_transform(), ha="center", fontsize=7
-        )
-    figure.suptitle(
-        f"{result['corpus']}, b = {config['bits']}, d = {config['decoder_layers']}, seed {config['seed']}", fontsize=9
+    axes[0, 0].legend(loc="lower left", fontsize=7)
+    figure.suptitle(_says(result), fontsize=9)
+    style.save(figure, folder, f"hashing_exact_d{result['config']['decoder_layers']}")
+
+
+def _says(result: dict) -> str:
+    config = result["config"]
+    return f"{result['corpus']}: b = {config['bits']}, d = {config['decoder_layers']}, seed {config['seed']}"
+
+
+def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
+    """One panel of the three stages: the decoder by maximum likelihood, the encoder alone, both by the ELBO."""
+    config, history = result["config"], result["history"]
+    ends = np.cumsum([config["likelihood_epochs"], config["encoder_epochs"], config["joint_epochs"]])
+    epochs = np.arange(1, ends[-1] + 1)
+    frozen, joint = history[f"{encoder}_frozen"], history[f"{encoder}_joint"]
+    likelihood, alone = (history[name][f"{split}_log_likelihood"] for name in ("likelihood", "likelihood_on"))
+    both = np.array(likelihood + frozen[f"{split}_log_likelihood"] + joint[f"{split}_log_likelihood"])
+    elbo = np.array(frozen[f"{split}_elbo"] + joint[f"{split}_elbo"])
+    axis.plot(epochs[ends[1] :], alone, color="0.35", linestyle=":", label="log-likelihood, no ELBO training")
+    axis.plot(epochs, both, color=style.COLOURS[0], label="log-likelihood")
+    axis.plot(epochs[ends[0] :], elbo, color=style.COLOURS[1], linestyle="--", label="ELBO")
+    axis.fill_between(epochs[ends[0] :], elbo, both[ends[0] :], color="0.92")
+    low = min(elbo[len(frozen["train_elbo"]) // 4 :])
+    high = max(*both, *alone)
+    axis.set_ylim(low - 0.12 * (high - low), high + 0.05 * (high - low))
+    parts = ("decoder:\nlikelihood", "encoder:\nELBO", "both:\nELBO")
+    for start, end, text in zip((0, *ends[:-1]), ends, parts, strict=True):
+        axis.axvline(start, color="0.7", linewidth=0.8)
+        axis.text((start + end) / 2, 1.0, text, transform=axis.get_xaxis_transform(), ha="center", va="top", fontsize=6)
+
+
+def draw_section5(exact: dict, cells: dict[str, dict], folder: Path) -> None:
+    """Section 5 at a glance.
+
+    (a) What joint training does to the exact likelihood; (b) what the gap is made of, for each encoder and stage; (c)
+    test curves of counts, frequencies, and frequencies in the scale of counts.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.1), width_ratios=(1.15, 1, 1.15))
+    encoders = exact["config"]["encoders"]
+    _stages(axes[0], exact, encoders[0], "train")
+    axes[0].set(
+        xlabel="epoch", ylabel="relative, nats a document", title=f"(a) train, {encoders[0]}, exact, b = 8, d = 0"
     )
-    style.save(figure, folder, "hashing_exact")
+    axes[0].legend(loc="lower right", fontsize=6.5)
+    stages = ("frozen", "joint", "scratch")
+    places = [(i, j) for i in range(len(encoders)) for j in range(len(stages))]
+    x = [4 * i + j for i, j in places]
+    parts = [exact["metrics"][f"{encoders[i]}_{stages[j]}"]["train"] for i, j in places]
+    bottom = np.zeros(len(x))
+    for k, part in enumerate(("factorization", "amortization")):
+        height = np.array([p[part] for p in parts])
+        axes[1].bar(
+            x, height, bottom=bottom, color=style.COLOURS[3 * k], label=part, hatch=("", "///")[k], edgecolor="white"
+        )
+        bottom += height
+    axes[1].set_xticks(x, [stages[j] for _, j in places], rotation=90, fontsize=7)
+    for i, encoder in enumerate(encoders):
+        axes[1].text(4 * i + 1, 1.0, encoder, transform=axes[1].get_xaxis_transform(), ha="center", va="top")
+    axes[1].set_ylim(0, bottom.max() * 1.15)
+    axes[1].grid(axis="x", visible=False)
+    axes[1].set(ylabel="log-likelihood - ELBO, nats", title="(b) train, the gap and its two parts")
+    axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, 0.93), fontsize=7)
+    for i, (name, label) in enumerate(
+        (
+            ("e1_b8_d0", "e1: counts"),
+            ("e3_b8_d0", "e3: frequencies"),
+            ("e4_b8_d0", "e4: frequencies x length"),
+            ("e3_b8_d0_lr0.1", "e3, encoder's rate x 100"),
+        )
+    ):
+        test = cells[name]["history"]["test"]
+        look = {"color": style.COLOURS[(0, 1, 3, 2)[i]], "linestyle": style.LINES[i]}
+        axes[2].plot(range(1, len(test) + 1), test, label=label, **look)
+    axes[2].set(
+        xlabel="epoch", ylabel="test relative negative ELBO, nats", title="(c) test, b = 8, d = 0", xscale="log"
+    )
+    axes[2].set_ylim(415, 480)
+    axes[2].legend(fontsize=7)
+    style.save(figure, folder, "section5")

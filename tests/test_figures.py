@@ -9,7 +9,7 @@ from toy import ROOT
 
 from figures import make
 
-RESULTS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "figures" / "results").glob("*.json")}
+RESULTS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "figures" / "results").rglob("*.json")}
 README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
 
 
@@ -26,8 +26,11 @@ def test_committed_figures_redraw_and_each_is_committed(tmp_path: Path, monkeypa
     (tmp_path / "results").symlink_to(ROOT / "figures" / "results")
     monkeypatch.setattr(make, "HERE", tmp_path)
     make.main()
-    drawn = {path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".pdf")}
-    assert drawn == {path.name for path in (ROOT / "figures").iterdir() if path.suffix in (".png", ".pdf")}
+    drawn = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert drawn == {path.name for path in (ROOT / "figures").iterdir() if path.suffix not in (".py", "")}
+    for path in tmp_path.iterdir():
+        if path.suffix in (".md", ".csv", ".tex"):
+            assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes(), path.name
     for image in re.findall(r"\]\((figures/[^)]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / image).is_file()
 
