@@ -21,7 +21,7 @@ from torch.nn.functional import softplus
 import hashing
 from data import newsgroups
 
-STEPS, ROUNDS = 6, 7
+STEPS, ROUNDS = 20, 7
 
 
 def dense(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Callable[[int], None]:
