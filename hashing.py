@@ -92,8 +92,9 @@ class Options:
     """fraction of a document's distinct words hidden from the encoder at each training step"""
     average: float = 0.0
     """decay, a step, of an exponential moving average of the weights, which is what is tested; 0: no average"""
-    learn_prior: bool = False
-    """train the logits of the prior too, instead of Bernoulli(1/2)"""
+    prior: Literal["uniform", "independent", "autoregressive"] = "uniform"
+    """uniform: Bernoulli(1/2) a bit; independent: its logits are trained; autoregressive: each bit's logit is a trained
+    linear function of the bits before it"""
     held_out: float = 0.0
     """fraction of the training documents kept from training, to select the epoch on; 0: select on the test set, as
     the report does"""
@@ -345,14 +346,33 @@ class Decoder(nn.Module):
         return nll.view(z.shape[:2])
 
 
+class Prior(nn.Module):
+    """p(z) = prod_i Bernoulli(z_i; sigmoid(bias_i + sum_{j < i} weight_ij z_j)); uniform at the start, all zero."""
+
+    def __init__(self, kind: str, bits: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(bits), requires_grad=kind != "uniform")
+        self.weight = nn.Parameter(torch.zeros(bits, bits)) if kind == "autoregressive" else None
+
+    def forward(self, z: Tensor) -> Tensor:
+        """log p(z) in nats, shape (...), of codes (..., b)."""
+        return log_bernoulli(z, self.bias if self.weight is None else self.bias + z @ self.weight.tril(-1).T)
+
+    def kl(self, logits: Tensor, z: Tensor) -> Tensor:
+        """KL(q || p) in nats: exact, (B,), for independent bits, else an estimate from samples of q, z (..., B, b)."""
+        if self.weight is None:
+            return kl_divergence(logits, self.bias)
+        return kl_divergence(logits, torch.zeros_like(self.bias)) - logits.shape[-1] * math.log(2) - self(z)
+
+
 class VAE(nn.Module):
-    """Encoder, decoder, and the logits of the prior, all zero unless `--learn-prior`."""
+    """Encoder, decoder and prior."""
 
     def __init__(self, options: Options, words: int, length: float = 1.0):
         super().__init__()
         self.encoder = Encoder(options.encoder, words, options.bits, length)
         self.decoder = Decoder(words, options.bits, options.decoder_layers, options.precision == "bfloat16")
-        self.prior = nn.Parameter(torch.zeros(options.bits), requires_grad=options.learn_prior)
+        self.prior = Prior(options.prior, options.bits)
 
     @torch.no_grad()
     def codes(self, documents: Documents, u: Tensor) -> np.ndarray:
@@ -361,8 +381,8 @@ class VAE(nn.Module):
         return pack(torch.cat(parts).cpu().numpy())
 
 
-def kl_to_prior(logits: Tensor, prior: Tensor) -> Tensor:
-    """KL(q || p) in nats, shape (B,), of Bernoulli distributions with logits (B, b) and prior logits (b,)."""
+def kl_divergence(logits: Tensor, prior: Tensor) -> Tensor:
+    """KL(q || p) in nats, shape (B,), of Bernoulli distributions with logits (B, b) and (b,)."""
     p = torch.sigmoid(logits)
     softplus = nn.functional.softplus
     return (p * (logits - prior) - softplus(logits) + softplus(prior)).sum(-1)
@@ -457,14 +477,14 @@ class Trainer:
         with products_in(self.options.precision):
             logits = self.model.encoder(batch, self.u)
             latent = logits.detach().requires_grad_()
-            prior = self.model.prior
-            loss = kl_to_prior(latent.detach(), prior.detach()).mean()
+            prior, loss = self.model.prior, 0.0
 
             def f(z: Tensor) -> Tensor:
                 nonlocal loss
                 nll = self.model.decoder(z, batch, self.u)
-                loss = loss + nll.detach().mean() / pairs
-                return nll + log_bernoulli(z, latent.detach()) - log_bernoulli(z, prior)
+                with torch.no_grad():
+                    loss = loss + (nll + prior.kl(latent, z)).mean() / pairs
+                return nll + log_bernoulli(z, latent.detach()) - prior(z)
 
             self.optimizer.zero_grad()
             for _ in range(pairs):
@@ -490,7 +510,7 @@ class Trainer:
             logits = model.encoder(batch, self.u, counts)
             p = torch.sigmoid(logits)
             z = (torch.rand(p.shape, generator=self.test_noise, device=self.device) < p).to(p.dtype)
-            kl = kl_to_prior(logits, model.prior)
+            kl = model.prior.kl(logits, z)
             losses.append((model.decoder(z[None], batch, self.u)[0] + kl).mean())
             kls.append(kl.mean())
             sizes.append(len(batch))
@@ -914,7 +934,7 @@ def search(options: SearchOptions) -> None:
         saved = torch.load(options.model, map_location="cpu", weights_only=True)
         config = saved["config"]
         model = VAE(
-            Options(encoder=config["encoder"], bits=config["bits"], decoder_layers=config["decoder_layers"]),
+            Options(**{key: config[key] for key in ("encoder", "bits", "decoder_layers", "prior")}),
             len(saved["words"]),
         )
         model.load_state_dict(saved["model"])

@@ -120,13 +120,33 @@ def test_initialisation_is_that_of_linear_layers() -> None:
     assert [m.in_features for m in model.decoder.hidden if hasattr(m, "in_features")] == [64, 512]
 
 
-def test_kl_to_prior_is_the_sum_over_codes() -> None:
+def test_kl_is_the_sum_over_codes() -> None:
     logits = torch.tensor([[0.0, 3.0, -20.0], [1.0, 700.0, 0.5]], dtype=torch.float64)
     z = disarm.codes(3, logits)[:, None].expand(-1, 2, -1)
     log_q = disarm.log_bernoulli(z, logits)
     for prior in (torch.zeros(3, dtype=torch.float64), torch.tensor([-2.0, 0.5, 1.0], dtype=torch.float64)):
         expected = (log_q.exp() * (log_q - disarm.log_bernoulli(z, prior))).sum(0)
-        torch.testing.assert_close(hashing.kl_to_prior(logits, prior), expected)
+        torch.testing.assert_close(hashing.kl_divergence(logits, prior), expected)
+
+
+def test_priors_are_distributions_and_their_kl_is_unbiased() -> None:
+    z = disarm.codes(3, torch.empty(0, dtype=torch.float64))
+    logits = torch.tensor([[0.5, -1.0, 2.0], [0.0, 3.0, -0.5]], dtype=torch.float64)
+    log_q = disarm.log_bernoulli(z[:, None], logits)
+    for kind in ("uniform", "independent", "autoregressive"):
+        prior = hashing.Prior(kind, 3).double()
+        assert [p.requires_grad for p in prior.parameters()] == {"uniform": [False], "independent": [True]}.get(
+            kind, [True, True]
+        )
+        torch.testing.assert_close(prior(z).exp(), torch.full((8,), 0.125, dtype=torch.float64))
+        with torch.no_grad():
+            for parameter in prior.parameters():
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+        assert prior(z).exp().sum().item() == pytest.approx(1)
+        expected = (log_q.exp() * (log_q - prior(z)[:, None])).sum(0)
+        kl = prior.kl(logits, z[:, None].expand(-1, 2, -1))
+        torch.testing.assert_close(kl if kl.dim() == 1 else (log_q.exp() * kl).sum(0), expected)
+    assert (prior(z[4]) - prior(z[0])).item() != pytest.approx((prior(z[5]) - prior(z[1])).item())
 
 
 def test_test_loss_is_the_exact_elbo_on_average() -> None:
@@ -141,9 +161,7 @@ def test_test_loss_is_the_exact_elbo_on_average() -> None:
             logits = trainer.model.encoder(batch, trainer.u)
             z = disarm.codes(3, logits)[:, None].expand(-1, len(batch), -1)
             q = disarm.log_bernoulli(z, logits).exp()
-            exact.append(
-                ((q * trainer.model.decoder(z, batch, trainer.u)).sum(0) + hashing.kl_to_prior(logits, prior)).mean()
-            )
+            exact.append(((q * trainer.model.decoder(z, batch, trainer.u)).sum(0) + prior.kl(logits, z)).mean())
     samples = np.array([trainer.evaluate(trainer.test)["loss"] for _ in range(300)])
     exact = torch.stack(exact).mean().item()
     assert abs(samples.mean() - exact) < 4.5 * samples.std() / 300**0.5
@@ -153,20 +171,21 @@ def test_test_loss_is_the_exact_elbo_on_average() -> None:
 def test_step_leaves_the_exact_gradient_on_average() -> None:
     """The encoder's gradient after `step`, with ten pairs, against enumeration of all codes."""
     toy = corpus()
-    trainer = hashing.Trainer(replace(SMALL, bits=3, lr=1e-30, learn_prior=True, precision="float32"), toy, CPU)
+    trainer = hashing.Trainer(replace(SMALL, bits=3, lr=1e-30, prior="autoregressive", precision="float32"), toy, CPU)
     batch = trainer.train.batch(np.arange(16))
     with torch.no_grad():
         trainer.model.decoder.weight.mul_(5)
-        trainer.model.prior.copy_(torch.tensor([-1.0, 0.0, 2.0]))
+        trainer.model.prior.bias.copy_(torch.tensor([-1.0, 0.0, 2.0]))
+        trainer.model.prior.weight.copy_(torch.arange(9).view(3, 3) - 4.0)
     logits = trainer.model.encoder(batch, trainer.u)
 
     def f(z: torch.Tensor) -> torch.Tensor:
         nll = trainer.model.decoder(z, batch, trainer.u)
-        return nll + disarm.log_bernoulli(z, logits.detach()) - disarm.log_bernoulli(z, trainer.model.prior)
+        return nll + disarm.log_bernoulli(z, logits.detach()) - trainer.model.prior(z)
 
     disarm.enumeration(f, logits).mean().backward()
     model = trainer.model
-    parameters = [model.encoder.weight, model.encoder.bias, model.decoder.bias, model.prior]
+    parameters = [model.encoder.weight, model.encoder.bias, model.decoder.bias, *model.prior.parameters()]
     exact = [p.grad.clone() for p in parameters]
     draws = []
     for _ in range(draws_made := 150):
@@ -256,7 +275,7 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path) -> None:
 def test_every_option_resumes_bit_by_bit(tmp_path: Path) -> None:
     options = replace(
         SMALL,
-        **{"encoder": "e4", "average": 0.9, "word_dropout": 0.2, "held_out": 0.2, "learn_prior": True},
+        **{"encoder": "e4", "average": 0.9, "word_dropout": 0.2, "held_out": 0.2, "prior": "autoregressive"},
         **{"weight_decay": 0.1, "test_counts": True, "resume": True},
     )
     hashing.train(replace(options, out=tmp_path / "whole"), corpus())
@@ -317,7 +336,7 @@ def test_held_out_documents_are_not_trained_on(tmp_path: Path) -> None:
 def test_the_model_kept_is_that_of_the_selected_epoch(tmp_path: Path) -> None:
     """Trained on to overfit, it tests as it did then; and it is a plain file."""
     toy = corpus()
-    options = replace(SMALL, lr=0.05, epochs=60, fine_epochs=0, average=0.5, learn_prior=True, out=tmp_path)
+    options = replace(SMALL, lr=0.05, epochs=60, fine_epochs=0, average=0.5, prior="independent", out=tmp_path)
     result = hashing.train(options, toy)
     epoch = result["metrics"]["selected_epoch"]
     assert epoch < 60
