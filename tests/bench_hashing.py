@@ -53,7 +53,7 @@ def dense(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Ca
         optimizer.step()
         with torch.no_grad():
             z = (torch.rand_like(q) < torch.sigmoid(q)).float()
-            (relative_nll(x, z) + hashing.kl_divergence(q, torch.zeros(q.shape[1]))).mean().item()
+            (relative_nll(x, z) + hashing.kl_uniform(q)).mean().item()
 
     return step
 

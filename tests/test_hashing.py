@@ -1,6 +1,7 @@
 """Section 5: the sparse loss against the dense formula, resumption bit by bit, and bad input."""
 
 import json
+import math
 import resource
 import signal
 import subprocess
@@ -124,29 +125,42 @@ def test_kl_is_the_sum_over_codes() -> None:
     logits = torch.tensor([[0.0, 3.0, -20.0], [1.0, 700.0, 0.5]], dtype=torch.float64)
     z = disarm.codes(3, logits)[:, None].expand(-1, 2, -1)
     log_q = disarm.log_bernoulli(z, logits)
-    for prior in (torch.zeros(3, dtype=torch.float64), torch.tensor([-2.0, 0.5, 1.0], dtype=torch.float64)):
-        expected = (log_q.exp() * (log_q - disarm.log_bernoulli(z, prior))).sum(0)
-        torch.testing.assert_close(hashing.kl_divergence(logits, prior), expected)
+    torch.testing.assert_close(hashing.kl_uniform(logits), (log_q.exp() * (log_q + 3 * math.log(2))).sum(0))
 
 
-def test_priors_are_distributions_and_their_kl_is_unbiased() -> None:
+def test_prior_is_a_distribution_and_its_kl_unbiased() -> None:
     z = disarm.codes(3, torch.empty(0, dtype=torch.float64))
     logits = torch.tensor([[0.5, -1.0, 2.0], [0.0, 3.0, -0.5]], dtype=torch.float64)
     log_q = disarm.log_bernoulli(z[:, None], logits)
-    for kind in ("uniform", "independent", "autoregressive"):
-        prior = hashing.Prior(kind, 3).double()
-        assert [p.requires_grad for p in prior.parameters()] == {"uniform": [False], "independent": [True]}.get(
-            kind, [True, True]
-        )
-        torch.testing.assert_close(prior(z).exp(), torch.full((8,), 0.125, dtype=torch.float64))
-        with torch.no_grad():
-            for parameter in prior.parameters():
-                parameter.normal_(generator=torch.Generator().manual_seed(0))
-        assert prior(z).exp().sum().item() == pytest.approx(1)
-        expected = (log_q.exp() * (log_q - prior(z)[:, None])).sum(0)
-        kl = prior.kl(logits, z[:, None].expand(-1, 2, -1))
-        torch.testing.assert_close(kl if kl.dim() == 1 else (log_q.exp() * kl).sum(0), expected)
+    prior = hashing.Prior("autoregressive", 3).double().requires_grad_(False)
+    torch.testing.assert_close(prior(z).exp(), torch.full((8,), 0.125, dtype=torch.float64))
+    torch.testing.assert_close(prior.kl(logits, z[:, None]), hashing.kl_uniform(logits))
+    for parameter in prior.parameters():
+        parameter.normal_(generator=torch.Generator().manual_seed(0))
+    assert prior(z).exp().sum().item() == pytest.approx(1)
+    expected = (log_q.exp() * (log_q - prior(z)[:, None])).sum(0)
+    torch.testing.assert_close((log_q.exp() * prior.kl(logits, z[:, None].expand(-1, 2, -1))).sum(0), expected)
     assert (prior(z[4]) - prior(z[0])).item() != pytest.approx((prior(z[5]) - prior(z[1])).item())
+
+
+def test_prior_is_trained_in_the_fine_epochs_only() -> None:
+    trainer = hashing.Trainer(replace(SMALL, epochs=3, prior="autoregressive"), corpus(), CPU)
+    for epoch in range(5):
+        trainer.run_epoch()
+        assert bool(trainer.model.prior.weight.any()) == (epoch >= 3)
+
+
+def test_refined_posteriors_are_better_and_below_the_likelihood(tmp_path: Path) -> None:
+    toy = corpus()
+    options = replace(SMALL, bits=3, encoder="e3", epochs=30, fine_epochs=0, lr=0.02, refine=60, out=tmp_path)
+    metrics = hashing.train(options, toy)["metrics"]
+    trainer = hashing.Trainer(replace(options, epochs=metrics["selected_epoch"]), toy, CPU)
+    while not trainer.finished:
+        trainer.run_epoch()
+    likelihood, elbo = hashing.Exact(hashing.ExactOptions(bits=3), toy, CPU).totals(trainer.model, "test")
+    refined = np.mean([trainer.refined(trainer.test) for _ in range(20)])
+    assert -likelihood < refined < -elbo - 0.05
+    assert metrics["test_refined_per_document"] == pytest.approx(refined, abs=3)
 
 
 def test_test_loss_is_the_exact_elbo_on_average() -> None:
@@ -156,12 +170,12 @@ def test_test_loss_is_the_exact_elbo_on_average() -> None:
     with torch.no_grad():
         trainer.model.encoder.weight.mul_(20)  # away from the uniform posterior
         trainer.model.decoder.weight.mul_(4)
-        exact, prior = [], trainer.model.prior
+        exact = []
         for batch in trainer.test.batches(16):
             logits = trainer.model.encoder(batch, trainer.u)
             z = disarm.codes(3, logits)[:, None].expand(-1, len(batch), -1)
             q = disarm.log_bernoulli(z, logits).exp()
-            exact.append(((q * trainer.model.decoder(z, batch, trainer.u)).sum(0) + prior.kl(logits, z)).mean())
+            exact.append(((q * trainer.model.decoder(z, batch, trainer.u)).sum(0) + hashing.kl_uniform(logits)).mean())
     samples = np.array([trainer.evaluate(trainer.test)["loss"] for _ in range(300)])
     exact = torch.stack(exact).mean().item()
     assert abs(samples.mean() - exact) < 4.5 * samples.std() / 300**0.5
@@ -336,7 +350,7 @@ def test_held_out_documents_are_not_trained_on(tmp_path: Path) -> None:
 def test_the_model_kept_is_that_of_the_selected_epoch(tmp_path: Path) -> None:
     """Trained on to overfit, it tests as it did then; and it is a plain file."""
     toy = corpus()
-    options = replace(SMALL, lr=0.05, epochs=60, fine_epochs=0, average=0.5, prior="independent", out=tmp_path)
+    options = replace(SMALL, lr=0.05, epochs=60, fine_epochs=0, average=0.5, out=tmp_path)
     result = hashing.train(options, toy)
     epoch = result["metrics"]["selected_epoch"]
     assert epoch < 60
