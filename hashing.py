@@ -100,6 +100,8 @@ class Options:
     held_out: float = 0.0
     """fraction of the training documents kept from training, to select the epoch on; 0: select on the test set, as
     the report does"""
+    last: bool = False
+    """select the last epoch, for a number of epochs that held-out documents chose in another run"""
     patience: int | None = None
     """stop when the selecting loss has had no new minimum for so many epochs; default: never"""
     test_counts: bool = False
@@ -464,6 +466,11 @@ class Trainer:
         return self.history["held_out" if self.options.held_out else "test"]
 
     @property
+    def selected_epoch(self) -> int:
+        """The epoch whose model is kept, counted from 1."""
+        return self.epoch if self.options.last else int(np.argmin(self.selecting)) + 1
+
+    @property
     def finished(self) -> bool:
         total, patience = self.options.epochs + self.options.fine_epochs, self.options.patience
         waited = self.epoch - 1 - int(np.argmin(self.selecting)) if self.epoch else 0
@@ -524,9 +531,9 @@ class Trainer:
         }
 
     def refined(self, documents: Documents) -> float:
-        """Loss, mean over documents, with posteriors improved document by document by `--refine` steps of Adam."""
+        """Loss, as published, with posteriors improved document by document by `--refine` steps of Adam."""
         model = self.tested.requires_grad_(False)
-        total = 0.0
+        losses = []
         for batch in tqdm(list(documents.batches(self.options.batch_size)), desc="refining", unit="batch", leave=False):
             logits = model.encoder(batch, self.u).requires_grad_()
             optimizer = torch.optim.Adam([logits], 0.3, betas=(0.9, 0.99))
@@ -542,10 +549,8 @@ class Trainer:
                 schedule.step()
             p = torch.sigmoid(logits.detach())
             z = (torch.rand(p.shape, generator=self.test_noise, device=self.device) < p).to(p.dtype)
-            total += (
-                (model.decoder(z[None], batch, self.u)[0] + model.prior.kl(logits.detach(), z)).double().sum().item()
-            )
-        return total / len(documents)
+            losses.append((model.decoder(z[None], batch, self.u)[0] + model.prior.kl(logits.detach(), z)).mean())
+        return torch.stack(losses).double().mean().item()
 
     def run_epoch(self) -> None:
         start = time.perf_counter()
@@ -576,7 +581,7 @@ class Trainer:
                 )
         for key, value in values.items():
             self.history[key].append(value)
-        if self.selecting[-1] <= min(self.selecting):
+        if self.selected_epoch == self.epoch:
             self.selected = {key: value.detach().clone() for key, value in self.tested.state_dict().items()}
         self.seconds += time.perf_counter() - start
 
@@ -644,9 +649,9 @@ def train(options: Options, corpus: Corpus) -> dict:
             if trainer.epoch % options.checkpoint_every == 0 or trainer.finished:
                 trainer.save(checkpoint)
     history = trainer.history
-    best, selected = int(np.argmin(history["test"])), int(np.argmin(trainer.selecting))
+    best, selected = int(np.argmin(history["test"])), trainer.selected_epoch
     trainer.tested.load_state_dict(trainer.selected)
-    save_model(options.out / "model.pt", trainer, corpus, selected + 1)
+    save_model(options.out / "model.pt", trainer, corpus, selected)
     train_codes, test_codes = (
         trainer.tested.codes(documents, trainer.u) for documents in (trainer.train, trainer.test)
     )
@@ -657,16 +662,15 @@ def train(options: Options, corpus: Corpus) -> dict:
         "test_min": history["test"][best],
         "test_min_epoch": best + 1,
         "test_min_per_document": min(history["test_per_document"]),
-        "selected_epoch": selected + 1,
-        "test_selected": history["test"][selected],
+        "selected_epoch": selected,
+        "test_selected": history["test"][selected - 1],
         "precision_at_100": precision_at(100, test_codes, corpus.test_labels, train_codes, labels),
         "epochs": trainer.epoch,
     }
-    metrics["test_selected_per_document"] = history["test_per_document"][selected]
     if options.test_counts:
         metrics["test_counts_min"] = min(history["test_counts"])
     if options.refine:
-        metrics["test_refined_per_document"] = trainer.refined(trainer.test)
+        metrics["test_refined"] = trainer.refined(trainer.test)
     return save_result(
         options.out,
         trainer.options,

@@ -160,7 +160,7 @@ def test_refined_posteriors_are_better_and_below_the_likelihood(tmp_path: Path) 
     likelihood, elbo = hashing.Exact(hashing.ExactOptions(bits=3), toy, CPU).totals(trainer.model, "test")
     refined = np.mean([trainer.refined(trainer.test) for _ in range(20)])
     assert -likelihood < refined < -elbo - 0.05
-    assert metrics["test_refined_per_document"] == pytest.approx(refined, abs=3)
+    assert metrics["test_refined"] == pytest.approx(refined, abs=3)
 
 
 def test_test_loss_is_the_exact_elbo_on_average() -> None:
@@ -343,6 +343,8 @@ def test_held_out_documents_are_not_trained_on(tmp_path: Path) -> None:
     history, metrics = result["history"], result["metrics"]
     assert metrics["selected_epoch"] == int(np.argmin(history["held_out"])) + 1
     assert metrics["test_selected"] == history["test"][metrics["selected_epoch"] - 1] >= metrics["test_min"]
+    last = hashing.train(replace(SMALL, epochs=20, last=True, out=tmp_path / "last"), toy)["metrics"]
+    assert (last["selected_epoch"], last["test_selected"]) == (22, last["test_final"])
     with pytest.raises(hashing.RunError, match="leaves none"):
         hashing.Trainer(replace(SMALL, held_out=0.001), toy, CPU)
 
