@@ -152,7 +152,9 @@ def test_prior_is_trained_in_the_fine_epochs_only() -> None:
 
 def test_refined_posteriors_are_better_and_below_the_likelihood(tmp_path: Path) -> None:
     toy = corpus()
-    options = replace(SMALL, bits=3, encoder="e3", epochs=30, fine_epochs=0, lr=0.02, refine=60, out=tmp_path)
+    options = replace(
+        SMALL, bits=3, encoder="e3", epochs=30, fine_epochs=0, lr=0.02, refine=60, batch_size=64, out=tmp_path
+    )
     metrics = hashing.train(options, toy)["metrics"]
     trainer = hashing.Trainer(replace(options, epochs=metrics["selected_epoch"]), toy, CPU)
     while not trainer.finished:
