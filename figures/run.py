@@ -1,5 +1,6 @@
 """What every script does around its experiment: read options, fail in one line, keep results, print tables."""
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import tyro
@@ -41,26 +42,41 @@ def cli(
     options_type: type,
     experiment: Callable[[Any], None],
     description: str,
+    presets: Mapping[str, tuple[Any, str]] | None = None,
     **commands: tuple[type, Callable[[Any], None]],
 ) -> None:
     """Read the options from the command line and run the experiment; anything foreseeable fails in one line.
 
+    presets: named options and a word on each; `--preset NAME` starts from them, and other options change them.
     commands: further experiments of the script, run when its first argument is their name. What they do is the first
         line of the function's docstring.
     Exit codes: 0 done, 1 failed, 2 bad options, 130 interrupted.
     """
     script, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+
+    def fail(message: object, code: int) -> NoReturn:
+        print(f"{script}: {' '.join(str(message).split())}", file=sys.stderr)
+        sys.exit(code)
+
     if commands:
         each = "; ".join(f"`{name}`: {run.__doc__.splitlines()[0]}" for name, (_, run) in commands.items())
         description = f"{description} Commands, each with --help of its own: {each}"
+    default = tyro.MISSING_NONPROP
     if arguments and arguments[0] in commands:
         script, arguments = f"{script} {arguments[0]}", arguments[1:]
         options_type, experiment = commands[sys.argv[1]]
         description = experiment.__doc__
-
-    def fail(message: object, code: int) -> None:
-        print(f"{script}: {' '.join(str(message).split())}", file=sys.stderr)
-        sys.exit(code)
+    elif presets:
+        description += " --preset NAME starts from " + "; ".join(
+            f"{name}: {word}" for name, (_, word) in presets.items()
+        )
+        reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        reader.add_argument("--preset")
+        chosen, arguments = reader.parse_known_args(arguments)
+        if chosen.preset is not None:
+            if chosen.preset not in presets:
+                fail(f"no preset {chosen.preset!r}; there are {', '.join(presets)} (see --help)", 2)
+            default = presets[chosen.preset][0]
 
     boxed = io.StringIO()
     try:
@@ -69,6 +85,7 @@ def cli(
                 options_type,
                 prog=script,
                 args=arguments,
+                default=default,
                 description=description,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )

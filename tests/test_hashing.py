@@ -407,6 +407,15 @@ def test_encoder_learning_rate_and_decay_reach_their_parameters() -> None:
     assert set(found.values()) == {(1e-3, 0.0)}
 
 
+def test_a_preset_gives_options_that_others_change(tmp_path: Path, toy_corpus: None) -> None:
+    arguments = ("--preset", "best", "--epochs", 2, "--fine-epochs", 1, "--bits", 3, "--device", "cpu", "--refine", 3)
+    done = main(hashing, *arguments, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "result.json").read_text())["config"]
+    assert (config["epochs"], config["bits"], config["refine"]) == (2, 3, 3)
+    assert (config["word_dropout"], config["prior"]) == (hashing.BEST.word_dropout, "autoregressive")
+
+
 def test_patience_stops_a_run(tmp_path: Path) -> None:
     options = replace(SMALL, lr=0.05, epochs=200, fine_epochs=0, patience=5, out=tmp_path)
     result = hashing.train(options, corpus())
@@ -444,6 +453,8 @@ def test_bfloat16_products_are_close_and_only_training_uses_them() -> None:
         (("--weight-decay", "nan"), "--weight-decay"),
         (("--patience", 0), "--patience"),
         (("--test-counts",), "--test-counts"),
+        (("--preset", "worst"), "no preset 'worst'; there are report, best"),
+        (("--preset", "best", "--bits", 0), "--bits must be at least 1"),
         (("sweep", "--bits", 0), "--bits must be at least 1"),
         (("sweep", "--jobs", 0), "--jobs"),
         (("exact", "--bits", 13), "--bits must be from 1 to 12"),

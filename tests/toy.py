@@ -22,7 +22,7 @@ import sys; sys.path[:0] = [{tests!r}, {root!r}]; sys.argv[0] = "hashing.py"
 import hashing, toy
 from data import newsgroups
 newsgroups.load = lambda archive: toy.corpus()
-hashing.cli(hashing.Options, hashing.main, "toy", **hashing.COMMANDS)
+hashing.cli(hashing.Options, hashing.main, "toy", hashing.PRESETS, **hashing.COMMANDS)
 """.format(tests=str(ROOT / "tests"), root=str(ROOT))
 
 
@@ -63,7 +63,8 @@ def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
     code = 0
     with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
         try:
-            cli(module.Options, module.main, module.__doc__.splitlines()[0], **getattr(module, "COMMANDS", {}))
+            presets, commands = getattr(module, "PRESETS", None), getattr(module, "COMMANDS", {})
+            cli(module.Options, module.main, module.__doc__.splitlines()[0], presets, **commands)
         except SystemExit as stop:
             code = stop.code or 0
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
