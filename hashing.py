@@ -1047,7 +1047,7 @@ class ExactOptions:
     joint_epochs: int = 200
     """epochs of joint training, and of maximum likelihood going on beside it"""
     scratch_epochs: int = 300
-    """epochs of joint DisARM training from scratch"""
+    """epochs of joint training from scratch, by DisARM and, beside it, by the exact gradient"""
     batch_size: int = 256
     """documents a step"""
     lr: float = 1e-3
@@ -1340,6 +1340,7 @@ def exact(options: ExactOptions) -> None:
         stage(f"{encoder}_frozen_disarm", sampled, "disarm", options.encoder_epochs, True, False)
         stage(f"{encoder}_joint", continued(encoder, likelihood, frozen), "elbo", options.joint_epochs, True, True)
         stage(f"{encoder}_scratch", world.model(encoder), "disarm", options.scratch_epochs, True, True)
+        stage(f"{encoder}_scratch_exact", world.model(encoder), "elbo", options.scratch_epochs, True, True)
     result = save_result(options.out, options, device, seconds, metrics, history, corpus=corpus.name)
     section5.draw_exact(result, options.out)
     for split in SPLITS:

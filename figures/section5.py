@@ -189,7 +189,7 @@ def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
 def draw_section5(exact: dict, cells: dict[str, dict], folder: Path) -> None:
     """Section 5 at a glance.
 
-    (a) What joint training does to the exact likelihood; (b) what the gap is made of, for each encoder and stage; (c)
+    (a) What joint training does to the exact likelihood; (b) exact likelihood and ELBO at the end of each training; (c)
     test curves of counts, frequencies, and frequencies in the scale of counts.
     """
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.1), width_ratios=(1.15, 1, 1.15))
@@ -199,24 +199,26 @@ def draw_section5(exact: dict, cells: dict[str, dict], folder: Path) -> None:
         xlabel="epoch", ylabel="relative, nats a document", title=f"(a) train, {encoders[0]}, exact, b = 8, d = 0"
     )
     axes[0].legend(loc="lower right", fontsize=6.5)
-    stages = ("frozen", "joint", "scratch")
-    places = [(i, j) for i in range(len(encoders)) for j in range(len(stages))]
-    x = [4 * i + j for i, j in places]
-    parts = [exact["metrics"][f"{encoders[i]}_{stages[j]}"]["train"] for i, j in places]
-    bottom = np.zeros(len(x))
-    for k, part in enumerate(("factorization", "amortization")):
-        height = np.array([p[part] for p in parts])
-        axes[1].bar(
-            x, height, bottom=bottom, color=style.COLOURS[3 * k], label=part, hatch=("", "///")[k], edgecolor="white"
-        )
-        bottom += height
-    axes[1].set_xticks(x, [stages[j] for _, j in places], rotation=90, fontsize=7)
-    for i, encoder in enumerate(encoders):
-        axes[1].text(4 * i + 1, 1.0, encoder, transform=axes[1].get_xaxis_transform(), ha="center", va="top")
-    axes[1].set_ylim(0, bottom.max() * 1.15)
-    axes[1].grid(axis="x", visible=False)
-    axes[1].set(ylabel="log-likelihood - ELBO, nats", title="(b) train, the gap and its two parts")
-    axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, 0.93), fontsize=7)
+    rows = [("likelihood_on", "likelihood alone")]
+    for encoder in encoders:
+        rows += [
+            (f"{encoder}_joint", f"{encoder}: ELBO from there"),
+            (f"{encoder}_scratch_exact", f"{encoder}: ELBO, exact"),
+            (f"{encoder}_scratch", f"{encoder}: ELBO, DisARM"),
+        ]
+    for y, (name, _) in enumerate(rows):
+        measured = exact["metrics"][name]["train"]
+        if y:
+            ends = measured["elbo"], measured["log_likelihood"]
+            axes[1].plot(ends, (y, y), color="0.6", linewidth=1)
+            label = "ELBO" if y == 1 else None
+            axes[1].plot(measured["elbo"], y, "s", color=style.COLOURS[1], markerfacecolor="white", label=label)
+        label = None if y else "log-likelihood"
+        axes[1].plot(measured["log_likelihood"], y, "o", color=style.COLOURS[0], label=label)
+    axes[1].set_yticks(range(len(rows)), [text for _, text in rows], fontsize=7)
+    axes[1].invert_yaxis()
+    axes[1].set(xlabel="train, nats a document", title="(b) where each training ends")
+    axes[1].legend(fontsize=7)
     for i, (name, label) in enumerate(
         (
             ("e1_b8_d0", "e1: counts"),

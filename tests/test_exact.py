@@ -25,7 +25,7 @@ SMALL = hashing.ExactOptions(
     lr=0.05,
     device="cpu",
 )
-STAGES = ["frozen", "frozen_disarm", "joint", "scratch"]
+STAGES = ["frozen", "frozen_disarm", "joint", "scratch", "scratch_exact"]
 
 
 def doubled(bits: int = 3, layers: int = 0, scale: float = 6.0) -> tuple[hashing.Exact, hashing.VAE, hashing.Batch]:
