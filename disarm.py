@@ -129,8 +129,13 @@ class Options:
         for name in (*counts, "samples"):
             if getattr(self, name) < (2 if name == "samples" else 1):
                 raise ValueError(f"--{name.replace('_', '-')} is too small: {getattr(self, name)}")
-        if not self.scales or not self.bits or min(self.bits) < 1 or min(*self.scales, self.at_scale) < 0:
-            raise ValueError("--bits must all be at least 1, and scales at least 0")
+        if (
+            not self.scales
+            or not self.bits
+            or min(self.bits) < 1
+            or not all(0 < scale < float("inf") for scale in (*self.scales, self.at_scale))
+        ):
+            raise ValueError("--bits must all be at least 1, and scales positive numbers")
 
 
 def total_variance(name: str, b: int, scale: float, options: Options, device: torch.device) -> float:

@@ -71,7 +71,7 @@ def cli(
             f"{name}: {word}" for name, (_, word) in presets.items()
         )
         reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        reader.add_argument("--preset")
+        reader.add_argument("--preset", nargs="?", const="")
         chosen, arguments = reader.parse_known_args(arguments)
         if chosen.preset is not None:
             if chosen.preset not in presets:
@@ -92,8 +92,8 @@ def cli(
     except SystemExit as stop:
         if not stop.code:
             raise
-        lines = [line.strip("│ ") for line in boxed.getvalue().splitlines()[1:]]
-        rule = next((i for i, line in enumerate(lines) if set(line) <= set("─╰╯")), len(lines))
+        lines = [line.strip("│| ") for line in boxed.getvalue().splitlines()[1:]]
+        rule = next((i for i, line in enumerate(lines) if line and set(line) <= set("─╰╯-+")), len(lines))
         fail(f"{' '.join(lines[:rule])} (see --help)", 2)
     try:
         experiment(options)

@@ -132,6 +132,10 @@ def test_prior_is_a_distribution_and_its_kl_unbiased() -> None:
     z = disarm.codes(3, torch.empty(0, dtype=torch.float64))
     logits = torch.tensor([[0.5, -1.0, 2.0], [0.0, 3.0, -0.5]], dtype=torch.float64)
     log_q = disarm.log_bernoulli(z[:, None], logits)
+    one = hashing.Prior("autoregressive", 1).requires_grad_(False)
+    one.bias.fill_(2.0)  # a single bit has no weights, and its prior counts all the same
+    kl = one.kl(torch.zeros(1, 1), torch.tensor([[[0.0]], [[1.0]]]))
+    assert kl.mean().item() == pytest.approx(math.log(0.5) - 0.5 * (math.log(0.8808) + math.log(0.1192)), abs=1e-3)
     prior = hashing.Prior("autoregressive", 3).double().requires_grad_(False)
     torch.testing.assert_close(prior(z).exp(), torch.full((8,), 0.125, dtype=torch.float64))
     torch.testing.assert_close(prior.kl(logits, z[:, None]), hashing.kl_uniform(logits))
@@ -160,9 +164,9 @@ def test_refined_posteriors_are_better_and_below_the_likelihood(tmp_path: Path) 
     while not trainer.finished:
         trainer.run_epoch()
     likelihood, elbo = hashing.Exact(hashing.ExactOptions(bits=3), toy, CPU).totals(trainer.model, "test")
-    refined = np.mean([trainer.refined(trainer.test) for _ in range(20)])
-    assert -likelihood < refined < -elbo - 0.05
-    assert metrics["test_refined"] == pytest.approx(refined, abs=3)
+    samples = np.array([trainer.refined(trainer.test) for _ in range(20)])
+    assert -likelihood < samples.mean() < -elbo - 4 * samples.std()
+    assert metrics["test_refined"] == pytest.approx(samples.mean(), abs=5 * samples.std())
 
 
 def test_test_loss_is_the_exact_elbo_on_average() -> None:
@@ -295,7 +299,7 @@ def test_every_option_resumes_bit_by_bit(tmp_path: Path) -> None:
         **{"weight_decay": 0.1, "test_counts": True, "resume": True},
     )
     hashing.train(replace(options, out=tmp_path / "whole"), corpus())
-    for fine_epochs in (0, 2):
+    for fine_epochs in (1, 2):
         hashing.train(replace(options, fine_epochs=fine_epochs, out=tmp_path / "parts"), corpus())
     (state, result_a), (other, result_b) = everything(tmp_path / "whole"), everything(tmp_path / "parts")
     assert_bitwise_equal(state, other)
@@ -310,8 +314,21 @@ def test_resume_can_add_epochs_but_not_change_the_model(tmp_path: Path) -> None:
     with pytest.raises(hashing.RunError, match="--bits 4, not 5"):
         hashing.train(replace(options, bits=5, resume=True), corpus())
     assert hashing.train(replace(options, fine_epochs=2, resume=True), corpus())["metrics"]["epochs"] == 4
-    with pytest.raises(hashing.RunError, match="past --epochs 3"):
-        hashing.train(replace(options, epochs=3, resume=True), corpus())
+    for epochs, fine_epochs in ((3, 0), (3, 2), (6, 0), (2, 1)):  # of 2 and 2, where these runs never pass
+        with pytest.raises(hashing.RunError, match="does not go through there"):
+            hashing.train(replace(options, epochs=epochs, fine_epochs=fine_epochs, resume=True), corpus())
+    with pytest.raises(hashing.RunError, match="was trained on toy, not on another"):
+        hashing.train(replace(options, fine_epochs=3, resume=True), replace(corpus(), name="another"))
+    checkpoint = tmp_path / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    for broken, said in (
+        ({"config": state["config"] | {"gone": 1}}, "--gone 1, not None"),
+        ({"model": {}}, "is no checkpoint"),
+        ({"generators": {}}, "is no checkpoint"),
+    ):
+        torch.save(state | broken, checkpoint)
+        with pytest.raises(hashing.RunError, match=said):
+            hashing.train(replace(options, fine_epochs=3, resume=True), corpus())
 
 
 def test_seed_decides(tmp_path: Path) -> None:
@@ -414,6 +431,10 @@ def test_a_preset_gives_options_that_others_change(tmp_path: Path, toy_corpus: N
     config = json.loads((tmp_path / "result.json").read_text())["config"]
     assert (config["epochs"], config["bits"], config["refine"]) == (2, 3, 3)
     assert (config["word_dropout"], config["prior"]) == (hashing.BEST.word_dropout, "autoregressive")
+    metrics = json.loads((tmp_path / "result.json").read_text())["metrics"]
+    said = {line.split("  ")[0].strip(): line.split()[-1] for line in done.stdout.splitlines() if line.strip()}
+    assert said["test, last epoch"] == f"{metrics['test_final']:.1f}"
+    assert f"{metrics['test_refined']:.1f}" in done.stdout
 
 
 def test_patience_stops_a_run(tmp_path: Path) -> None:
@@ -453,6 +474,12 @@ def test_bfloat16_products_are_close_and_only_training_uses_them() -> None:
         (("--weight-decay", "nan"), "--weight-decay"),
         (("--patience", 0), "--patience"),
         (("--test-counts",), "--test-counts"),
+        (("--seed", -1), "--seed must be at least 0"),
+        (("--last", "--held-out", 0.1), "--last keeps the last epoch"),
+        (("--prior", "autoregressive", "--fine-epochs", 0), "--fine-epochs is 0"),
+        (("--preset",), "--preset"),
+        (("sweep", "--encoders", "e1", "e1"), "--encoders must name one or more, each once"),
+        (("exact", "--encoders"), "--encoders"),
         (("--preset", "worst"), "no preset 'worst'; there are report, best"),
         (("--preset", "best", "--bits", 0), "--bits must be at least 1"),
         (("sweep", "--bits", 0), "--bits must be at least 1"),

@@ -1,6 +1,7 @@
 """`hashing.py sweep`: which cells run, what they leave, and how it goes on."""
 
 import csv
+import io
 import json
 import re
 import subprocess
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import tyro
-from toy import corpus, main, the_one_line
+from toy import corpus as any_corpus
+from toy import main, the_one_line
 
 import hashing
-from figures import published
+from data import newsgroups
+from figures import published, section5
 
+NAMED = replace(any_corpus(), name=newsgroups.NAME)  # so that the published numbers stand beside it
 ARGUMENTS = ("--bits", 8, "--encoders", "e1", "e3", "--epochs", 2, "--fine-epochs", 0, "--device", "cpu", "--jobs", 2)
 
 
@@ -22,21 +26,25 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Cells are trained in this process, on the toy corpus; returns the list of the cells trained so far."""
     names = []
 
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+    def run(command: list[str], stdout: io.BufferedWriter, **_: object) -> subprocess.CompletedProcess:
         options = tyro.cli(hashing.Options, args=command[2:], config=(tyro.conf.FlagCreatePairsOff,))
         names.append(options.out.name)
         if options.bits == 16:
+            stdout.write(b"hashing.py: the disk is full\n\n")
             return subprocess.CompletedProcess(command, 1)
-        hashing.train(options, corpus())
+        if options.bits == 32:
+            return subprocess.CompletedProcess(command, -9)
+        hashing.train(options, NAMED)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(hashing.newsgroups, "load", lambda archive: corpus())
+    monkeypatch.setattr(hashing.newsgroups, "load", lambda archive: NAMED)
     monkeypatch.setattr(hashing.subprocess, "run", run)
     return names
 
 
 def sweep(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
-    paths = ("--results", folder / "figures" / "results" / "hashing", "--out", folder / "runs")
+    figures = folder / "figures"
+    paths = ("--results", figures / "results" / "hashing", "--tables", figures, "--out", folder / "runs")
     return main(hashing, "sweep", *ARGUMENTS, "--decoder-layers", 0, *arguments, *paths)
 
 
@@ -58,7 +66,7 @@ def test_cells_are_run_once_and_go_on(tmp_path: Path, runs: list[str]) -> None:
     assert len(runs) == 5
     after = json.loads((results / "e3_b8_d0.json").read_text())["history"]["train"]
     assert (len(after), after[:2]) == (3, before)
-    assert "was trained with batch_size" in the_one_line(_other(results, tmp_path))
+    assert "was trained with --batch-size 7, not 256" in the_one_line(_other(results, tmp_path))
 
 
 def _other(results: Path, folder: Path) -> subprocess.CompletedProcess:
@@ -82,7 +90,7 @@ def test_tables_stand_beside_the_published_numbers(tmp_path: Path, runs: list[st
         text = (tmp_path / "figures" / f"{name}.md").read_text()
         assert text.count("not run") == 46
         assert f"{paper['e1', 8, 0]} / {rows[0]['ours']} (2)" in text
-        assert "toy" in text
+        assert newsgroups.NAME in text
         latex = (tmp_path / "figures" / f"{name}.tex").read_text()
         assert latex.count("not run") == 46
     for name in ("table2", "table3", "hashing_cells"):
@@ -93,9 +101,10 @@ def test_tables_stand_beside_the_published_numbers(tmp_path: Path, runs: list[st
 
 def test_a_failed_cell_is_told_and_the_others_are_kept(tmp_path: Path, runs: list[str]) -> None:
     (tmp_path / "runs" / "e1_b16_d0").mkdir(parents=True)
-    (tmp_path / "runs" / "e1_b16_d0" / "log.txt").write_text("hashing.py: the disk is full\n")
-    done = sweep(tmp_path, "--bits", 16, 8, "--encoders", "e1")
-    assert "1 of 2 cells failed: e1_b16_d0 (hashing.py: the disk is full)" in the_one_line(done)
+    (tmp_path / "runs" / "e1_b16_d0" / "log.txt").write_text("what an earlier run said\n")
+    line = the_one_line(sweep(tmp_path, "--bits", 16, 32, 8, "--encoders", "e1", "--jobs", 1))
+    assert "2 of 3 cells failed: e1_b16_d0 (exit code 1: hashing.py: the disk is full)" in line
+    assert "e1_b32_d0 (exit code -9: it said nothing)" in line
     assert (tmp_path / "figures" / "results" / "hashing" / "e1_b8_d0.json").is_file()
 
 
@@ -120,14 +129,33 @@ def test_the_grid_is_the_reports_and_e4() -> None:
 
 def test_a_cell_is_done_by_epochs_or_by_patience(tmp_path: Path) -> None:
     options = hashing.Options(bits=3, epochs=30, fine_epochs=0, batch_size=16, lr=0.05, device="cpu", out=tmp_path)
-    result = hashing.train(options, corpus())
+    result = hashing.train(options, NAMED)
     path = tmp_path / "result.json"
-    assert hashing.done(path, options)
-    assert not hashing.done(path, replace(options, epochs=31))
+    assert hashing.done(path, options, newsgroups.NAME)
+    assert not hashing.done(path, replace(options, epochs=31), newsgroups.NAME)
+    assert not hashing.done(path, replace(options, epochs=20, fine_epochs=10), newsgroups.NAME)
     waited = 30 - result["metrics"]["test_min_epoch"]
-    assert hashing.done(path, replace(options, epochs=99, patience=max(1, waited))) == (waited > 0)
-    assert not hashing.done(path, replace(options, epochs=99, patience=waited + 1))
-    assert not hashing.done(tmp_path / "none.json", options)
+    assert hashing.done(path, replace(options, epochs=99, patience=max(1, waited)), newsgroups.NAME) == (waited > 0)
+    assert not hashing.done(path, replace(options, epochs=99, patience=waited + 1), newsgroups.NAME)
+    assert not hashing.done(tmp_path / "none.json", options, newsgroups.NAME)
+    with pytest.raises(hashing.RunError, match="not on another"):
+        hashing.done(path, options, "another")
     path.write_text("{")
     with pytest.raises(hashing.RunError, match="is no result"):
-        hashing.done(path, options)
+        hashing.done(path, options, newsgroups.NAME)
+
+
+def test_cells_of_another_protocol_stay_out_of_tables_2_and_3(tmp_path: Path, runs: list[str]) -> None:
+    assert sweep(tmp_path).returncode == 0
+    results = tmp_path / "figures" / "results" / "hashing"
+    usual = json.loads((results / "e1_b8_d0.json").read_text())
+    for i, (key, value) in enumerate(
+        (("prior", "autoregressive"), ("batch_size", 7), ("word_dropout", 0.1), ("seed", 2), ("held_out", 0.1))
+    ):
+        other = usual | {"config": usual["config"] | {key: value}, "metrics": usual["metrics"] | {"test_min": 1.0}}
+        (results / f"e1_b8_d0_z{i}.json").write_text(json.dumps(other))
+    section5.write_tables(section5.read_cells(results), tmp_path)
+    rows = list(csv.DictReader((tmp_path / "table3.csv").open()))
+    assert rows[0]["ours"] == f"{usual['metrics']['test_min']:.1f}"
+    assert "1.0" not in {row["ours"] for row in rows}
+    assert len(list(csv.DictReader((tmp_path / "hashing_cells.csv").open()))) == 7
