@@ -75,7 +75,7 @@ def cli(
         chosen, arguments = reader.parse_known_args(arguments)
         if chosen.preset is not None:
             if chosen.preset not in presets:
-                fail(f"no preset {chosen.preset!r}; there are {', '.join(presets)} (see --help)", 2)
+                fail(f"--preset {chosen.preset or '(no name)'}: there are {', '.join(presets)} (see --help)", 2)
             default = presets[chosen.preset][0]
 
     boxed = io.StringIO()
@@ -92,9 +92,12 @@ def cli(
     except SystemExit as stop:
         if not stop.code:
             raise
+        # tyro frames its message, in ASCII where the terminal is: a title, then the message between two rules.
         lines = [line.strip("│| ") for line in boxed.getvalue().splitlines()[1:]]
-        rule = next((i for i, line in enumerate(lines) if line and set(line) <= set("─╰╯-+")), len(lines))
-        fail(f"{' '.join(lines[:rule])} (see --help)", 2)
+        is_rule = [bool(line) and set(line) <= set("─╰╯-+") for line in lines]
+        start = int(is_rule[:1] == [True])
+        end = is_rule.index(True, start) if True in is_rule[start:] else len(lines)
+        fail(f"{' '.join(lines[start:end])} (see --help)", 2)
     try:
         experiment(options)
     except KeyboardInterrupt:

@@ -480,7 +480,7 @@ def test_bfloat16_products_are_close_and_only_training_uses_them() -> None:
         (("--preset",), "--preset"),
         (("sweep", "--encoders", "e1", "e1"), "--encoders must name one or more, each once"),
         (("exact", "--encoders"), "--encoders"),
-        (("--preset", "worst"), "no preset 'worst'; there are report, best"),
+        (("--preset", "worst"), "--preset worst: there are report, best"),
         (("--preset", "best", "--bits", 0), "--bits must be at least 1"),
         (("sweep", "--bits", 0), "--bits must be at least 1"),
         (("sweep", "--jobs", 0), "--jobs"),
