@@ -1100,7 +1100,7 @@ class ExactOptions:
     joint_epochs: int = 200
     """epochs of joint training, and of maximum likelihood going on beside it"""
     scratch_epochs: int = 300
-    """epochs of joint training from scratch, by DisARM and, beside it, by the exact gradient"""
+    """epochs of joint training from scratch by DisARM and, for the first encoder, by the exact gradient too"""
     batch_size: int = 256
     """documents a step"""
     lr: float = 1e-3
@@ -1403,7 +1403,8 @@ def exact(options: ExactOptions) -> None:
         stage(f"{encoder}_frozen_disarm", sampled, "disarm", options.encoder_epochs, True, False)
         stage(f"{encoder}_joint", continued(encoder, likelihood, frozen), "elbo", options.joint_epochs, True, True)
         stage(f"{encoder}_scratch", world.model(encoder), "disarm", options.scratch_epochs, True, True)
-        stage(f"{encoder}_scratch_exact", world.model(encoder), "elbo", options.scratch_epochs, True, True)
+        if encoder == options.encoders[0]:  # once, to tell what the bound does from what the sampling does
+            stage(f"{encoder}_scratch_exact", world.model(encoder), "elbo", options.scratch_epochs, True, True)
     result = save_result(options.out, options, device, seconds, metrics, history, corpus=corpus.name)
     section5.draw_exact(result, options.out)
     columns = ("log_likelihood", "elbo", "gap", "factorization", "amortization", "total_correlation")
