@@ -154,7 +154,7 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
 def draw_exact(result: dict, folder: Path) -> None:
     """Exact log-likelihood and ELBO through the stages, for each encoder; the train set above, the test set below."""
     encoders = result["config"]["encoders"]
-    figure, axes = plt.subplots(2, len(encoders), figsize=(2.4 * len(encoders) + 0.8, 4.6), squeeze=False, sharey="row")
+    figure, axes = plt.subplots(2, len(encoders), figsize=(2.4 * len(encoders) + 0.8, 4.6), squeeze=False)
     for column, encoder in zip(axes.T, encoders, strict=True):
         for axis, split in zip(column, ("train", "test"), strict=True):
             _stages(axis, result, encoder, split)
@@ -162,7 +162,7 @@ def draw_exact(result: dict, folder: Path) -> None:
         column[1].set_xlabel("epoch")
     for axis in axes[:, 0]:
         axis.set_ylabel("relative, nats a document")
-    axes[0, 0].legend(loc="lower left", fontsize=7)
+    axes[0, 0].legend(loc="lower right", fontsize=6.5, handlelength=1.5)
     figure.suptitle(_says(result), fontsize=9)
     style.save(figure, folder, f"hashing_exact_d{result['config']['decoder_layers']}")
 
@@ -181,17 +181,20 @@ def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
     likelihood, alone = (history[name][f"{split}_log_likelihood"] for name in ("likelihood", "likelihood_on"))
     both = np.array(likelihood + frozen[f"{split}_log_likelihood"] + joint[f"{split}_log_likelihood"])
     elbo = np.array(frozen[f"{split}_elbo"] + joint[f"{split}_elbo"])
-    axis.plot(epochs[ends[1] :], alone, color="0.35", linestyle=":", label="log-likelihood, no ELBO training")
+    axis.plot(epochs[ends[1] :], alone, color="0.35", linestyle=":", label="the same, never by ELBO")
     axis.plot(epochs, both, color=style.COLOURS[0], label="log-likelihood")
     axis.plot(epochs[ends[0] :], elbo, color=style.COLOURS[1], linestyle="--", label="ELBO")
     axis.fill_between(epochs[ends[0] :], elbo, both[ends[0] :], color="0.92")
-    low = min(elbo[len(frozen["train_elbo"]) // 4 :])
-    high = max(*both, *alone)
-    axis.set_ylim(low - 0.12 * (high - low), high + 0.05 * (high - low))
+    low, high = min(elbo[len(frozen["train_elbo"]) // 3 :]), max(*both, *alone)
+    axis.set_ylim(low - 0.3 * (high - low), high + 0.25 * (high - low))  # room for the legend and for the stages
+    shown = max(1, ends[0] - config["joint_epochs"] // 2)  # of the first stage, its end
+    axis.set_xlim(shown, ends[-1])
     parts = ("decoder:\nlikelihood", "encoder:\nELBO", "both:\nELBO")
-    for start, end, text in zip((0, *ends[:-1]), ends, parts, strict=True):
+    for start, end, text in zip((shown, *ends[:-1]), ends, parts, strict=True):
         axis.axvline(start, color="0.7", linewidth=0.8)
-        axis.text((start + end) / 2, 1.0, text, transform=axis.get_xaxis_transform(), ha="center", va="top", fontsize=6)
+        axis.text(
+            (start + end) / 2, 0.99, text, transform=axis.get_xaxis_transform(), ha="center", va="top", fontsize=7
+        )
 
 
 def draw_section5(exact: dict, cells: dict[str, dict], folder: Path) -> None:
@@ -206,7 +209,7 @@ def draw_section5(exact: dict, cells: dict[str, dict], folder: Path) -> None:
     config = exact["config"]
     title = f"(a) train, e3, b = {config['bits']}, d = {config['decoder_layers']}, sums over all codes"
     axes[0].set(xlabel="epoch", ylabel="relative, nats a document", title=title)
-    axes[0].legend(loc="lower right", fontsize=6.5)
+    axes[0].legend(loc="lower right", fontsize=6.5, handlelength=1.5)
     rows = [("likelihood_on", "likelihood alone")]
     stages = (("joint", "ELBO from there"), ("scratch_exact", "ELBO, exact"), ("scratch", "ELBO, DisARM"))
     for encoder, (stage, text) in itertools.product(encoders, stages):
@@ -239,6 +242,6 @@ def draw_section5(exact: dict, cells: dict[str, dict], folder: Path) -> None:
     axes[2].set(
         xlabel="epoch", ylabel="test relative negative ELBO, nats", title="(c) test, b = 8, d = 0", xscale="log"
     )
-    axes[2].set_ylim(415, 480)
+    axes[2].set(xlim=(10, None), ylim=(420, 480))
     axes[2].legend(fontsize=7)
     style.save(figure, folder, "section5")
