@@ -2,6 +2,8 @@
 
 import io
 import os
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +53,22 @@ class Corpus:
     groups: list[str]
 
 
-def write_cache(path: Path, corpus: Corpus) -> None:
-    """Keep a corpus as plain arrays, for `read_cache`."""
+def cached(path: Path, make: Callable[[], Corpus]) -> Corpus:
+    """The corpus kept at `path`; if there is none that can be read, what `make` returns, kept there from now on."""
+    if path.is_file():
+        try:
+            return _read(path)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            print(f"{path} cannot be read ({error}); making it again")
+    corpus = make()
+    try:
+        _write(path, corpus)
+    except OSError as error:  # a read-only installation costs some seconds at the next start, nothing else
+        print(f"the parsed corpus is not cached: {error}")
+    return corpus
+
+
+def _write(path: Path, corpus: Corpus) -> None:
     arrays = {}
     for split in SPLITS:
         counts = getattr(corpus, split)
@@ -66,8 +82,7 @@ def write_cache(path: Path, corpus: Corpus) -> None:
     write_aside(path, buffer.getbuffer())
 
 
-def read_cache(path: Path) -> Corpus:
-    """The corpus of `write_cache`; raises what numpy and zipfile raise for a file that is none."""
+def _read(path: Path) -> Corpus:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         words = arrays["words"].tolist()
 

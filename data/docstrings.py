@@ -15,7 +15,6 @@ import platform
 import re
 import sysconfig
 import warnings
-import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -25,7 +24,7 @@ import numpy as np
 import scipy.sparse
 from tqdm import tqdm
 
-from data import Corpus, DataError, frequent_words, read_cache, write_cache
+from data import Corpus, DataError, cached, frequent_words
 
 LIBRARIES = ("numpy", "scipy", "matplotlib", "torch")
 VOCABULARY = 10_000
@@ -42,18 +41,8 @@ def load(folder: Path = Path(__file__).parent) -> Corpus:
     """
     versions = {"Python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
     name = f"docstrings ({', '.join(f'{key} {value}' for key, value in versions.items())})"
-    cache = folder / f"docstrings-{hashlib.sha256(name.encode()).hexdigest()[:12]}.npz"
-    if cache.is_file():
-        try:
-            return read_cache(cache)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            print(f"{cache} cannot be read ({error}); parsing the sources again")
-    corpus = build(read(sources()), name)
-    try:
-        write_cache(cache, corpus)
-    except OSError as error:
-        print(f"the parsed corpus is not cached: {error}")
-    return corpus
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return cached(folder / f"docstrings-{digest}.npz", lambda: build(read(sources()), name))
 
 
 def sources() -> list[tuple[Path, str]]:

@@ -12,14 +12,13 @@ import io
 import os
 import socket
 import tarfile
-import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse
 
-from data import SPLITS, Corpus, DataError, frequent_words, read_cache, write_cache
+from data import SPLITS, Corpus, DataError, cached, frequent_words
 
 URL = "http://qwone.com/~jason/20Newsgroups/20news-bydate-matlab.tgz"
 NAME = "20 Newsgroups (bydate)"
@@ -45,18 +44,9 @@ def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> C
     named = archive or os.environ.get(ENVIRONMENT_VARIABLE)
     if named and not Path(named).is_file():
         raise DataError(f"no 20 Newsgroups archive at {named}; it can be had from {URL}")
-    cache = folder / f"20news-bydate-{VOCABULARY}.npz"
-    if cache.is_file():
-        try:
-            return read_cache(cache)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            print(f"{cache} cannot be read ({error}); parsing the archive again")
-    corpus = parse_archive(Path(named) if named else _archive(folder))
-    try:
-        write_cache(cache, corpus)
-    except OSError as error:  # a read-only installation costs a second at the next start, nothing else
-        print(f"the parsed corpus is not cached: {error}")
-    return corpus
+    return cached(
+        folder / f"20news-bydate-{VOCABULARY}.npz", lambda: parse_archive(Path(named) if named else _archive(folder))
+    )
 
 
 def _archive(folder: Path) -> Path:
@@ -73,7 +63,8 @@ def _archive(folder: Path) -> Path:
     except OSError as error:
         raise DataError(
             f"no 20 Newsgroups archive and no download ({getattr(error, 'reason', error)}): "
-            f"get {URL} and put it in {folder}, or name it with --archive or {ENVIRONMENT_VARIABLE}"
+            f"get {URL} and put it in {folder}, or name it with --archive or {ENVIRONMENT_VARIABLE}; or do without "
+            f"it, with --corpus docstrings"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -174,7 +174,7 @@ def test_a_missing_archive_says_where_it_is_to_be_had(tmp_path: Path, monkeypatc
     with pytest.raises(DataError, match=newsgroups.URL):
         newsgroups.load(tmp_path / "absent.tgz", tmp_path)
     monkeypatch.setattr(newsgroups, "URL", "http://127.0.0.1:9/archive.tgz")  # nothing listens on the discard port
-    with pytest.raises(DataError, match=r"no download .*NEWSGROUPS_ARCHIVE"):
+    with pytest.raises(DataError, match=r"no download .*NEWSGROUPS_ARCHIVE.*--corpus docstrings"):
         newsgroups.load(None, tmp_path)
     assert not list(tmp_path.iterdir())
 
