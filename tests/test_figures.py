@@ -88,13 +88,14 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
         f"costs {lost('e1'):.2f} nats of likelihood",
         f"rises from {train['e3_frozen']['elbo']:.1f} to {train['e3_joint']['elbo']:.1f}",
         f"by {worst:.1f} nats at worst, and ends {lost('e3'):.1f} below",
-        "ends at a likelihood of {:.1f} ({:.1f} with the exact gradient), maximum likelihood at {:.1f}".format(
+        "ends at a likelihood of {:.1f}, {:.1f} with the exact gradient, against {:.1f} of maximum likelihood".format(
             *(m["train"]["log_likelihood"] for m in scratch)
         ),
         "({:.1f}, {:.1f} and {:.1f} on the test set)".format(*(m["test"]["log_likelihood"] for m in scratch)),
         f"tight to {train['e1_scratch']['gap']:.2f} nats",
         f"is {exact['likelihood']['normaliser']['rms']:.1f} nats",
-        f"and {exact['e1_scratch']['normaliser']['rms']:.1f} after ELBO training from scratch",
+        f"{exact['e1_joint']['normaliser']['rms']:.1f} after joint training and "
+        f"{exact['e1_scratch']['normaliser']['rms']:.1f} from scratch",
         "DisARM reaches {} and {}, ARM {} and {}".format(
             *test("e1_b64_d0", "e1_b64_d0_seed2", "e1_b64_d0_arm", "e1_b64_d0_arm_seed2")
         ),
