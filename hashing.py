@@ -1095,17 +1095,17 @@ class ExactOptions:
     """b, number of Bernoulli latents; all 2^b codes are summed over"""
     decoder_layers: int = 0
     """d, number of hidden layers of 512 in the decoder"""
-    likelihood_epochs: int = 200
+    likelihood_epochs: int = 250
     """epochs of maximum likelihood for the decoder alone"""
-    encoder_epochs: int = 100
+    encoder_epochs: int = 60
     """epochs of the encoder alone, the decoder frozen"""
-    joint_epochs: int = 200
+    joint_epochs: int = 120
     """epochs of joint training, and of maximum likelihood going on beside it"""
-    scratch_epochs: int = 300
+    scratch_epochs: int = 250
     """epochs of joint training from scratch by DisARM and, for the first encoder, by the exact gradient too"""
     batch_size: int = 256
     """documents a step"""
-    lr: float = 1e-3
+    lr: float = 3e-3
     """learning rate of Adam, new in each stage"""
     seed: int = 1
     """seed of initialisation, data order and samples"""
