@@ -76,7 +76,9 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
     said = [
         "At b = 64, {}, {} and {} for d = 0, 1, 2".format(*test("e1_b64_d0", "e1_b64_d1", "e1_b64_d2")),
         "at b = 8, {} and {} for d = 1, 2".format(*test("e1_b8_d1", "e1_b8_d2")),
-        "is {}, {} and {} after 300 epochs".format(*test("e1_b8_d0", "e1_b16_d0", "e1_b32_d0")),
+        "at b = 32, d = 0, {} (397); at d = 0 the loss of b = 8 and 16 is {} and {} after 300 epochs".format(
+            *test("e1_b32_d0", "e1_b8_d0", "e1_b16_d0")
+        ),
         f"reaches {test('e2_b64_d0')[0]} in 300 epochs; fed counts, as the released loop does, "
         f"{metrics['e2_b64_d0']['test_counts_min']:.1f}",
         "it is at {}, {} and {}, e1 at {}, {} and {}; e3 is at {} (b = 8), and at {} once".format(
@@ -88,6 +90,7 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
         f"costs {lost('e1'):.2f} nats of likelihood",
         f"rises from {train['e3_frozen']['elbo']:.1f} to {train['e3_joint']['elbo']:.1f}",
         f"by {worst:.1f} nats at worst, and ends {lost('e3'):.1f} below",
+        f"costs {lost('e4'):.2f}, so what pulls",
         "ends at a likelihood of {:.1f}, {:.1f} with the exact gradient, against {:.1f} of maximum likelihood".format(
             *(m["train"]["log_likelihood"] for m in scratch)
         ),
