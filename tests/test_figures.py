@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import scipy.stats
 from toy import ROOT
 
 from figures import make
@@ -73,6 +74,10 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
     selected, refined = ([f"{m[key]:.1f}" for m in best] for key in ("test_selected", "test_refined"))
     worst = train["likelihood"]["log_likelihood"] - min(history["e3_joint"]["train_log_likelihood"])
     scratch = [exact[f"e1_{name}"] for name in ("scratch", "scratch_exact")] + [exact["likelihood"]]
+    arm = [
+        metrics[f"e1_b64_d0_arm{seed}"]["test_min"] - metrics[f"e1_b64_d0{seed}"]["test_min"] for seed in ("", "_seed2")
+    ]
+    interval = scipy.stats.t.ppf(0.975, 1) * abs(arm[0] - arm[1]) / 2
     said = [
         "At b = 64, {}, {} and {} for d = 0, 1, 2".format(*test("e1_b64_d0", "e1_b64_d1", "e1_b64_d2")),
         "at b = 8, {} and {} for d = 1, 2".format(*test("e1_b8_d1", "e1_b8_d2")),
@@ -102,7 +107,12 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
         "DisARM reaches {} and {}, ARM {} and {}".format(
             *test("e1_b64_d0", "e1_b64_d0_seed2", "e1_b64_d0_arm", "e1_b64_d0_arm_seed2")
         ),
-        "leave-one-out baseline {} (one seed)".format(*test("e1_b64_d0_reinforce")),
+        "leave-one-out baseline {} and {}".format(*test("e1_b64_d0_reinforce", "e1_b64_d0_reinforce_seed2")),
+        f"ARM less DisARM is {sum(arm) / 2:.1f} with a 95% interval of {interval:.1f} either way",
+        f"{len(list((ROOT / 'figures' / 'results' / 'hashing').glob('*.json')))} cells so far",
+        "{}, {} and {} (seeds 1 to 3".format(
+            *test("hashing_e1_64_0", "hashing_e1_64_0_seed2", "hashing_e1_64_0_seed3")
+        ),
         "ends at {}, {} and {}".format(*selected),
         "at {}, {} and {} with each".format(*refined),
         "{}, {}, {} / {}, {}, {}".format(*selected, *refined),
