@@ -59,7 +59,7 @@ def cli(
         sys.exit(code)
 
     if commands:
-        each = "; ".join(f"`{name}`: {run.__doc__.splitlines()[0]}" for name, (_, run) in commands.items())
+        each = "; ".join(f"`{name}`: {run.__doc__.splitlines()[0].rstrip('.')}" for name, (_, run) in commands.items())
         description = f"{description} Commands, each with --help of its own: {each}"
     default = tyro.MISSING_NONPROP
     if arguments and arguments[0] in commands:
