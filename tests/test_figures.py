@@ -74,6 +74,7 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
     selected, refined = ([f"{m[key]:.1f}" for m in best] for key in ("test_selected", "test_refined"))
     worst = train["likelihood"]["log_likelihood"] - min(history["e3_joint"]["train_log_likelihood"])
     scratch = [exact[f"e1_{name}"] for name in ("scratch", "scratch_exact")] + [exact["likelihood"]]
+    held = metrics["e1_b64_d0_heldout0.1"]
     arm = [
         metrics[f"e1_b64_d0_arm{seed}"]["test_min"] - metrics[f"e1_b64_d0{seed}"]["test_min"] for seed in ("", "_seed2")
     ]
@@ -117,6 +118,8 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
         "at {}, {} and {} with each".format(*refined),
         "{}, {}, {} / {}, {}, {}".format(*selected, *refined),
         f"{lost('e1'):.2f} / {lost('e3'):.1f} nats",
+        f"it is {held['test_selected']:.1f} at the selected epoch {held['selected_epoch']}; the smallest test loss of that "
+        f"run is {held['test_min']:.1f}",
         f"a precision@100 of {metrics['e1_b64_d0']['precision_at_100']:.3f}",
     ]
     for number in said:
