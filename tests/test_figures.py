@@ -118,8 +118,8 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
         "at {}, {} and {} with each".format(*refined),
         "{}, {}, {} / {}, {}, {}".format(*selected, *refined),
         f"{lost('e1'):.2f} / {lost('e3'):.1f} nats",
-        f"it is {held['test_selected']:.1f} at the selected epoch {held['selected_epoch']}; the smallest test loss of that "
-        f"run is {held['test_min']:.1f}",
+        f"it is {held['test_selected']:.1f} at the selected epoch {held['selected_epoch']}; "
+        f"the smallest test loss of that run is {held['test_min']:.1f}",
         f"a precision@100 of {metrics['e1_b64_d0']['precision_at_100']:.3f}",
     ]
     for number in said:
