@@ -57,7 +57,17 @@ from tqdm import tqdm
 from data import SPLITS, Corpus, docstrings, newsgroups, write_aside
 from disarm import ESTIMATORS, codes, log_bernoulli
 from figures import published, section5
-from figures.run import RunError, as_config, cli, pick_device, save_result, table, write_json
+from figures.run import (
+    RunError,
+    as_config,
+    cli,
+    native_precision,
+    pick_device,
+    same_options,
+    save_result,
+    table,
+    write_json,
+)
 
 HIDDEN = 512
 LEAK = 0.01  # slope of LeakyReLU
@@ -421,12 +431,6 @@ def kl_uniform(logits: Tensor) -> Tensor:
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def native_precision(device: torch.device) -> str:
-    """bfloat16 on a CPU with instructions for it, else float32."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    return "bfloat16" if capabilities.get("avx512_bf16") else "float32"
-
-
 @contextlib.contextmanager
 def products_in(precision: str) -> Iterator[None]:
     """Let float32 matrix products on the CPU round their factors, not their sums, to `precision`."""
@@ -630,7 +634,7 @@ class Trainer:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             before, done = state["config"], len(state["history"]["train"])
-            same_options(path, before, as_config(options))
+            same_options(path, before, as_config(options), FREE_ON_RESUME)
             if state["corpus"] != self.corpus:
                 raise RunError(f"--resume: {path} was trained on {state['corpus']}, not on {self.corpus}")
             one_pair = min(done, before["epochs"])
@@ -650,14 +654,6 @@ class Trainer:
             raise
         except Exception as error:  # torch raises anything from KeyError to UnpicklingError here
             raise RunError(f"{path} is no checkpoint: {(str(error) or 'empty').splitlines()[0]}") from error
-
-
-def same_options(path: Path, before: dict, now: dict, free: set[str] = FREE_ON_RESUME) -> None:
-    """Raise RunError if a result or checkpoint at `path` was made with other options, but for the `free` ones."""
-    for key in sorted((before.keys() | now.keys()) - free):
-        if before.get(key) != now.get(key):
-            name = key.replace("_", "-")
-            raise RunError(f"--resume: {path} was trained with --{name} {before.get(key)}, not {now.get(key)}")
 
 
 def train(options: Options, corpus: Corpus) -> dict:

@@ -34,3 +34,7 @@ TABLE3 = dict(zip(_CELLS, (
 # fmt: on
 # Table 3, column "ARM": e1, d = 0 in the original paper, by b.
 HASHING_ORIGINAL = {8: 423, 16: 409, 32: 396, 64: 392}
+
+# Section 4. The epoch whose generator the released code goes on from; the report trains on all of CelebA.
+DCGAN_EPOCH = 44
+CELEBA_IMAGES = 202_599

@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -125,6 +125,20 @@ def pick_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise RunError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def native_precision(device: torch.device) -> str:
+    """bfloat16 on a CPU with instructions for it, else float32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return "bfloat16" if capabilities.get("avx512_bf16") else "float32"
+
+
+def same_options(path: Path, before: Mapping, now: Mapping, free: Collection[str]) -> None:
+    """Raise RunError if a result or checkpoint at `path` was made with other options, but for the `free` ones."""
+    for key in sorted((before.keys() | now.keys()) - set(free)):
+        if before.get(key) != now.get(key):
+            name = key.replace("_", "-")
+            raise RunError(f"--resume: {path} was trained with --{name} {before.get(key)}, not {now.get(key)}")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,0 +1,151 @@
+"""CelebA, aligned and cropped, as the 64x64 images of Section 4: shorter side to 64, then the middle 64x64.
+
+Source: Z. Liu, P. Luo, X. Wang, X. Tang, "Deep Learning Face Attributes in the Wild", ICCV 2015; 202,599 images for
+non-commercial research, https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html.
+
+The images are decoded once, into one file of bytes beside this module that is memory-mapped afterwards (2.5 GB for all
+of them). It is never held in memory as a whole.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets import CelebA
+from torchvision.transforms import functional as transforms
+from tqdm import tqdm
+
+from data import DataError
+
+NAME = "CelebA"
+PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+ARCHIVE = "img_align_celeba.zip"
+FOLDER = "img_align_celeba"
+ENVIRONMENT_VARIABLE = "CELEBA_IMAGES"
+SIZE = 64
+SUFFIXES = {".jpg", ".jpeg", ".png"}
+NAMED = 5  # unreadable images that are named; the others are counted
+
+
+def load(images: Path | None = None, folder: Path = Path(__file__).parent) -> np.ndarray:
+    """All images, uint8, shape (N, 3, 64, 64), red green blue, memory-mapped, in the order of their names.
+
+    images: img_align_celeba.zip, or a folder with the images anywhere in it. None looks at the environment variable
+        CELEBA_IMAGES, then for the zip or the folder img_align_celeba in `folder`, then has torchvision download it.
+    Unreadable images are left out, named and counted on the terminal.
+    Raises DataError, one line, if there are no images.
+    """
+    named = images or os.environ.get(ENVIRONMENT_VARIABLE)
+    source = Path(named) if named else _find(folder)
+    if not source.exists():
+        raise DataError(f"no CelebA images at {source}; {ARCHIVE} can be had from {PAGE}")
+    with _opened(source) as (names, fingerprint, read):
+        if not names:
+            raise DataError(f"{source}: no image in it ({', '.join(sorted(SUFFIXES))})")
+        path = folder / f"celeba-{SIZE}-{fingerprint}.npy"
+        if path.is_file():
+            try:
+                return np.load(path, mmap_mode="r")
+            except (OSError, ValueError, EOFError) as error:
+                print(f"{path} cannot be read ({error}); making it again")
+        _decode(source, names, read, path)
+    return np.load(path, mmap_mode="r")
+
+
+def _find(folder: Path) -> Path:
+    found = [folder / part / name for part in ("", "celeba") for name in (ARCHIVE, FOLDER)]
+    for path in found:
+        if path.exists():
+            return path
+    print(f"downloading CelebA into {folder}")
+    try:
+        CelebA(str(folder), download=True)  # to folder/celeba, unpacked
+    except Exception as error:  # torchvision raises RuntimeError, gdown and requests their own
+        raise DataError(
+            f"no CelebA images and no download ({(str(error) or type(error).__name__).splitlines()[0]}): get {ARCHIVE} "
+            f"from {PAGE} and put it in {folder}, or name it with --images or {ENVIRONMENT_VARIABLE}; or do without, "
+            f"with --data faces"
+        ) from error
+    return found[-1]
+
+
+@contextlib.contextmanager
+def _opened(source: Path) -> Iterator[tuple[list[str], str, Callable[[str], bytes]]]:
+    """The images' names, a digest that changes with the source, and what reads one."""
+    if source.is_dir():
+        paths = sorted(path for path in source.rglob("*") if _is_image(path.relative_to(source)))
+        marks = [(str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        yield [mark[0] for mark in marks], _digest(marks), lambda name: (source / name).read_bytes()
+        return
+    try:
+        archive = zipfile.ZipFile(source)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{source} is no folder and no zip file: {error}") from error
+    with archive:
+        members = sorted(
+            (member for member in archive.infolist() if _is_image(Path(member.filename))), key=lambda m: m.filename
+        )
+        lock = threading.Lock()
+
+        def read(name: str) -> bytes:
+            with lock:  # one file position for all threads
+                return archive.read(name)
+
+        yield [m.filename for m in members], _digest([(m.filename, m.file_size, m.CRC) for m in members]), read
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and "__MACOSX" not in path.parts
+
+
+def _digest(marks: list[tuple]) -> str:
+    return hashlib.sha256(repr(marks).encode()).hexdigest()[:12]
+
+
+def _decode(source: Path, names: list[str], read: Callable[[str], bytes], path: Path) -> None:
+    """Write the images of `source` to `path`, aside and then renamed; unreadable ones leave no gap."""
+
+    def decoded(name: str) -> np.ndarray | None:
+        try:
+            with Image.open(io.BytesIO(read(name))) as image:
+                small = transforms.resize(image.convert("RGB"), SIZE)
+                return np.asarray(transforms.center_crop(small, SIZE)).transpose(2, 0, 1)
+        except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError):
+            return None
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    unreadable, count = [], 0
+    try:
+        table = np.lib.format.open_memmap(aside, "w+", np.uint8, (len(names), 3, SIZE, SIZE))
+        with ThreadPoolExecutor() as pool:  # decoding and resizing let other threads run
+            images = tqdm(pool.map(decoded, names), total=len(names), desc=f"decoding {source.name}", unit="image")
+            for name, image in zip(names, images, strict=True):
+                if image is None:
+                    unreadable.append(name)
+                else:
+                    table[count] = image
+                    count += 1
+        if not count:
+            raise DataError(f"{source}: none of its {len(names)} images can be read")
+        table.flush()
+        if unreadable:
+            shown = ", ".join(unreadable[:NAMED]) + (", ..." if len(unreadable) > NAMED else "")
+            print(f"{source}: {len(unreadable)} of {len(names)} images cannot be read and are left out: {shown}")
+            whole = np.lib.format.open_memmap(f"{aside}.whole", "w+", np.uint8, (count, 3, SIZE, SIZE))
+            whole[:] = table[:count]
+            whole.flush()
+            Path(f"{aside}.whole").replace(aside)
+        aside.replace(path)
+    finally:
+        for left in (aside, Path(f"{aside}.whole")):
+            left.unlink(missing_ok=True)
