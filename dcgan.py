@@ -261,11 +261,11 @@ def as_bytes(images: Tensor) -> Tensor:
     return ((images * 127.5 + 128).clamp(0, 255)).byte()
 
 
-def save_grid(path: Path, images: Tensor, columns: int = 8) -> None:
-    """Write images (N, 3, 64, 64) in [-1, 1] as one PNG."""
+def png(images: Tensor, columns: int = 8) -> bytes:
+    """Images (N, 3, 64, 64) in [-1, 1] in rows, as one PNG."""
     buffer = io.BytesIO()
     save_image(as_bytes(images).float() / 255, buffer, format="png", nrow=columns, padding=1, pad_value=1.0)
-    write_aside(path, buffer.getbuffer())
+    return buffer.getvalue()
 
 
 def save_torch(path: Path, value: object) -> None:
@@ -451,7 +451,7 @@ def main(options: Options) -> None:
                 f"epoch {epoch} Fréchet {history['frechet'][-1]:.1f}, smallest {min(history['frechet']):.1f}"
             )
             grid = torch.cat(list(trainer.generated(GRID)))
-            save_grid(options.out / "grids" / f"epoch_{epoch:03d}.png", grid)
+            write_aside(options.out / "grids" / f"epoch_{epoch:03d}.png", png(grid))
             networks = {name: network.state_dict() for name, network in trainer.networks.items()}
             save_torch(options.out / "epochs" / f"{epoch:03d}.pt", networks)
             trainer.save(checkpoint)
@@ -462,9 +462,10 @@ def main(options: Options) -> None:
     selected, history = trainer.selected, trainer.history
     networks = load_torch(options.out / "epochs" / f"{selected:03d}.pt", "epoch of dcgan.py")
     width = {key: getattr(options, key) for key in ("nz", "ngf", "ndf")}
-    save_torch(options.out / "ground_truth.pt", {"width": width, "epoch": selected, "data": options.data} | networks)
+    kept = {"width": width, "epoch": selected, "data": options.data, "seed": options.seed}
+    save_torch(options.out / "ground_truth.pt", kept | networks)
     trainer.generator.load_state_dict(networks["generator"])
-    save_grid(options.out / "grid.png", torch.cat(list(trainer.generated(GRID))))
+    write_aside(options.out / "grid.png", png(torch.cat(list(trainer.generated(GRID)))))
     metrics = {
         "selected_epoch": selected,
         "frechet_selected": history["frechet"][selected - 1],

@@ -44,8 +44,7 @@ def load(images: Path | None = None, folder: Path = Path(__file__).parent) -> np
     Unreadable images are left out, named and counted on the terminal.
     Raises DataError, one line, if there are no images.
     """
-    named = images or os.environ.get(ENVIRONMENT_VARIABLE)
-    source = Path(named) if named else _find(folder)
+    source = find(images, folder) or _downloaded(folder)
     if not source.exists():
         raise DataError(f"no CelebA images at {source}; {ARCHIVE} can be had from {PAGE}")
     with _opened(source) as (names, fingerprint, read):
@@ -61,11 +60,14 @@ def load(images: Path | None = None, folder: Path = Path(__file__).parent) -> np
     return np.load(path, mmap_mode="r")
 
 
-def _find(folder: Path) -> Path:
-    found = [folder / part / name for part in ("", "celeba") for name in (ARCHIVE, FOLDER)]
-    for path in found:
-        if path.exists():
-            return path
+def find(images: Path | None = None, folder: Path = Path(__file__).parent) -> Path | None:
+    """Where the images are or, if `images` or the environment variable says so, should be; None: they are nowhere."""
+    named = images or os.environ.get(ENVIRONMENT_VARIABLE)
+    places = [folder / part / name for part in ("", "celeba") for name in (ARCHIVE, FOLDER)]
+    return Path(named) if named else next((path for path in places if path.exists()), None)
+
+
+def _downloaded(folder: Path) -> Path:
     print(f"downloading CelebA into {folder}")
     try:
         CelebA(str(folder), download=True)  # to folder/celeba, unpacked
@@ -75,7 +77,7 @@ def _find(folder: Path) -> Path:
             f"from {PAGE} and put it in {folder}, or name it with --images or {ENVIRONMENT_VARIABLE}; or do without, "
             f"with --data faces"
         ) from error
-    return found[-1]
+    return folder / "celeba" / FOLDER
 
 
 @contextlib.contextmanager

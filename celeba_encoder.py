@@ -1,0 +1,671 @@
+"""An encoder fitted to a GAN's generator taken as ground truth (Section 4): the first row of Table 1.
+
+Ground truth: z ~ N(0, I) in R^100, x ~ N(g*(z), sigma^2 I), sigma = 0.05, with g* the generator that `dcgan.py`
+selected. Encoder: q(z given x) = N(mu(x), diag s(x)^2), the discriminator's trunk and a 4x4 convolution to (mu, log s)
+that begins at zero. It is trained by maximising log q(z given x) on fresh pairs. What the report's text and its code do
+differently is --protocol:
+
+                     paper (default)                        published
+  batch norm of g*   evaluation mode: a fixed function      training mode: an image depends on its batch
+  ... in the tests   evaluation mode                        training mode; images for FID one at a time
+  Adam               2e-4                                   2e-5, betas (0.5, 0.999)
+
+Under `paper` the encoder's batch norm learns its statistics in training, and takes them anew from 200 batches after it.
+
+The report at the end is shared with `celeba_joint.py`. On fresh samples of the ground truth: ELBO with its parts, lower
+bounds of log p(x) from many samples (importance weighting), the aggregate posterior, Fréchet distances between
+x* = g*(z) and its re-decoding g(z'), z' ~ q(z given x). And without an encoder, from the Jacobian of g* at the true z
+(Laplace): log p(x), and what the best factorized Gaussian would lose of it.
+
+All quantities are in nats an image, of 12,288 dimensions.
+"""
+
+import base64
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from tqdm import tqdm
+
+from data import celeba, faces
+from dcgan import (
+    Discriminator,
+    Features,
+    Generator,
+    Moments,
+    frechet_distance,
+    inception,
+    initialise,
+    load_torch,
+    moments,
+    png,
+    save_torch,
+    trunk,
+)
+from figures import published, section4
+from figures.run import (
+    RunError,
+    as_config,
+    cli,
+    native_precision,
+    pick_device,
+    same_options,
+    save_result,
+    table,
+)
+
+Protocol = Literal["paper", "published"]
+ADAM = {"paper": (2e-4, (0.9, 0.999)), "published": (2e-5, (0.5, 0.999))}  # learning rate, betas
+FREE_ON_RESUME = {"resume", "checkpoint_every", "images", "out"}
+IMPORTANCE_SAMPLES = (1, 10, 100)
+NETWORKS = ("truth", "encoder", "decoder")  # of a VAE
+COLUMNS = 8  # images in the figure
+SHARED = {"truth", "noisy", "truth_prior", "real"}  # streams of images that joint training does not change
+CALIBRATION = 200  # batches from which the encoder's batch norm takes its statistics
+
+
+@dataclass(frozen=True)
+class Options:
+    ground_truth: Path = Path("runs/dcgan/ground_truth.pt")
+    """generator and discriminator kept by dcgan.py"""
+    protocol: Protocol = "paper"
+    """batch norm and Adam as the report's text says, or as its code does"""
+    iterations: int = 1_000_000
+    """steps of Adam"""
+    batch_size: int = 128
+    """fresh samples a step"""
+    lr: float | None = None
+    """learning rate; default: that of the protocol, 2e-4 or 2e-5"""
+    sigma: float = 0.05
+    """standard deviation of a pixel about g*(z), images being in [-1, 1]"""
+    test_images: int = 10_000
+    """fresh samples for ELBO and aggregate posterior"""
+    bound_images: int = 200
+    """of these, how many get importance-weighted bounds"""
+    laplace_images: int = 64
+    """of these, how many get log p(x) from the Jacobian"""
+    fid_images: int = 200_000
+    """images a side for Fréchet distances"""
+    fid_dims: Literal[0, 64, 192, 768, 2048] = 2048
+    """which of Inception's features; 0: no FID"""
+    track: int = 20
+    """how often ELBO and Fréchet distances are taken along the training"""
+    track_images: int = 1000
+    """images for these"""
+    images: Path | None = None
+    """real images to compare with, as in dcgan.py; CelebA is not downloaded for this"""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """arithmetic of training and of Inception; default: bfloat16 on a CPU with instructions for it, else float32"""
+    checkpoint_every: int = 1000
+    """steps between checkpoints"""
+    seed: int = 0
+    """seed of initialisation and samples"""
+    device: str | None = None
+    """where to train; default: the accelerator if there is one, else the CPU"""
+    resume: bool = False
+    """go on from the checkpoint in --out, bit by bit as if never stopped (on the CPU)"""
+    out: Path = Path("runs/celeba_encoder")
+    """folder for model.pt, the figure and result.json"""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def check(options: Any) -> None:
+    """Raise ValueError, one line, for options of this script or of celeba_joint.py that make no sense."""
+    for name in ("iterations", "batch_size", "bound_images", "laplace_images", "track", "checkpoint_every"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
+    for name in ("test_images", "fid_images", "track_images"):
+        if getattr(options, name) < 2:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 2, not {getattr(options, name)}")
+    for name in ("lr", "sigma"):
+        value = getattr(options, name, None)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} must be a positive number, not {value}")
+
+
+QUICK = {
+    "test_images": 2000,
+    "bound_images": 50,
+    "laplace_images": 16,
+    "fid_images": 2000,
+    "fid_dims": 0,
+    "track": 6,
+    "track_images": 500,
+}
+PRESETS = {
+    "quick": (Options(iterations=1500, **QUICK), "after `dcgan.py --preset quick`: minutes on two cores, no FID")
+}
+
+
+# --- model ----------------------------------------------------------------------------------------------------------
+
+
+class Encoder(nn.Module):
+    """Images (N, 3, 64, 64) -> mu, log s, each (N, nz)."""
+
+    def __init__(self, nz: int, ndf: int):
+        super().__init__()
+        self.trunk = trunk(ndf).apply(initialise)
+        self.head = nn.Conv2d(8 * ndf, 2 * nz, 4)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu, log_s = self.head(self.trunk(x)).float().flatten(1).chunk(2, 1)
+        return mu, log_s
+
+
+def log_normal(x: Tensor, mean: Tensor, log_s: Tensor) -> Tensor:
+    """log N(x; mean, diag s^2), summed over all dimensions but the first."""
+    return (-0.5 * ((x - mean) / log_s.exp()) ** 2 - log_s - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+
+
+def kl_to_prior(mu: Tensor, log_s: Tensor) -> Tensor:
+    """KL(N(mu, diag s^2) || N(0, I)), (N,), of mu and log s, (N, nz)."""
+    return 0.5 * (mu**2 + (2 * log_s).exp() - 1 - 2 * log_s).sum(1)
+
+
+class VAE(nn.Module):
+    """Ground truth g*, encoder, and the decoder g, which is g* itself until joint training.
+
+    sigma: of the ground truth. log_sigma: of the decoder, a scalar; apart from it only with --learn-sigma.
+    """
+
+    def __init__(self, truth: Generator, encoder: Encoder, sigma: float, decoder: Generator | None = None):
+        super().__init__()
+        self.truth, self.encoder, self.decoder = truth.requires_grad_(False), encoder, decoder or truth
+        self.sigma = sigma
+        self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)), requires_grad=False)
+
+    def sample(self, z: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents (N, nz) -> x* = g*(z) and x ~ N(x*, sigma^2 I), float32."""
+        with torch.no_grad():
+            clean = self.truth(z).float()
+            return clean, clean + self.sigma * normal(clean.shape, noise)
+
+    def elbo(self, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        """One sample z ~ q(z given x), images (N, 3, 64, 64): the ELBO (N,), its data term and KL; q and g(z).
+
+        ELBO = log N(x; g(z), sigma^2 I) - KL(q(z given x) || N(0, I)), equation 1 of the report rearranged.
+        """
+        mu, log_s = self.encoder(x)
+        z = mu + log_s.exp() * normal(mu.shape, noise)
+        decoded = self.decoder(z).float()
+        data, kl = log_normal(x, decoded, self.log_sigma), kl_to_prior(mu, log_s)
+        return {"elbo": data - kl, "data": data, "kl": kl, "mu": mu, "log_s": log_s, "z": z, "decoded": decoded}
+
+
+def normal(shape: torch.Size, noise: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=noise, device=noise.device)
+
+
+def noise_surplus(x: Tensor, clean: Tensor, sigma: float) -> Tensor:
+    """By how many nats (N,) the noise of x = x* + sigma e is larger than expected: (|e|^2 - dimensions) / 2.
+
+    Its mean is zero and it is common to all log-likelihoods of x; added to them it takes away most of their variance.
+    """
+    return 0.5 * ((((x - clean) / sigma) ** 2).flatten(1).sum(1) - clean[0].numel())
+
+
+@contextlib.contextmanager
+def modes(vae: VAE, *batch_statistics: str, learning: bool = False) -> Iterator[None]:
+    """The named networks of `vae` normalise each batch by its own statistics; the others are in evaluation mode.
+
+    learning: whether running statistics follow the batches. Those of g* never do.
+    """
+    vae.eval()
+    fixed = set(vae.truth.modules())
+    layers = [m for name in batch_statistics for m in getattr(vae, name).modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.train()
+        if layer in fixed or not learning:
+            layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in reversed(list(zip(layers, momenta, strict=True))):
+            layer.momentum = momentum
+        vae.eval()
+
+
+# --- evaluation, shared with celeba_joint.py ------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def mean_elbo(vae: VAE, count: int, options: Any, device: torch.device) -> dict[str, Any]:
+    """Means over `count` fresh samples, the same ones at each call; the networks' modes are the caller's.
+
+    elbo, data, kl: nats. log_q: of the true z. squared_error: of g(z) against x*, a pixel and channel.
+    mean, variance: of the aggregate posterior, a list over dimensions.
+    """
+    noise = torch.Generator(device).manual_seed(1_000_003 + options.seed)
+    nz, sums, first, second, done = vae.encoder.head.out_channels // 2, {}, 0.0, 0.0, 0
+    while done < count:
+        z = normal(torch.Size((min(options.batch_size, count - done), nz)), noise)
+        clean, x = vae.sample(z, noise)
+        found = vae.elbo(x, noise)
+        mu, log_s = found["mu"].double(), found["log_s"].double()
+        surplus = noise_surplus(x, clean, vae.sigma)
+        values = {"elbo": found["elbo"] + surplus, "data": found["data"] + surplus, "kl": found["kl"]}
+        values["log_q"] = log_normal(z, found["mu"], found["log_s"])
+        values["squared_error"] = ((found["decoded"] - clean) ** 2).mean((1, 2, 3))
+        for key, value in values.items():
+            sums[key] = sums.get(key, 0.0) + value.double().sum()
+        first, second = first + mu.sum(0), second + (mu**2 + (2 * log_s).exp()).sum(0)
+        done += len(z)
+    mean = first / count
+    return {key: (value / count).item() for key, value in sums.items()} | {
+        "mean": mean.tolist(),
+        "variance": (second / count - mean**2).tolist(),
+    }
+
+
+@torch.no_grad()
+def importance_bounds(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
+    """Lower bounds of log p(x) under the decoder, for k = 1, 10, 100 samples of q (Burda et al. 2016, equation 8)."""
+    noise = torch.Generator(device).manual_seed(2_000_003 + options.seed)
+    nz, most = vae.encoder.head.out_channels // 2, max(IMPORTANCE_SAMPLES)
+    weights = []
+    for _ in range(options.bound_images):
+        clean, x = vae.sample(normal(torch.Size((1, nz)), noise), noise)
+        mu, log_s = vae.encoder(x)
+        z = mu + log_s.exp() * normal(torch.Size((most, nz)), noise)
+        log_p = log_normal(x, vae.decoder(z).float(), vae.log_sigma) + log_normal(z, 0 * z, 0 * z)
+        log_p = log_p + noise_surplus(x, clean, vae.sigma)
+        weights.append((log_p - log_normal(z, mu, log_s.expand_as(z))).double())
+    table = torch.stack(weights)  # (images, samples)
+    return {str(k): (table.unflatten(1, (-1, k)).logsumexp(2) - math.log(k)).mean().item() for k in IMPORTANCE_SAMPLES}
+
+
+def laplace(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
+    """log p(x) under the ground truth, and the best factorized Gaussian, with g* linear about the true z.
+
+    Then the posterior is Gaussian with precision H = I + J'J / sigma^2, J the Jacobian of g*; with x = g*(z) + sigma e
+    its mode lies at z + H^-1 b, b = J'e / sigma - z, and
+        log p(x) = log p(x, z) + b'H^-1 b / 2 + log(2 pi) nz / 2 - log det H / 2.
+    The factorized Gaussian that is closest in KL has the precisions H_ii; it loses (sum log H_ii - log det H) / 2.
+    """
+    noise = torch.Generator(device).manual_seed(3_000_003 + options.seed)
+    nz = vae.encoder.head.out_channels // 2
+    totals = {"evidence": 0.0, "factorization": 0.0, "log_det": 0.0}
+    for _ in range(options.laplace_images):
+        z = normal(torch.Size((1, nz)), noise)
+        e = normal(vae.truth(z).shape, noise)
+        with warnings.catch_warnings():  # torch's own use of torch.jit
+            warnings.simplefilter("ignore", FutureWarning)
+            # One image a direction: in evaluation mode they do not see each other.
+            tangents = torch.func.jvp(vae.truth, (z.repeat(nz, 1),), (torch.eye(nz, device=device),))[1]
+        jacobian = tangents.flatten(1).double()  # (nz, pixels)
+        precision = torch.eye(nz, dtype=torch.float64, device=device) + jacobian @ jacobian.T / vae.sigma**2
+        b = jacobian @ e.flatten().double() / vae.sigma - z[0].double()
+        expected = -0.5 * e.numel() * (1 + math.log(2 * math.pi * vae.sigma**2))  # of log N(x; x*, sigma^2 I)
+        log_joint = expected + log_normal(z, 0 * z, 0 * z)
+        log_det = torch.logdet(precision)
+        totals["evidence"] += (
+            log_joint.double().item()
+            + 0.5 * (b @ torch.linalg.solve(precision, b)).item()
+            + 0.5 * nz * math.log(2 * math.pi)
+            - 0.5 * log_det.item()
+        )
+        totals["factorization"] += 0.5 * (precision.diagonal().log().sum() - log_det).item()
+        totals["log_det"] += log_det.item()
+    return {key: value / options.laplace_images for key, value in totals.items()}
+
+
+class Images:
+    """Streams of images for Fréchet distances; each call of one begins the same stream anew.
+
+    one_by_one: the networks in training mode, an image at a time, as the released code makes the images for FID.
+    """
+
+    def __init__(self, vae: VAE, count: int, batch_size: int, seed: int, device: torch.device, one_by_one: bool):
+        self.vae, self.count, self.device, self.one_by_one = vae, count, device, one_by_one
+        self.batch_size, self.seed = batch_size, seed
+
+    @torch.no_grad()
+    def __call__(self, kind: str) -> Iterator[Tensor]:
+        """Batches of `kind`: truth (x*), noisy (x), decoded (g(z'), z' ~ q), noisy_decoded (with the truth's sigma),
+        prior (g(z) of other z), truth_prior (g*(z) of the same other z).
+        """
+        prior = kind.endswith("prior")
+        noise = torch.Generator(self.device).manual_seed(self.seed + 4_000_037 + prior)
+        nz, vae, done = self.vae.encoder.head.out_channels // 2, self.vae, 0
+        with modes(vae, *(NETWORKS if self.one_by_one else ())):
+            while done < self.count:
+                z = normal(torch.Size((min(self.batch_size, self.count - done), nz)), noise)
+                done += len(z)
+                if prior:
+                    yield self.each(vae.decoder if kind == "prior" else vae.truth, z)
+                    continue
+                clean = self.each(vae.truth, z)
+                x = clean + vae.sigma * normal(clean.shape, noise)
+                if kind in ("truth", "noisy"):
+                    yield clean if kind == "truth" else x
+                    continue
+                mu, log_s = (torch.cat(part) for part in zip(*map(vae.encoder, self.pieces(x)), strict=True))
+                decoded = self.each(vae.decoder, mu + log_s.exp() * normal(mu.shape, noise))
+                yield decoded + vae.sigma * normal(decoded.shape, noise) if kind == "noisy_decoded" else decoded
+
+    def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.split(1) if self.one_by_one else (x,)
+
+    def each(self, network: nn.Module, x: Tensor) -> Tensor:
+        return torch.cat([network(piece).float() for piece in self.pieces(x)])
+
+
+# Pairs of streams whose distance is reported. Of a frozen decoder, which is g* itself, the first four.
+FROZEN_DISTANCES = {
+    "means": ("truth", "decoded"),
+    "noise_alone": ("truth", "noisy"),
+    "floor": ("truth", "truth_prior"),
+    "truth_to_real": ("truth_prior", "real"),
+}
+DISTANCES = FROZEN_DISTANCES | {
+    "noise_on_one_side": ("truth", "noisy_decoded"),
+    "prior": ("truth", "prior"),
+    "prior_to_real": ("prior", "real"),
+}
+
+
+def frechet_distances(
+    features: Features, images: Images, real: Tensor | None, known: Mapping[str, Moments]
+) -> tuple[dict[str, float | None], dict[str, Moments]]:
+    """The distances of DISTANCES in one feature space, None where there are no real images; and all moments.
+
+    known: moments of streams that need not be computed again.
+    """
+    pairs = FROZEN_DISTANCES if images.vae.decoder is images.vae.truth else DISTANCES
+    found = dict(known)
+    for kind in tqdm(dict.fromkeys(k for pair in pairs.values() for k in pair), desc="features", leave=False):
+        if kind == "real" and real is not None and kind not in found:
+            parts = real[: images.count].split(images.batch_size)
+            found[kind] = moments(features, (part.to(images.device).float() / 127.5 - 1 for part in parts))
+        elif kind != "real" and kind not in found:
+            found[kind] = moments(features, images(kind))
+    distances = {
+        name: frechet_distance(found[a], found[b]) if a in found and b in found else None
+        for name, (a, b) in pairs.items()
+    }
+    return distances, found
+
+
+def feature_spaces(options: Any, discriminator: Discriminator, device: torch.device) -> dict[str, Features]:
+    """The trained discriminator's features; and Inception's, if its weights can be had and --fid-dims is not 0."""
+    spaces: dict[str, Features] = {"discriminator": discriminator.features}
+    if options.fid_dims:
+        try:
+            spaces["inception"] = inception(options.fid_dims, device, options.precision)
+        except RunError as error:
+            print(f"{error}. FID: no weights")
+    return spaces
+
+
+def real_images(options: Any, ground_truth: Mapping) -> Tensor | None:
+    """Images like those that the GAN learned, uint8 (N, 3, 64, 64), or None where there are none."""
+    if ground_truth["data"] == "faces":
+        return torch.from_numpy(faces.draw(min(options.fid_images, 10_000), ground_truth["seed"]))
+    source = celeba.find(options.images)
+    return None if source is None else torch.from_numpy(celeba.load(source)[: options.fid_images])
+
+
+def report(
+    vae: VAE, options: Any, spaces: Mapping[str, Features], real: Tensor | None, known: Mapping, device: torch.device
+) -> tuple[dict[str, Any], dict[str, dict[str, Moments]]]:
+    """All of the evaluation, and the moments of images that a later report need not compute again."""
+    start = time.perf_counter()
+    with modes(vae):
+        metrics = mean_elbo(vae, options.test_images, options, device)
+        metrics["bounds"] = importance_bounds(vae, options, device)
+        metrics["laplace"] = laplace(vae, options, device)
+    if options.protocol == "published":
+        with modes(vae, *NETWORKS):
+            metrics["batch_statistics"] = mean_elbo(vae, options.test_images, options, device)
+    images = Images(vae, options.fid_images, options.batch_size, options.seed, device, options.protocol == "published")
+    metrics["frechet"], kept = {}, {}
+    for name, features in spaces.items():
+        metrics["frechet"][name], kept[name] = frechet_distances(features, images, real, known.get(name, {}))
+    metrics["sigma"] = vae.log_sigma.exp().item()
+    metrics["seconds"] = time.perf_counter() - start
+    return metrics, kept
+
+
+def strips(vae: VAE, options: Any, device: torch.device) -> dict[str, str]:
+    """Rows of images for the figure, as PNG in base64: x*, x, g(z') and g(z') with the decoder's noise."""
+    one_by_one = options.protocol == "published"
+    kinds = {
+        kind: next(Images(vae, COLUMNS, COLUMNS, options.seed, device, one_by_one)(kind))
+        for kind in ("truth", "noisy", "decoded")
+    }
+    noise = torch.Generator(device).manual_seed(options.seed)
+    kinds["sampled"] = kinds["decoded"] + vae.log_sigma.exp().detach() * normal(kinds["decoded"].shape, noise)
+    return {kind: base64.b64encode(png(images, COLUMNS)).decode() for kind, images in kinds.items()}
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """A training by Adam on fresh samples, tracked, with checkpoints: that of the encoder, and the joint one.
+
+    objective: a loss, nats an image, of latents z (N, nz), images x, and the noise's stream.
+    """
+
+    def __init__(
+        self,
+        vae: VAE,
+        objective: Callable[[Tensor, Tensor, torch.Generator], Tensor],
+        adam: tuple[float, tuple[float, float]],
+        options: Any,
+        spaces: Mapping[str, Features],
+        device: torch.device,
+    ):
+        self.vae, self.objective, self.options, self.spaces, self.device = vae, objective, options, spaces, device
+        parameters = [p for p in vae.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(parameters, options.lr or adam[0], betas=adam[1], fused=True)
+        self.noise = torch.Generator(device).manual_seed(options.seed)
+        self.history: dict[str, list] = {key: [] for key in ("iteration", "loss", "elbo", "data", "kl", "sigma")}
+        self.history |= {f"frechet_{name}": [] for name in spaces}
+        self.iteration, self.sum, self.seconds, self.known = 0, 0.0, 0.0, {}
+
+    def step(self) -> Tensor:
+        nz = self.vae.encoder.head.out_channels // 2
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
+            z = normal(torch.Size((self.options.batch_size, nz)), self.noise)
+            loss = self.objective(z, self.vae.sample(z, self.noise)[1], self.noise)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def track(self) -> None:
+        """Add a point to the curves."""
+        options, vae = self.options, self.vae
+        one_by_one = options.protocol == "published"
+        with modes(vae, *(NETWORKS if one_by_one else ())):
+            found = mean_elbo(vae, options.track_images, options, self.device)
+        images = Images(vae, options.track_images, options.batch_size, options.seed, self.device, one_by_one)
+        for name, features in self.spaces.items():
+            if name not in self.known:
+                self.known[name] = moments(features, images("truth"))
+            distance = frechet_distance(self.known[name], moments(features, images("decoded")))
+            self.history[f"frechet_{name}"].append(distance)
+        since = self.iteration - (self.history["iteration"][-1] if self.history["iteration"] else 0)
+        values = {"iteration": self.iteration, "loss": float(self.sum) / since if since else None}
+        values |= {key: found[key] for key in ("elbo", "data", "kl")} | {"sigma": vae.log_sigma.exp().item()}
+        for key, value in values.items():
+            if value is not None and not math.isfinite(value):
+                raise FloatingPointError(f"the {key} is {value} at iteration {self.iteration}; try a smaller --lr")
+            self.history[key].append(value)
+        self.sum = 0.0
+
+    def run(self, batch_statistics: tuple[str, ...], checkpoint: Path) -> None:
+        """Train to --iterations, from the checkpoint if there is one, with the named networks in training mode."""
+        total, options = self.options.iterations, self.options
+        points = {round(total * i / options.track) for i in range(options.track + 1)}
+        if checkpoint.exists():
+            self.load(checkpoint)
+        with tqdm(total=total, initial=self.iteration, desc="training", unit="step") as bar:
+            while True:
+                if self.iteration in points and self.iteration not in self.history["iteration"]:
+                    self.track()
+                    bar.set_postfix_str(f"ELBO {self.history['elbo'][-1]:.0f}")
+                if self.iteration and (self.iteration % options.checkpoint_every == 0 or self.iteration == total):
+                    self.save(checkpoint)
+                if self.iteration == total:
+                    return
+                start = time.perf_counter()
+                stop = min(total, (self.iteration // options.checkpoint_every + 1) * options.checkpoint_every)
+                stop = min([stop, *(point for point in points if point > self.iteration)])
+                with modes(self.vae, *batch_statistics, learning=True):
+                    while self.iteration < stop:
+                        self.sum = self.sum + self.step()
+                        self.iteration += 1
+                        bar.update()
+                self.seconds += time.perf_counter() - start
+
+    def save(self, path: Path) -> None:
+        state = {
+            "config": as_config(self.options),
+            "vae": self.vae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "noise": self.noise.get_state(),
+            "history": self.history,
+            "iteration": self.iteration,
+            "sum": torch.as_tensor(self.sum),
+            "seconds": self.seconds,
+        }
+        save_torch(path, state)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other options."""
+        state = load_torch(path, "checkpoint")
+        try:
+            same_options(path, state["config"], as_config(self.options), FREE_ON_RESUME)
+            if state["history"].keys() != self.history.keys():
+                raise RunError(f"--resume: {path} was tracked with Inception's weights, or without, and now it is not")
+            self.vae.load_state_dict(state["vae"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.noise.set_state(state["noise"])
+            self.history, self.iteration = state["history"], state["iteration"]
+            self.sum, self.seconds = state["sum"].to(self.device), state["seconds"]
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{path} is no checkpoint of this script: no {error}") from error
+
+
+def networks_of(kept: Any, path: Path, device: torch.device) -> tuple[Generator, Discriminator, dict[str, Any]]:
+    """Generator and discriminator as kept by dcgan.py, in evaluation mode, and what else it said of them.
+
+    Raises RunError, one line naming `path`, if `kept` is something else.
+    """
+    try:
+        width = kept["width"]
+        generator, discriminator = Generator(width["nz"], width["ngf"]), Discriminator(width["ndf"])
+        generator.load_state_dict(kept["generator"])
+        discriminator.load_state_dict(kept["discriminator"])
+        rest = {key: kept[key] for key in ("width", "epoch", "data", "seed")}
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise RunError(f"{path} is no ground truth of dcgan.py: {str(error).splitlines()[0]}") from error
+    networks = [network.to(device).eval().requires_grad_(False) for network in (generator, discriminator)]
+    return *networks, rest
+
+
+def start_in(options: Any) -> tuple[torch.device, Path]:
+    """Device and checkpoint of a run that may begin. Raises RunError if --out holds another."""
+    device = pick_device(options.device)
+    torch.set_flush_denormal(True)
+    checkpoint = options.out / "checkpoint.pt"
+    if checkpoint.exists() and not options.resume:
+        raise RunError(f"{options.out} holds a run already: go on with --resume, or name another --out")
+    return device, checkpoint
+
+
+def main(options: Options) -> None:
+    device, checkpoint = start_in(options)
+    options = replace(options, precision=options.precision or native_precision(device))
+    ground_truth = load_torch(options.ground_truth, "ground truth of dcgan.py")
+    truth, discriminator, kept = networks_of(ground_truth, options.ground_truth, device)
+    torch.manual_seed(options.seed)
+    vae = VAE(truth, Encoder(kept["width"]["nz"], kept["width"]["ndf"]).to(device), options.sigma).to(device)
+    spaces = feature_spaces(options, discriminator, device)
+
+    def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
+        return -log_normal(z, *vae.encoder(x)).mean()
+
+    trainer = Trainer(vae, objective, ADAM[options.protocol], options, spaces, device)
+    trainer.run(NETWORKS if options.protocol == "published" else ("encoder",), checkpoint)
+    if options.protocol == "paper":
+        noise = torch.Generator(device).manual_seed(5_000_003 + options.seed)
+        latents = (normal(torch.Size((options.batch_size, kept["width"]["nz"])), noise) for _ in range(CALIBRATION))
+        update_bn((vae.sample(z, noise)[1] for z in latents), vae.encoder)
+    metrics, known = report(vae, options, spaces, real_images(options, kept), {}, device)
+    shared = {name: {kind: vars(found[kind]) for kind in SHARED & found.keys()} for name, found in known.items()}
+    save_torch(options.out / "moments.pt", shared)
+    model = {"encoder": vae.encoder.state_dict(), "config": as_config(options), "ground_truth": ground_truth}
+    save_torch(options.out / "model.pt", model)
+    result = finish(trainer, metrics, kept)
+    print_report(result, "frozen")
+
+
+def finish(trainer: Trainer, metrics: dict, kept: Mapping) -> dict[str, Any]:
+    """Write result.json and the figure of a training that is done."""
+    options, vae, device = trainer.options, trainer.vae, trainer.device
+    seconds = trainer.seconds + metrics.pop("seconds")
+    result = save_result(
+        options.out,
+        options,
+        device,
+        seconds,
+        metrics | {"iterations": trainer.iteration},
+        trainer.history,
+        data=celeba.NAME if kept["data"] == "celeba" else faces.NAME,
+        ground_truth=dict(kept),
+        seconds_per_step=trainer.seconds / trainer.iteration,
+        strips=strips(vae, options, device),
+    )
+    section4.draw_training(result, options.out)
+    return result
+
+
+def print_report(result: Mapping, stage: str) -> None:
+    """The published numbers beside ours. stage: "frozen" or "joint"."""
+    metrics, config = result["metrics"], result["config"]
+    paper = published.TABLE1[stage]
+    batch = metrics.get("batch_statistics", {})
+    rows = [
+        ("ELBO", paper["elbo"], metrics["elbo"]),
+        *([("  normalised by batch", None, batch["elbo"])] if batch else []),
+        ("  data term", None, metrics["data"]),
+        ("  KL", None, metrics["kl"]),
+        *((f"bound of log p(x), k = {k}", None, value) for k, value in metrics["bounds"].items()),
+        ("log p(x) of the truth, Laplace", None, metrics["laplace"]["evidence"]),
+        ("  less, best factorized Gaussian", None, metrics["laplace"]["factorization"]),
+        ("sigma of the decoder", 0.05, metrics["sigma"]),
+    ]
+    for space, found in metrics["frechet"].items():
+        name = f"FID, {config['fid_dims']} dimensions" if space == "inception" else "Fréchet, discriminator"
+        for key, label in section4.DISTANCES.items():
+            if key in found:
+                shown = "no real images" if found[key] is None else found[key]
+                is_paper = space == "inception" and key == ("means" if stage == "frozen" else "noise_on_one_side")
+                rows.append((f"{name}: {label}", paper["fid"] if is_paper else None, shown))
+    if config["fid_dims"] and "inception" not in metrics["frechet"]:
+        rows.append(("FID", paper["fid"], "no weights"))
+    rows.append(("iterations", 1_000_000, metrics["iterations"]))
+    rows.append(("images a side", 200_000, config["fid_images"]))
+    print(table((f"Section 4, {stage} decoder ({config['protocol']})", "paper", "ours"), rows, digits=3))
+    print(f"{result['seconds']:.0f} s on {result['environment']['device']}; result and figure in {config['out']}")
+
+
+if __name__ == "__main__":
+    cli(Options, main, __doc__.splitlines()[0], PRESETS)
