@@ -25,7 +25,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -155,14 +155,20 @@ class Encoder(nn.Module):
 
     def __init__(self, nz: int, ndf: int):
         super().__init__()
+        self.nz = nz
         self.trunk = trunk(ndf).apply(initialise)
         self.head = nn.Conv2d(8 * ndf, 2 * nz, 4)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mu, log_s = self.head(self.trunk(x)).float().flatten(1).chunk(2, 1)
+        mu, log_s = widened(self.head(self.trunk(x))).flatten(1).chunk(2, 1)
         return mu, log_s
+
+
+def widened(x: Tensor) -> Tensor:
+    """What autocast left in bfloat16, as float32."""
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def log_normal(x: Tensor, mean: Tensor, log_s: Tensor) -> Tensor:
@@ -184,13 +190,13 @@ class VAE(nn.Module):
     def __init__(self, truth: Generator, encoder: Encoder, sigma: float, decoder: Generator | None = None):
         super().__init__()
         self.truth, self.encoder, self.decoder = truth.requires_grad_(False), encoder, decoder or truth
-        self.sigma = sigma
+        self.nz, self.sigma = encoder.nz, sigma
         self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)), requires_grad=False)
 
     def sample(self, z: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
         """Latents (N, nz) -> x* = g*(z) and x ~ N(x*, sigma^2 I), float32."""
         with torch.no_grad():
-            clean = self.truth(z).float()
+            clean = widened(self.truth(z))
             return clean, clean + self.sigma * normal(clean.shape, noise)
 
     def elbo(self, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
@@ -200,13 +206,13 @@ class VAE(nn.Module):
         """
         mu, log_s = self.encoder(x)
         z = mu + log_s.exp() * normal(mu.shape, noise)
-        decoded = self.decoder(z).float()
+        decoded = widened(self.decoder(z))
         data, kl = log_normal(x, decoded, self.log_sigma), kl_to_prior(mu, log_s)
         return {"elbo": data - kl, "data": data, "kl": kl, "mu": mu, "log_s": log_s, "z": z, "decoded": decoded}
 
 
-def normal(shape: torch.Size, noise: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=noise, device=noise.device)
+def normal(shape: Sequence[int], noise: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=noise, device=noise.device)
 
 
 def noise_surplus(x: Tensor, clean: Tensor, sigma: float) -> Tensor:
@@ -250,9 +256,9 @@ def mean_elbo(vae: VAE, count: int, options: Any, device: torch.device) -> dict[
     mean, variance: of the aggregate posterior, a list over dimensions.
     """
     noise = torch.Generator(device).manual_seed(1_000_003 + options.seed)
-    nz, sums, first, second, done = vae.encoder.head.out_channels // 2, {}, 0.0, 0.0, 0
+    sums, first, second, done = {}, 0.0, 0.0, 0
     while done < count:
-        z = normal(torch.Size((min(options.batch_size, count - done), nz)), noise)
+        z = normal((min(options.batch_size, count - done), vae.nz), noise)
         clean, x = vae.sample(z, noise)
         found = vae.elbo(x, noise)
         mu, log_s = found["mu"].double(), found["log_s"].double()
@@ -275,13 +281,13 @@ def mean_elbo(vae: VAE, count: int, options: Any, device: torch.device) -> dict[
 def importance_bounds(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
     """Lower bounds of log p(x) under the decoder, for k = 1, 10, 100 samples of q (Burda et al. 2016, equation 8)."""
     noise = torch.Generator(device).manual_seed(2_000_003 + options.seed)
-    nz, most = vae.encoder.head.out_channels // 2, max(IMPORTANCE_SAMPLES)
+    most = max(IMPORTANCE_SAMPLES)
     weights = []
     for _ in range(options.bound_images):
-        clean, x = vae.sample(normal(torch.Size((1, nz)), noise), noise)
+        clean, x = vae.sample(normal((1, vae.nz), noise), noise)
         mu, log_s = vae.encoder(x)
-        z = mu + log_s.exp() * normal(torch.Size((most, nz)), noise)
-        log_p = log_normal(x, vae.decoder(z).float(), vae.log_sigma) + log_normal(z, 0 * z, 0 * z)
+        z = mu + log_s.exp() * normal((most, vae.nz), noise)
+        log_p = log_normal(x, vae.decoder(z), vae.log_sigma) + log_normal(z, 0 * z, 0 * z)
         log_p = log_p + noise_surplus(x, clean, vae.sigma)
         weights.append((log_p - log_normal(z, mu, log_s.expand_as(z))).double())
     table = torch.stack(weights)  # (images, samples)
@@ -297,10 +303,10 @@ def laplace(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
     The factorized Gaussian that is closest in KL has the precisions H_ii; it loses (sum log H_ii - log det H) / 2.
     """
     noise = torch.Generator(device).manual_seed(3_000_003 + options.seed)
-    nz = vae.encoder.head.out_channels // 2
+    nz = vae.nz
     totals = {"evidence": 0.0, "factorization": 0.0, "log_det": 0.0}
     for _ in range(options.laplace_images):
-        z = normal(torch.Size((1, nz)), noise)
+        z = normal((1, nz), noise)
         e = normal(vae.truth(z).shape, noise)
         with warnings.catch_warnings():  # torch's own use of torch.jit
             warnings.simplefilter("ignore", FutureWarning)
@@ -340,10 +346,10 @@ class Images:
         """
         prior = kind.endswith("prior")
         noise = torch.Generator(self.device).manual_seed(self.seed + 4_000_037 + prior)
-        nz, vae, done = self.vae.encoder.head.out_channels // 2, self.vae, 0
+        vae, done = self.vae, 0
         with modes(vae, *(NETWORKS if self.one_by_one else ())):
             while done < self.count:
-                z = normal(torch.Size((min(self.batch_size, self.count - done), nz)), noise)
+                z = normal((min(self.batch_size, self.count - done), vae.nz), noise)
                 done += len(z)
                 if prior:
                     yield self.each(vae.decoder if kind == "prior" else vae.truth, z)
@@ -361,7 +367,7 @@ class Images:
         return x.split(1) if self.one_by_one else (x,)
 
     def each(self, network: nn.Module, x: Tensor) -> Tensor:
-        return torch.cat([network(piece).float() for piece in self.pieces(x)])
+        return torch.cat([network(piece) for piece in self.pieces(x)])
 
 
 # Pairs of streams whose distance is reported. Of a frozen decoder, which is g* itself, the first four.
@@ -479,9 +485,8 @@ class Trainer:
         self.iteration, self.sum, self.seconds, self.known = 0, 0.0, 0.0, {}
 
     def step(self) -> Tensor:
-        nz = self.vae.encoder.head.out_channels // 2
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
-            z = normal(torch.Size((self.options.batch_size, nz)), self.noise)
+            z = normal((self.options.batch_size, self.vae.nz), self.noise)
             loss = self.objective(z, self.vae.sample(z, self.noise)[1], self.noise)
         self.optimizer.zero_grad()
         loss.backward()
@@ -606,7 +611,7 @@ def main(options: Options) -> None:
     trainer.run(NETWORKS if options.protocol == "published" else ("encoder",), checkpoint)
     if options.protocol == "paper":
         noise = torch.Generator(device).manual_seed(5_000_003 + options.seed)
-        latents = (normal(torch.Size((options.batch_size, kept["width"]["nz"])), noise) for _ in range(CALIBRATION))
+        latents = (normal((options.batch_size, vae.nz), noise) for _ in range(CALIBRATION))
         update_bn((vae.sample(z, noise)[1] for z in latents), vae.encoder)
     metrics, known = report(vae, options, spaces, real_images(options, kept), {}, device)
     shared = {name: {kind: vars(found[kind]) for kind in SHARED & found.keys()} for name, found in known.items()}
@@ -653,7 +658,7 @@ def print_report(result: Mapping, stage: str) -> None:
         ("sigma of the decoder", 0.05, metrics["sigma"]),
     ]
     for space, found in metrics["frechet"].items():
-        name = f"FID, {config['fid_dims']} dimensions" if space == "inception" else "Fréchet, discriminator"
+        name = section4.fid_name(result) if space == "inception" else "Fréchet, discriminator"
         for key, label in section4.DISTANCES.items():
             if key in found:
                 shown = "no real images" if found[key] is None else found[key]

@@ -15,11 +15,13 @@ epoch; a collapse shows in its curve.
 `ground_truth.pt` with those of the selected one, which `celeba_encoder.py` starts from, and `result.json`.
 """
 
+import base64
 import contextlib
 import io
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,7 +210,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     Raises RunError where pytorch-fid finds no real square root of the covariances' product: too few images.
     """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it adds 1e-6 to a singular product
+        # Of fewer images than dimensions the product is singular: it warns, or prints that it adds 1e-6.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
             return float(calculate_frechet_distance(*a.statistics(), *b.statistics()))
     except ValueError as error:
         raise RunError(f"no Fréchet distance of {a.count} and {b.count} images: {error}; take more images") from error
@@ -465,7 +468,8 @@ def main(options: Options) -> None:
     kept = {"width": width, "epoch": selected, "data": options.data, "seed": options.seed}
     save_torch(options.out / "ground_truth.pt", kept | networks)
     trainer.generator.load_state_dict(networks["generator"])
-    write_aside(options.out / "grid.png", png(torch.cat(list(trainer.generated(GRID)))))
+    grid = png(torch.cat(list(trainer.generated(GRID))))
+    write_aside(options.out / "grid.png", grid)
     metrics = {
         "selected_epoch": selected,
         "frechet_selected": history["frechet"][selected - 1],
@@ -482,6 +486,7 @@ def main(options: Options) -> None:
         images=len(trainer.images),
         data=celeba.NAME if options.data == "celeba" else faces.NAME,
         space=space,
+        grid=base64.b64encode(grid).decode(),
         seconds_per_step=trainer.seconds["training"] / (steps * trainer.epoch),
     )
     section4.draw_dcgan(result, options.out)

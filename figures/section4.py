@@ -1,11 +1,13 @@
 """Figures and Table 1 of Section 4, each drawn from the result JSON of its script alone."""
 
+import base64
+import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 
-from figures import style
+from data import faces
+from figures import published, style
 
 
 def draw_dcgan(result: dict, folder: Path) -> None:
@@ -15,7 +17,7 @@ def draw_dcgan(result: dict, folder: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
     for i, key in enumerate(("discriminator_loss", "generator_loss")):
         look = {"color": style.COLOURS[i], "linestyle": style.LINES[i]}
-        axes[0].plot(epochs, history[key], label=key.replace("_", "'s ").replace("s l", "s l"), **look)
+        axes[0].plot(epochs, history[key], label=key.replace("_", "'s "), **look)
     axes[0].set(xlabel="epoch", ylabel="loss (nats an image)")
     axes[0].legend()
     axes[1].plot(epochs, history["frechet"], color=style.COLOURS[0])
@@ -44,27 +46,138 @@ DISTANCES = {
 }
 
 
+STAGES = {  # of a folder of results, by name: where it stands in Table 1, and how figures call it
+    "encoder_paper": ("frozen", "paper", "encoder alone"),
+    "joint_paper": ("joint", "paper", "joint"),
+    "joint_paper_sigma": ("joint, sigma learned", "paper", "joint, sigma learned"),
+    "encoder_published": ("frozen", "published", "encoder alone, released code's protocol"),
+    "joint_published": ("joint", "published", "joint, released code's protocol"),
+}
+ROWS = {"truth": "$x^* = g^*(z)$", "noisy": "$x = x^* + \\sigma\\epsilon$"}
+
+
+def fid_name(result: dict) -> str:
+    return f"FID, {result['config']['fid_dims']} dimensions"
+
+
 def draw_training(result: dict, folder: Path) -> None:
-    """ELBO, and Fréchet distance of x* and its re-decoding, along a training of Section 4."""
-    history, config = result["history"], result["config"]
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
-    axes[0].plot(history["iteration"], history["elbo"], color=style.COLOURS[0], marker=style.MARKERS[0])
-    axes[0].set(xlabel="iteration", ylabel="ELBO (nats an image)")
-    _frechet(axes[1], result, 0)
-    axes[1].legend()
-    figure.suptitle(f"{config['protocol']} protocol, {result['data']}", fontsize=9)
-    style.save(figure, folder, "training")
+    """ELBO, and Fréchet distance of x* and its re-decoding, along one training of Section 4."""
+    _draw_curves({f"{result['config']['protocol']} protocol": result}, folder, "training")
 
 
-def _frechet(axis: Axes, result: dict, first: int) -> None:
-    history = result["history"]
-    names = {
-        "frechet_inception": f"FID, {result['config']['fid_dims']} dimensions",
-        "frechet_discriminator": "discriminator's features",
+def draw_section4(results: dict[str, dict], folder: Path) -> None:
+    """ELBO and Fréchet distances along joint training: the section's claim at a glance."""
+    joint = {STAGES[name][2]: results[name] for name in STAGES if name.startswith("joint") and name in results}
+    _draw_curves(joint, folder, "section4")
+
+
+def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
+    any_result = next(iter(results.values()))
+    panels = {"elbo": "ELBO (nats an image)"}
+    between = "$x^*$ and decoded"
+    if any("frechet_inception" in result["history"] for result in results.values()):
+        panels["frechet_inception"] = f"{fid_name(any_result)}: {between}"
+    panels["frechet_discriminator"] = f"Fréchet distance, discriminator's\nfeatures: {between}"
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 3.3))
+    for axis, (key, title) in zip(axes, panels.items(), strict=True):
+        for i, (label, result) in enumerate(results.items()):
+            history = result["history"]
+            if key in history:
+                look = {"color": style.COLOURS[i], "linestyle": style.LINES[i], "marker": style.MARKERS[i]}
+                axis.plot(history["iteration"], history[key], label=label, **look)
+        axis.set(xlabel="iteration", ylabel=title)
+        if key != "elbo":
+            axis.set_ylim(0, None)
+    images = any_result["config"]["track_images"]
+    handles, labels = axes[0].get_legend_handles_labels()
+    title = f"{any_result['data']}, {images:,} images a point"
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, title=title, title_fontsize=8)
+    style.save(figure, folder, name)
+
+
+def draw_rows(results: dict[str, dict], folder: Path) -> None:
+    """Rows of generated images: x*, x, and for each decoder g(z'), z' ~ q(z given x), and that with its noise."""
+    first = results["encoder_paper"]["strips"]
+    rows = {label: first[kind] for kind, label in ROWS.items()}
+    for name in ("encoder_paper", "joint_paper", "joint_paper_sigma"):
+        if name in results:
+            label = STAGES[name][2].replace("encoder alone", "frozen").replace("sigma", "$\\sigma$")
+            rows[f"{label}:\nmean"] = results[name]["strips"]["decoded"]
+            rows[f"{label}:\nsample"] = results[name]["strips"]["sampled"]
+    figure, axes = plt.subplots(len(rows), 1, figsize=(6.6, 0.66 * len(rows)))
+    for axis, (label, strip) in zip(axes, rows.items(), strict=True):
+        axis.imshow(plt.imread(io.BytesIO(base64.b64decode(strip)), format="png"), interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        axis.spines[:].set_visible(False)
+    style.save(figure, folder, "celeba_rows")
+
+
+def draw_grid(result: dict, folder: Path) -> None:
+    """Images of the selected generator from fixed noise."""
+    figure, axis = plt.subplots(figsize=(6, 6.3))
+    axis.imshow(plt.imread(io.BytesIO(base64.b64decode(result["grid"])), format="png"), interpolation="nearest")
+    config, metrics = result["config"], result["metrics"]
+    axis.set_title(
+        f"Generated, not photographs: DCGAN, ngf = {config['ngf']}, {result['images']:,} images of {result['data']}, "
+        f"epoch {metrics['selected_epoch']} of {metrics['epochs']}",
+        fontsize=8,
+    )
+    axis.axis("off")
+    style.save(figure, folder, "dcgan_grid")
+
+
+def draw_contact_sheet(folder: Path) -> None:
+    """The first drawn faces of seed 0."""
+    images = faces.draw(96).transpose(0, 2, 3, 1).reshape(6, 16, faces.SIZE, faces.SIZE, 3)
+    sheet = images.transpose(0, 2, 1, 3, 4).reshape(6 * faces.SIZE, 16 * faces.SIZE, 3)
+    figure, axis = plt.subplots(figsize=(8, 3.05))
+    axis.imshow(sheet, interpolation="nearest")
+    axis.axis("off")
+    style.save(figure, folder, "faces")
+
+
+def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
+    """Table 1: ELBO and FID of the report beside ours, in the two protocols; "not run" where that is so."""
+    some = next(iter(results.values()))
+    config, width = some["config"], some["ground_truth"]["width"]
+    experiments = {
+        "frozen": "trained encoder, frozen decoder",
+        "joint": "joint training",
+        "joint, sigma learned": "joint training, sigma learned",
     }
-    for i, (key, label) in enumerate(names.items(), start=first):
-        if key in history:
-            start = history[key][0]
-            look = {"color": style.COLOURS[i], "linestyle": style.LINES[i], "marker": style.MARKERS[i]}
-            axis.plot(history["iteration"], [value / start for value in history[key]], label=label, **look)
-    axis.set(xlabel="iteration", ylabel="Fréchet distance of x* and decoded,\nrelative to the start", yscale="log")
+    wide, long = [], []
+    for stage, words in experiments.items():
+        row, reported = [words], published.TABLE1.get(stage, {})
+        for quantity in ("elbo", "fid"):
+            row.append(reported.get(quantity, "-"))
+            for protocol in ("paper", "published"):
+                found = [results[n] for n, place in STAGES.items() if n in results and place[:2] == (stage, protocol)]
+                row.append(_cell(found[0], stage, quantity) if found else "not run")
+                iterations = found[0]["metrics"]["iterations"] if found else 0
+                long.append((words, protocol, quantity, reported.get(quantity, "-"), row[-1], iterations))
+        wide.append(row)
+    iterations = sorted({result["metrics"]["iterations"] for result in results.values()})
+    reduced = width["ngf"] < 64 or iterations[0] < 1_000_000 or dcgan["images"] < 0.9 * published.CELEBA_IMAGES
+    caption = (
+        f"{'Reduced run, not the full protocol. ' if reduced else ''}ELBO (nats an image) and FID of x* and its "
+        f"re-decoding. Report: 202,599 images, ngf = ndf = 64, 1,000,000 iterations each, FID at 2048 dimensions "
+        f"on 200,000 images a side, with noise on the joint side only. Ours: {dcgan['images']:,} images of "
+        f"{dcgan['data']}, ngf = {width['ngf']}, ndf = {width['ndf']}, {' or '.join(f'{n:,}' for n in iterations)} "
+        f"iterations each, {fid_name(some)}, on {config['fid_images']:,} images a side; of joint training "
+        f"FID with noise on neither side / on the joint side only."
+    )
+    header = ("experiment", "ELBO: report", "ours, paper's text", "ours, released code's protocol")
+    header += ("FID: report", *header[2:])
+    style.write_table(folder / "table1", caption, header, wide)
+    style.write_csv(folder / "table1", ("experiment", "protocol", "quantity", "report", "ours", "iterations"), long)
+
+
+def _cell(result: dict, stage: str, quantity: str) -> str:
+    metrics = result["metrics"]
+    if quantity == "elbo":
+        return f"{metrics.get('batch_statistics', metrics)['elbo']:.1f}"
+    found = metrics["frechet"].get("inception")
+    if found is None:
+        return "no weights"
+    return f"{found['means']:.3f}" + (f" / {found['noise_on_one_side']:.3f}" if stage != "frozen" else "")

@@ -1,0 +1,279 @@
+"""The GAN of Section 4: networks, Fréchet distance, training, resume, and bad input."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_fid import inception as pytorch_fid_inception
+from pytorch_fid.fid_score import calculate_fid_given_paths
+from torch import nn
+from toy import main, the_one_line
+
+import dcgan
+from data import celeba, faces
+from dcgan import Discriminator, Generator, Moments, frechet_distance, moments
+
+CPU = torch.device("cpu")
+TINY = ("--data", "faces", "--faces", 60, "--held-out", 20, "--ngf", 2, "--ndf", 2, "--nz", 5, "--batch-size", 16)
+TINY += ("--features", "thumbnails", "--precision", "float32", "--device", "cpu")
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Inception's weights are neither in the cache nor to be downloaded."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "urlopen", fail)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch"
+
+
+def test_networks_are_the_tutorials() -> None:
+    generator, discriminator = Generator(100, 64), Discriminator(64)
+    assert sum(p.numel() for p in generator.parameters()) == 3_576_704
+    assert sum(p.numel() for p in discriminator.parameters()) == 2_765_568
+    shapes = [tuple(m.weight.shape) for m in generator if isinstance(m, nn.ConvTranspose2d)]
+    assert shapes == [(100, 512, 4, 4), (512, 256, 4, 4), (256, 128, 4, 4), (128, 64, 4, 4), (64, 3, 4, 4)]
+    images = generator(torch.randn(3, 100))
+    assert images.shape == (3, 3, 64, 64)
+    assert images.abs().max() <= 1
+    assert discriminator(images).shape == (3,)
+    assert discriminator.features(images).shape == (3, 512)
+    generator.requires_grad_(False)
+    assert generator[0].weight.std() == pytest.approx(0.02, rel=0.01)
+    assert generator[1].weight.mean() == pytest.approx(1.0, abs=0.01)
+    assert generator[1].weight.std() == pytest.approx(0.02, rel=0.15)
+    assert not generator[1].bias.any()
+
+
+def test_generator_in_evaluation_mode_makes_an_image_alone_as_in_a_batch() -> None:
+    torch.manual_seed(0)
+    generator = Generator(10, 4)
+    z = torch.randn(6, 10)
+    for _ in range(3):
+        generator(torch.randn(6, 10))
+    generator.eval()
+    torch.testing.assert_close(generator(z)[2:3], generator(z[2:3]), rtol=1e-4, atol=1e-6)
+    generator.train()
+    assert (generator(z)[2:3] - generator(z[2:3])).abs().max() > 0.01
+
+
+def test_step_minimises_the_tutorials_losses() -> None:
+    options = dcgan.Options(faces=40, held_out=20, ngf=2, ndf=2, nz=5, precision="float32")
+    trainer = dcgan.Trainer(options, faces.draw(40), CPU)
+    real = trainer.batch(torch.arange(16))
+    assert real.min() >= -1
+    assert real.max() <= 1
+    state = {name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in trainer.networks.items()}
+    noise = trainer.noise.get_state()
+    losses = trainer.step(real)
+    after = {k: v.clone() for k, v in trainer.discriminator.state_dict().items()}
+    # The same by the book: probabilities, binary cross-entropy, two backward passes.
+    for name, network in trainer.networks.items():
+        network.load_state_dict(state[name])
+    fake = trainer.generator(torch.randn(16, 5, generator=torch.Generator().manual_seed(0).set_state(noise)))
+    cross_entropy, one, zero = nn.BCELoss(), torch.ones(16), torch.zeros(16)
+    on_real = trainer.discriminator(real).sigmoid()
+    on_fake = trainer.discriminator(fake.detach()).sigmoid()
+    expected = cross_entropy(on_real, one) + cross_entropy(on_fake, zero)
+    trainer.discriminator.load_state_dict(after)
+    expected_generator = cross_entropy(trainer.discriminator(fake).sigmoid(), one)
+    torch.testing.assert_close(
+        losses, torch.stack([expected, expected_generator, on_real.mean(), on_fake.mean()]).detach()
+    )
+    assert all(p.requires_grad for p in trainer.discriminator.parameters())
+
+
+def of_gaussian(mean: np.ndarray, covariance: np.ndarray) -> Moments:
+    result = Moments()
+    mean, covariance = torch.from_numpy(mean), torch.from_numpy(covariance)
+    result.count, result.sum = 10, 10 * mean
+    result.products = 9 * covariance + 10 * mean[:, None] * mean
+    return result
+
+
+def test_frechet_distance() -> None:
+    rng = np.random.default_rng(0)
+    features = torch.from_numpy(rng.normal(3.0, 2.0, (500, 6)) @ rng.normal(size=(6, 6)))
+    whole, parts = Moments(), Moments()
+    whole.add(features)
+    for part in features.split(64):
+        parts.add(part)
+    np.testing.assert_allclose(parts.statistics()[0], features.mean(0))
+    np.testing.assert_allclose(parts.statistics()[1], np.cov(features.numpy(), rowvar=False))
+    assert frechet_distance(whole, parts) == pytest.approx(0, abs=1e-6)
+    # Covariances that commute: |m - n|^2 + sum (sqrt a - sqrt b)^2 over the common axes.
+    axes = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    a, b = np.array([1.0, 4.0, 9.0, 0.25]), np.array([4.0, 1.0, 2.0, 0.5])
+    m, n = rng.normal(size=(2, 4))
+    for rank in (4, 2):  # also where both covariances are singular
+        a[rank:] = b[rank:] = 0
+        distance = frechet_distance(of_gaussian(m, axes * a @ axes.T), of_gaussian(n, axes * b @ axes.T))
+        assert distance == pytest.approx(((m - n) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), rel=1e-5)
+
+
+def test_fid_is_that_of_pytorch_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights = tmp_path / "hub" / "checkpoints" / dcgan.FID_WEIGHTS_URL.rpartition("/")[2]
+    weights.parent.mkdir(parents=True)
+    with monkeypatch.context() as patch:  # random weights, under the name that pytorch-fid looks for
+        patch.setattr(pytorch_fid_inception, "load_state_dict_from_url", lambda *_, **__: None)
+        kept = {}
+        patch.setattr(nn.Module, "load_state_dict", lambda self, _: kept.update(self.state_dict()))
+        torch.manual_seed(0)
+        pytorch_fid_inception.fid_inception_v3()
+    torch.save(kept, weights)
+    sets = faces.draw(8), faces.draw(8, seed=1)
+    for i, images in enumerate(sets):
+        (tmp_path / str(i)).mkdir()
+        for j, image in enumerate(images):
+            Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / str(i) / f"{j}.png")
+    theirs = calculate_fid_given_paths([str(tmp_path / "0"), str(tmp_path / "1")], 8, "cpu", 64, num_workers=0)
+    features = dcgan.inception(64, CPU)
+    ours = [moments(features, (torch.from_numpy(images).float() / 127.5 - 1).split(3)) for images in sets]
+    assert frechet_distance(*ours) == pytest.approx(theirs, rel=1e-3)
+    assert theirs > 1e-6
+
+
+def test_images_are_rounded_as_in_png_files() -> None:
+    levels = torch.arange(256).byte()
+    torch.testing.assert_close(dcgan.as_bytes(levels.float() / 127.5 - 1), levels)
+    assert dcgan.as_bytes(torch.tensor([-1.2, -1.0, 1.0, 1.3])).tolist() == [0, 0, 255, 255]
+
+
+def test_without_weights_one_line_says_what_to_do(no_network: Path) -> None:
+    with pytest.raises(dcgan.RunError) as error:
+        dcgan.inception(64, CPU)
+    for part in ("TORCH_HOME", str(no_network), "pt_inception", "https://"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+    features, space = dcgan.selecting_features(dcgan.Options(precision="float32"), CPU)
+    assert features is dcgan.thumbnails
+    assert "thumbnails" in space
+
+
+def test_a_run_keeps_what_it_selected(tmp_path: Path) -> None:
+    done = main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    history, selected = result["history"], result["metrics"]["selected_epoch"]
+    assert {len(values) for values in history.values()} == {3}
+    assert history["frechet"][selected - 1] == min(history["frechet"])
+    assert result["images"] == 40
+    kept = torch.load(tmp_path / "ground_truth.pt", weights_only=True)
+    epoch = torch.load(tmp_path / "epochs" / f"{selected:03d}.pt", weights_only=True)
+    assert kept["epoch"] == selected
+    for name, values in epoch["generator"].items():
+        torch.testing.assert_close(kept["generator"][name], values, rtol=0, atol=0)
+    assert len(list((tmp_path / "grids").iterdir())) == 3
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (8 * 65 + 1, 8 * 65 + 1)
+    assert (tmp_path / "dcgan_curves.png").stat().st_size > 5000
+    assert "thumbnails" in done.stdout
+
+
+def test_resume_is_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "whole").returncode == 0
+    step, count = dcgan.Trainer.step, iter(range(100))
+
+    def stopping(self: dcgan.Trainer, real: torch.Tensor) -> torch.Tensor:
+        if next(count) == 4:  # in the middle of the second epoch
+            raise KeyboardInterrupt
+        return step(self, real)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dcgan.Trainer, "step", stopping)
+        stopped = main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "parts")
+    assert stopped.returncode == 130
+    assert "--resume" in the_one_line(stopped)
+    refused = main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "parts")
+    assert "go on with --resume" in the_one_line(refused)
+    assert main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "parts", "--resume").returncode == 0
+    whole, parts = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts"))
+    assert whole["history"] == parts["history"]
+    assert whole["metrics"] == parts["metrics"]
+    assert whole["grid"] == parts["grid"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("--epochs", 0), "--epochs must be at least 1"),
+        (("--held-out", 1), "--held-out must be at least 2"),
+        (("--held-out", 60), "leaves none"),
+        (("--lr", "nan"), "--lr must be a positive number"),
+        (("--beta1", 1), "--beta1 must be in"),
+        (("--images", "nowhere"), "--images is of CelebA"),
+        (("--data", "celeba", "--images", "nowhere"), "no CelebA images at nowhere"),
+        (("--data", "cats"), "cats"),
+        (("--fid-dims", 100), "100"),
+        (("--preset", "slow"), "there are quick"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path: Path, change: tuple, said: str) -> None:
+    assert said in the_one_line(main(dcgan, *TINY, "--epochs", 1, *change, "--out", tmp_path))
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_resume_refuses_another_run(tmp_path: Path) -> None:
+    assert main(dcgan, *TINY, "--epochs", 1, "--out", tmp_path).returncode == 0
+    again = (*TINY, "--epochs", 2, "--resume", "--out", tmp_path)
+    assert "--lr 0.0002, not 0.1" in the_one_line(main(dcgan, *again, "--lr", 0.1))
+    checkpoint = tmp_path / "checkpoint.pt"
+    for data in (b"", b"text", checkpoint.read_bytes()[:1000]):
+        checkpoint.write_bytes(data)
+        assert "is no checkpoint" in the_one_line(main(dcgan, *again))
+    torch.save({"config": {}}, checkpoint)
+    assert the_one_line(main(dcgan, *again))
+
+
+def test_losses_that_are_not_finite_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dcgan.Trainer, "step", lambda self, real: torch.full((4,), float("nan")))
+    assert "smaller --lr" in the_one_line(main(dcgan, *TINY, "--epochs", 1, "--out", tmp_path))
+
+
+def test_tensorboard_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    said = the_one_line(main(dcgan, *TINY, "--epochs", 1, "--tensorboard", "--out", tmp_path))
+    assert "pip install tensorboard" in said
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict]:
+    calls: dict[str, list] = {}
+
+    class Writer:
+        def add_scalar(self, key: str, value: float, epoch: int) -> None:
+            calls.setdefault(key, []).append((epoch, value))
+
+        def add_image(self, key: str, image: torch.Tensor, epoch: int) -> None:
+            assert image.shape[0] == 3
+            calls.setdefault(key, []).append(epoch)
+
+    monkeypatch.setattr(dcgan, "writer_to", lambda folder: Writer())
+    return lambda: calls
+
+
+def test_tensorboard_gets_what_the_curves_show(tmp_path: Path, logged: Callable[[], dict]) -> None:
+    assert main(dcgan, *TINY, "--epochs", 2, "--tensorboard", "--out", tmp_path).returncode == 0
+    history = json.loads((tmp_path / "result.json").read_text())["history"]
+    calls = logged()
+    assert calls["generated"] == [1, 2]
+    for key, values in history.items():
+        assert calls[key] == list(enumerate(values, start=1))
+
+
+def test_celeba_images_go_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(celeba, "load", lambda images: faces.draw(60))
+    options = [value for value in TINY if value not in ("--data", "faces", "--faces", 60)]
+    done = main(dcgan, *options, "--epochs", 1, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["data"] == celeba.NAME

@@ -1,0 +1,366 @@
+"""The VAE of Section 4: ELBO, bounds, Laplace, normalisation, the two trainings, resume, and bad input."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_dcgan import CPU, TINY, no_network  # noqa: F401 (a fixture)
+from torch import Tensor, nn
+from toy import main, the_one_line
+
+import celeba_encoder
+import celeba_joint
+import dcgan
+from celeba_encoder import VAE, Encoder, Images, importance_bounds, laplace, mean_elbo, modes, noise_surplus
+from figures import section4
+
+SMALL = ("--iterations", 6, "--batch-size", 8, "--test-images", 20, "--bound-images", 2, "--laplace-images", 2)
+SMALL += ("--fid-images", 24, "--fid-dims", 0, "--track", 3, "--track-images", 12, "--checkpoint-every", 2)
+SMALL += ("--precision", "float32", "--device", "cpu")
+SHAPE = (3, 2, 2)  # of the images of the linear model
+SIGMA = 0.3
+
+
+@pytest.fixture(scope="module")
+def ground_truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dcgan")
+    assert main(dcgan, *TINY, "--epochs", 2, "--out", folder).returncode == 0
+    return folder / "ground_truth.pt"
+
+
+@pytest.fixture(scope="module")
+def encoders(ground_truth: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of celeba_encoder.py in each protocol."""
+    folders = {}
+    for protocol in ("paper", "published"):
+        folders[protocol] = tmp_path_factory.mktemp(protocol)
+        arguments = ("--ground-truth", ground_truth, "--protocol", protocol, *SMALL, "--out", folders[protocol])
+        done = main(celeba_encoder, *arguments)
+        assert done.returncode == 0, done.stderr
+    return folders
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def small_vae(seed: int = 0) -> VAE:
+    torch.manual_seed(seed)
+    encoder = Encoder(5, 2)
+    nn.init.normal_(encoder.head.weight, std=0.1)
+    return VAE(dcgan.Generator(5, 2), encoder, 0.05, dcgan.Generator(5, 2))
+
+
+class LinearDecoder(nn.Module):
+    """g(z) = W z, so that evidence and posterior are known."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z @ self.weight.T.to(z.dtype)).unflatten(1, SHAPE)
+
+
+class LinearEncoder(nn.Module):
+    """q = N(A x, diag s^2)."""
+
+    def __init__(self, weight: Tensor, variance: Tensor):
+        super().__init__()
+        self.nz, self.weight, self.log_s = len(weight), nn.Parameter(weight), nn.Parameter(0.5 * variance.log())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu = x.to(self.weight.dtype).flatten(1) @ self.weight.T
+        return mu, self.log_s.expand_as(mu)
+
+
+def linear_vae(orthogonal: bool) -> tuple[VAE, Tensor, Tensor]:
+    """The VAE with the best factorized encoder, W, and the posterior's precision. With orthogonal W it is exact."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    if orthogonal:
+        weight = torch.linalg.qr(weight)[0] * torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    precision = torch.eye(3, dtype=torch.float64) + weight.T @ weight / SIGMA**2
+    encoder = LinearEncoder(torch.linalg.solve(precision, weight.T) / SIGMA**2, 1 / precision.diagonal())
+    decoder = LinearDecoder(weight)
+    return VAE(decoder, encoder, SIGMA).double(), weight, precision
+
+
+def settings(**changes: int) -> SimpleNamespace:
+    return SimpleNamespace(**{"seed": 0, "batch_size": 50, "bound_images": 200, "laplace_images": 200} | changes)
+
+
+def test_encoder_begins_at_the_prior() -> None:
+    encoder = Encoder(100, 64)
+    mu, log_s = encoder(torch.randn(2, 3, 64, 64))
+    assert mu.shape == log_s.shape == (2, 100)
+    assert not mu.any()
+    assert not log_s.any()
+    trunk = sum(p.numel() for p in dcgan.Discriminator(64).trunk.parameters())
+    assert sum(p.numel() for p in encoder.parameters()) == trunk + 512 * 4 * 4 * 200 + 200
+
+
+def test_elbo_is_a_hand_computation() -> None:
+    vae = small_vae().double().eval()
+    x, noise = torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.Generator().manual_seed(1)
+    state = noise.get_state()
+    found = vae.elbo(x, noise)
+    mu, log_s = vae.encoder(x)
+    epsilon = torch.randn(4, 5, generator=torch.Generator().manual_seed(0).set_state(state))
+    for i in range(4):
+        z = [mu[i, j].item() + math.exp(log_s[i, j].item()) * epsilon[i, j].item() for j in range(5)]
+        decoded = vae.decoder(torch.tensor([z], dtype=torch.float64))[0]
+        squares = ((x[i] - decoded) ** 2).sum().item()
+        data = -squares / (2 * 0.05**2) - 12288 * (math.log(0.05) + 0.5 * math.log(2 * math.pi))
+        kl = sum(
+            0.5 * (m.item() ** 2 + math.exp(2 * s.item()) - 1) - s.item() for m, s in zip(mu[i], log_s[i], strict=True)
+        )
+        assert found["data"][i].item() == pytest.approx(data, rel=1e-6)
+        assert found["kl"][i].item() == pytest.approx(kl, rel=1e-5)
+        assert found["elbo"][i].item() == pytest.approx(data - kl, rel=1e-6)
+
+
+def test_log_normal_and_kl_are_those_of_torch() -> None:
+    mu, log_s, x = torch.randn(3, 7, 5, dtype=torch.float64)
+    q, p = torch.distributions.Normal(mu, log_s.exp()), torch.distributions.Normal(0.0 * mu, 1.0)
+    torch.testing.assert_close(celeba_encoder.log_normal(x, mu, log_s), q.log_prob(x).sum(1))
+    torch.testing.assert_close(celeba_encoder.kl_to_prior(mu, log_s), torch.distributions.kl_divergence(q, p).sum(1))
+
+
+def test_elbo_gradients_equal_finite_differences() -> None:
+    vae, _, _ = linear_vae(orthogonal=False)
+    vae.truth.requires_grad_(True)
+    vae.log_sigma.requires_grad_(True)
+    x = torch.randn(3, *SHAPE, dtype=torch.float64)
+
+    def loss(*_: Tensor) -> Tensor:
+        return vae.elbo(x, torch.Generator().manual_seed(2))["elbo"].mean()
+
+    assert torch.autograd.gradcheck(loss, list(vae.parameters()))
+
+
+def test_noise_surplus_has_mean_zero_and_takes_the_noise_away() -> None:
+    vae, _, _ = linear_vae(orthogonal=True)
+    noise = torch.Generator().manual_seed(0)
+    clean, x = vae.sample(torch.randn(20_000, 3, generator=noise), noise)
+    surplus = noise_surplus(x, clean, SIGMA)
+    assert abs(surplus.mean()) < 4 * surplus.std() / math.sqrt(len(surplus))
+    truth = celeba_encoder.log_normal(x, clean, torch.tensor(math.log(SIGMA)))
+    assert (truth + surplus).std() < 1e-3 * truth.std()
+
+
+def test_bounds_and_laplace_are_exact_for_a_linear_decoder() -> None:
+    vae, weight, _ = linear_vae(orthogonal=True)
+    covariance = weight @ weight.T + SIGMA**2 * torch.eye(12, dtype=torch.float64)
+    entropy = torch.distributions.MultivariateNormal(torch.zeros(12, dtype=torch.float64), covariance).entropy().item()
+    with modes(vae):
+        bounds = importance_bounds(vae, settings(), CPU)
+        local = laplace(vae, settings(laplace_images=2000), CPU)
+    # With the true posterior as q every weight is log p(x).
+    assert max(bounds.values()) - min(bounds.values()) < 1e-5
+    assert local["factorization"] == pytest.approx(0, abs=1e-6)
+    assert local["evidence"] == pytest.approx(-entropy, abs=0.15)
+    assert bounds["1"] == pytest.approx(-entropy, abs=0.5)
+
+
+def test_laplace_knows_what_a_factorized_posterior_loses() -> None:
+    vae, _, precision = linear_vae(orthogonal=False)
+    with modes(vae), torch.no_grad():
+        local = laplace(vae, settings(laplace_images=3000), CPU)
+        bounds = importance_bounds(vae, settings(bound_images=400), CPU)
+        elbo = mean_elbo(vae, 20_000, settings(), CPU)["elbo"]
+    lost = 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision)).item()
+    assert lost > 0.15
+    assert local["factorization"] == pytest.approx(lost, rel=1e-5)
+    # The encoder is the best factorized one: its ELBO is the evidence less that.
+    assert local["evidence"] - elbo == pytest.approx(lost, abs=0.15)
+    assert bounds["1"] < bounds["10"] < bounds["100"]
+
+
+def test_aggregate_posterior_is_the_prior_for_the_true_posterior() -> None:
+    vae, _, _ = linear_vae(orthogonal=True)
+    with modes(vae):
+        found = mean_elbo(vae, 20_000, settings(), CPU)
+    assert max(map(abs, found["mean"])) < 0.03
+    assert found["variance"] == pytest.approx([1.0] * 3, abs=0.05)
+    assert found == mean_elbo(vae, 20_000, settings(), CPU)
+
+
+def test_modes_leave_running_statistics_alone_unless_learning() -> None:
+    vae = small_vae()
+    z, noise = torch.randn(6, 5), torch.Generator().manual_seed(0)
+
+    def buffers(network: nn.Module) -> list[Tensor]:
+        return [b.clone() for name, b in network.named_buffers() if "running" in name]
+
+    def same(a: list[Tensor], b: list[Tensor]) -> bool:
+        return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+    before = {name: buffers(getattr(vae, name)) for name in celeba_encoder.NETWORKS}
+    for learning in (False, True):
+        with modes(vae, *celeba_encoder.NETWORKS, learning=learning):
+            clean, x = vae.sample(z, noise)
+            vae.elbo(x, noise)
+        assert same(buffers(vae.truth), before["truth"])
+        assert same(buffers(vae.encoder), before["encoder"]) is not learning
+        assert same(buffers(vae.decoder), before["decoder"]) is not learning
+    assert not any(module.training for module in vae.modules())
+    with modes(vae):
+        torch.testing.assert_close(vae.sample(z, noise)[0][:1], vae.sample(z[:1], noise)[0], rtol=1e-4, atol=1e-6)
+    with modes(vae, "truth"):
+        assert (vae.sample(z, noise)[0][:1] - clean[:1]).abs().max() < 1e-6
+        assert (vae.sample(z, noise)[0][:1] - vae.sample(z[:1], noise)[0]).abs().max() > 1e-3
+
+
+def test_streams_of_images() -> None:
+    vae = small_vae()
+    streams = Images(vae, 10, 4, 0, CPU, one_by_one=False)
+    found = {kind: torch.cat(list(streams(kind))) for kind in ("truth", "noisy", "decoded", "noisy_decoded", "prior")}
+    assert {len(images) for images in found.values()} == {10}
+    assert (found["noisy"] - found["truth"]).std() == pytest.approx(0.05, rel=0.02)
+    assert (found["noisy_decoded"] - found["decoded"]).std() == pytest.approx(0.05, rel=0.02)
+    torch.testing.assert_close(found["truth"], torch.cat(list(streams("truth"))), rtol=0, atol=0)
+    # One by one, an image does not depend on those it is made with.
+    alone, pairs = (torch.cat(list(Images(vae, 10, n, 0, CPU, True)("truth"))) for n in (1, 5))
+    z = torch.randn(5, 5, generator=torch.Generator().manual_seed(4_000_037))
+    with modes(vae, "truth"), torch.no_grad():
+        expected = torch.cat([vae.truth(row[None]) for row in z])
+    torch.testing.assert_close(pairs[:5], expected)
+    assert len(alone) == 10
+
+
+def test_frozen_run_reports_everything(encoders: dict[str, Path]) -> None:
+    for protocol, folder in encoders.items():
+        result = read(folder)
+        metrics = result["metrics"]
+        assert metrics["elbo"] == pytest.approx(metrics["data"] - metrics["kl"])
+        assert set(metrics["bounds"]) == {"1", "10", "100"}
+        assert len(metrics["mean"]) == len(metrics["variance"]) == 5
+        assert set(metrics["frechet"]) == {"discriminator"}
+        assert set(metrics["frechet"]["discriminator"]) == set(celeba_encoder.FROZEN_DISTANCES)
+        assert ("batch_statistics" in metrics) == (protocol == "published")
+        assert result["history"]["iteration"] == [0, 2, 4, 6]
+        assert result["history"]["loss"][0] is None
+        assert set(result["strips"]) == {"truth", "noisy", "decoded", "sampled"}
+        assert (folder / "training.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("protocol", ["paper", "published"])
+def test_joint_run_goes_on_from_the_encoder(encoders: dict[str, Path], tmp_path: Path, protocol: str) -> None:
+    arguments = ("--encoder", encoders[protocol] / "model.pt", *SMALL)
+    done = main(celeba_joint, *arguments, "--learn-sigma", "--out", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    frozen, joint = read(encoders[protocol]), read(tmp_path / "a")
+    assert joint["config"]["protocol"] == protocol
+    assert set(joint["metrics"]["frechet"]["discriminator"]) == set(celeba_encoder.DISTANCES)
+    assert joint["metrics"]["sigma"] != pytest.approx(0.05, abs=1e-6)
+    for key in ("noise_alone", "floor", "truth_to_real"):  # taken over from the encoder's run
+        assert joint["metrics"]["frechet"]["discriminator"][key] == frozen["metrics"]["frechet"]["discriminator"][key]
+    # Computed again, where nothing is taken over, they are the same.
+    kept = torch.load(encoders[protocol] / "model.pt", weights_only=True)
+    torch.save(kept, tmp_path / "model.pt")
+    again = main(celeba_joint, "--encoder", tmp_path / "model.pt", *SMALL, "--learn-sigma", "--out", tmp_path / "b")
+    assert again.returncode == 0, again.stderr
+    theirs, ours = (read(tmp_path / name)["metrics"]["frechet"]["discriminator"] for name in ("a", "b"))
+    assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9)
+
+
+def test_training_raises_what_it_should(ground_truth: Path, tmp_path: Path) -> None:
+    kept = torch.load(ground_truth, weights_only=True)
+    for values in kept["generator"].values():  # a generator whose images differ, as trained ones do
+        if values.ndim == 4:
+            values *= 10
+    torch.save(kept, tmp_path / "ground_truth.pt")
+    run = (*SMALL, "--batch-size", 32, "--lr", 0.003, "--track-images", 64, "--checkpoint-every", 1000)
+    truth = ("--ground-truth", tmp_path / "ground_truth.pt", "--iterations", 100)
+    assert main(celeba_encoder, *run, *truth, "--out", tmp_path / "encoder").returncode == 0
+    loss = read(tmp_path / "encoder")["history"]["loss"]
+    assert loss[-1] < loss[1] - 0.3  # of 5 latents, nats
+    encoder = ("--encoder", tmp_path / "encoder" / "model.pt", "--iterations", 60)
+    assert main(celeba_joint, *run, *encoder, "--out", tmp_path / "joint").returncode == 0
+    elbo = read(tmp_path / "joint")["history"]["elbo"]
+    assert elbo[-1] > elbo[0] + 1000
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_resume_is_bitwise(
+    ground_truth: Path, encoders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joint: bool
+) -> None:
+    module = celeba_joint if joint else celeba_encoder
+    source = ("--encoder", encoders["paper"] / "model.pt") if joint else ("--ground-truth", ground_truth)
+    run = (*source, *SMALL)
+    assert main(module, *run, "--out", tmp_path / "whole").returncode == 0
+    step, count = celeba_encoder.Trainer.step, iter(range(100))
+
+    def stopping(self: celeba_encoder.Trainer) -> Tensor:
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(celeba_encoder.Trainer, "step", stopping)
+        assert main(module, *run, "--out", tmp_path / "parts").returncode == 130
+    assert "go on with --resume" in the_one_line(main(module, *run, "--out", tmp_path / "parts"))
+    assert "0.0002" in the_one_line(main(module, *run, "--lr", 0.0002, "--resume", "--out", tmp_path / "parts"))
+    assert main(module, *run, "--resume", "--out", tmp_path / "parts").returncode == 0
+    whole, parts = read(tmp_path / "whole"), read(tmp_path / "parts")
+    assert whole["history"] == parts["history"]
+    assert whole["metrics"] == parts["metrics"]
+    assert whole["strips"] == parts["strips"]
+
+
+def test_without_weights_the_rest_is_still_written(
+    ground_truth: Path,
+    tmp_path: Path,
+    no_network: Path,  # noqa: F811
+) -> None:
+    done = main(celeba_encoder, "--ground-truth", ground_truth, *SMALL, "--fid-dims", 64, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no weights" in done.stdout
+    assert "TORCH_HOME" in done.stdout
+    assert set(read(tmp_path)["metrics"]["frechet"]) == {"discriminator"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("--iterations", 0), "--iterations must be at least 1"),
+        (("--fid-images", 1), "--fid-images must be at least 2"),
+        (("--lr", -1), "--lr must be a positive number"),
+        (("--fid-dims", 5), "5"),
+        (("--device", "abacus"), "no device 'abacus'"),
+    ],
+)
+@pytest.mark.parametrize("module", [celeba_encoder, celeba_joint])
+def test_bad_options_are_one_line(module: object, change: tuple, said: str, tmp_path: Path) -> None:
+    assert said in the_one_line(main(module, *SMALL, *change, "--out", tmp_path))
+
+
+def test_bad_files_are_one_line(ground_truth: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.pt"
+    for data, said in ((None, "no "), (b"text", "is no "), (ground_truth.read_bytes()[:500], "is no ")):
+        if data is not None:
+            broken.write_bytes(data)
+        assert said in the_one_line(main(celeba_encoder, *SMALL, "--ground-truth", broken, "--out", tmp_path))
+        assert said in the_one_line(main(celeba_joint, *SMALL, "--encoder", broken, "--out", tmp_path))
+    torch.save({"something": 1}, broken)
+    assert "is no ground truth" in the_one_line(
+        main(celeba_encoder, *SMALL, "--ground-truth", broken, "--out", tmp_path)
+    )
+    assert "is no encoder" in the_one_line(main(celeba_joint, *SMALL, "--encoder", ground_truth, "--out", tmp_path))
+
+
+def test_table1_says_what_was_not_run(encoders: dict[str, Path], tmp_path: Path) -> None:
+    results = {"encoder_paper": read(encoders["paper"])}
+    section4.write_table1({"images": 40, "data": "drawn faces"}, results, tmp_path)
+    text = (tmp_path / "table1.md").read_text()
+    assert text.startswith("Reduced run")
+    assert "not run" in text
+    assert "no weights" in text
+    assert f"{results['encoder_paper']['metrics']['elbo']:.1f}" in text
+    assert "-19072.746" in text
+    assert (tmp_path / "table1.tex").exists()
+    assert (tmp_path / "table1.csv").read_text().count("not run") > 3
