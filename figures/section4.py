@@ -48,6 +48,7 @@ DISTANCES = {
 
 STAGES = {  # of a folder of results, by name: where it stands in Table 1, and how figures call it
     "encoder_paper": ("frozen", "paper", "encoder alone"),
+    "elbo_paper": ("frozen, ELBO", "paper", "encoder alone, by the ELBO"),
     "joint_paper": ("joint", "paper", "joint"),
     "joint_paper_sigma": ("joint, sigma learned", "paper", "joint, sigma learned"),
     "encoder_published": ("frozen", "published", "encoder alone, released code's protocol"),
@@ -67,7 +68,7 @@ def draw_training(result: dict, folder: Path) -> None:
 
 def draw_section4(results: dict[str, dict], folder: Path) -> None:
     """ELBO and Fréchet distances along joint training: the section's claim at a glance."""
-    joint = {STAGES[name][2]: results[name] for name in STAGES if name.startswith("joint") and name in results}
+    joint = {STAGES[name][2]: results[name] for name in STAGES if not name.startswith("encoder") and name in results}
     _draw_curves(joint, folder, "section4")
 
 
@@ -99,9 +100,9 @@ def draw_rows(results: dict[str, dict], folder: Path) -> None:
     """Rows of generated images: x*, x, and for each decoder g(z'), z' ~ q(z given x), and that with its noise."""
     first = results["encoder_paper"]["strips"]
     rows = {label: first[kind] for kind, label in ROWS.items()}
-    for name in ("encoder_paper", "joint_paper", "joint_paper_sigma"):
+    for name in ("encoder_paper", "elbo_paper", "joint_paper", "joint_paper_sigma"):
         if name in results:
-            label = STAGES[name][2].replace("encoder alone", "frozen").replace("sigma", "$\\sigma$")
+            label = STAGES[name][2].replace("sigma", "$\\sigma$")
             rows[f"{label}:\nmean"] = results[name]["strips"]["decoded"]
             rows[f"{label}:\nsample"] = results[name]["strips"]["sampled"]
     figure, axes = plt.subplots(len(rows), 1, figsize=(6.6, 0.66 * len(rows)))
@@ -143,6 +144,7 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
     config, width = some["config"], some["ground_truth"]["width"]
     experiments = {
         "frozen": "trained encoder, frozen decoder",
+        "frozen, ELBO": "then encoder alone by the ELBO, frozen decoder",
         "joint": "joint training",
         "joint, sigma learned": "joint training, sigma learned",
     }
@@ -153,7 +155,7 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
             row.append(reported.get(quantity, "-"))
             for protocol in ("paper", "published"):
                 found = [results[n] for n, place in STAGES.items() if n in results and place[:2] == (stage, protocol)]
-                row.append(_cell(found[0], stage, quantity) if found else "not run")
+                row.append(_cell(found[0], quantity) if found else "not run")
                 iterations = found[0]["metrics"]["iterations"] if found else 0
                 long.append((words, protocol, quantity, reported.get(quantity, "-"), row[-1], iterations))
         wide.append(row)
@@ -173,11 +175,11 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
     style.write_csv(folder / "table1", ("experiment", "protocol", "quantity", "report", "ours", "iterations"), long)
 
 
-def _cell(result: dict, stage: str, quantity: str) -> str:
+def _cell(result: dict, quantity: str) -> str:
     metrics = result["metrics"]
     if quantity == "elbo":
         return f"{metrics.get('batch_statistics', metrics)['elbo']:.1f}"
     found = metrics["frechet"].get("inception")
     if found is None:
         return "no weights"
-    return f"{found['means']:.3f}" + (f" / {found['noise_on_one_side']:.3f}" if stage != "frozen" else "")
+    return f"{found['means']:.3f}" + (f" / {found['noise_on_one_side']:.3f}" if "noise_on_one_side" in found else "")

@@ -285,6 +285,18 @@ def test_training_raises_what_it_should(ground_truth: Path, tmp_path: Path) -> N
     assert elbo[-1] > elbo[0] + 1000
 
 
+def test_a_frozen_decoder_stays(encoders: dict[str, Path], tmp_path: Path) -> None:
+    arguments = ("--encoder", encoders["paper"] / "model.pt", *SMALL, "--freeze-decoder", "--out", tmp_path)
+    done = main(celeba_joint, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "frozen decoder" in done.stdout
+    before, after = (torch.load(path / "model.pt", weights_only=True) for path in (encoders["paper"], tmp_path))
+    for name, values in before["ground_truth"]["generator"].items():
+        assert torch.equal(after["decoder"][name], values), name
+    assert any(not torch.equal(after["encoder"][name], values) for name, values in before["encoder"].items())
+    assert set(read(tmp_path)["metrics"]["frechet"]["discriminator"]) == set(celeba_encoder.FROZEN_DISTANCES)
+
+
 @pytest.mark.parametrize("joint", [False, True])
 def test_resume_is_bitwise(
     ground_truth: Path, encoders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joint: bool
