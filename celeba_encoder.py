@@ -44,10 +44,8 @@ from dcgan import (
     frechet_distance,
     inception,
     initialise,
-    load_torch,
     moments,
     png,
-    save_torch,
     trunk,
 )
 from figures import published, section4
@@ -55,10 +53,12 @@ from figures.run import (
     RunError,
     as_config,
     cli,
+    load_torch,
     native_precision,
     pick_device,
     same_options,
     save_result,
+    save_torch,
     table,
 )
 
@@ -73,25 +73,21 @@ CALIBRATION = 200  # batches from which the encoder's batch norm takes its stati
 
 
 @dataclass(frozen=True)
-class Options:
-    ground_truth: Path = Path("runs/dcgan/ground_truth.pt")
-    """generator and discriminator kept by dcgan.py"""
-    protocol: Protocol = "paper"
-    """batch norm and Adam as the report's text says, or as its code does"""
+class TrainingOptions:
+    """What this script and celeba_joint.py have in common."""
+
     iterations: int = 1_000_000
     """steps of Adam"""
     batch_size: int = 128
     """fresh samples a step"""
     lr: float | None = None
-    """learning rate; default: that of the protocol, 2e-4 or 2e-5"""
-    sigma: float = 0.05
-    """standard deviation of a pixel about g*(z), images being in [-1, 1]"""
+    """learning rate; default: that of the protocol"""
     test_images: int = 10_000
     """fresh samples for ELBO and aggregate posterior"""
     bound_images: int = 200
-    """of these, how many get importance-weighted bounds"""
+    """fresh samples for importance-weighted bounds"""
     laplace_images: int = 64
-    """of these, how many get log p(x) from the Jacobian"""
+    """fresh samples for log p(x) from the Jacobian"""
     fid_images: int = 200_000
     """images a side for Fréchet distances"""
     fid_dims: Literal[0, 64, 192, 768, 2048] = 2048
@@ -112,25 +108,33 @@ class Options:
     """where to train; default: the accelerator if there is one, else the CPU"""
     resume: bool = False
     """go on from the checkpoint in --out, bit by bit as if never stopped (on the CPU)"""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "bound_images", "laplace_images", "track", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        for name in ("test_images", "fid_images", "track_images"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 2, not {getattr(self, name)}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr must be a positive number, not {self.lr}")
+
+
+@dataclass(frozen=True)
+class Options(TrainingOptions):
+    ground_truth: Path = Path("runs/dcgan/ground_truth.pt")
+    """generator and discriminator kept by dcgan.py"""
+    protocol: Protocol = "paper"
+    """batch norm and Adam as the report's text says, or as its code does"""
+    sigma: float = 0.05
+    """standard deviation of a pixel about g*(z), images being in [-1, 1]"""
     out: Path = Path("runs/celeba_encoder")
     """folder for model.pt, the figure and result.json"""
 
     def __post_init__(self) -> None:
-        check(self)
-
-
-def check(options: Any) -> None:
-    """Raise ValueError, one line, for options of this script or of celeba_joint.py that make no sense."""
-    for name in ("iterations", "batch_size", "bound_images", "laplace_images", "track", "checkpoint_every"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
-    for name in ("test_images", "fid_images", "track_images"):
-        if getattr(options, name) < 2:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 2, not {getattr(options, name)}")
-    for name in ("lr", "sigma"):
-        value = getattr(options, name, None)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name} must be a positive number, not {value}")
+        super().__post_init__()
+        if not 0 < self.sigma < math.inf:
+            raise ValueError(f"--sigma must be a positive number, not {self.sigma}")
 
 
 QUICK = {
@@ -144,7 +148,7 @@ QUICK = {
 }
 PRESETS = {
     "quick": (
-        Options(iterations=1000, batch_size=64, **QUICK),
+        Options(iterations=1000, batch_size=64, lr=1e-3, **QUICK),
         "after `dcgan.py --preset quick`: minutes on two cores, no FID",
     )
 }
@@ -484,7 +488,8 @@ class Trainer:
         self.optimizer = torch.optim.Adam(parameters, options.lr or adam[0], betas=adam[1], fused=True)
         self.noise = torch.Generator(device).manual_seed(options.seed)
         self.history: dict[str, list] = {key: [] for key in ("iteration", "loss", "elbo", "data", "kl", "sigma")}
-        self.history |= {f"frechet_{name}": [] for name in spaces}
+        kinds = ("frechet",) if vae.decoder is vae.truth else ("frechet", "prior")
+        self.history |= {f"{kind}_{name}": [] for name in spaces for kind in kinds}
         self.iteration, self.sum, self.seconds, self.known = 0, 0.0, 0.0, {}
 
     def step(self) -> Tensor:
@@ -506,8 +511,10 @@ class Trainer:
         for name, features in self.spaces.items():
             if name not in self.known:
                 self.known[name] = moments(features, images("truth"))
-            distance = frechet_distance(self.known[name], moments(features, images("decoded")))
-            self.history[f"frechet_{name}"].append(distance)
+            for kind, stream in (("frechet", "decoded"), ("prior", "prior")):
+                if f"{kind}_{name}" in self.history:
+                    distance = frechet_distance(self.known[name], moments(features, images(stream)))
+                    self.history[f"{kind}_{name}"].append(distance)
         since = self.iteration - (self.history["iteration"][-1] if self.history["iteration"] else 0)
         values = {"iteration": self.iteration, "loss": float(self.sum) / since if since else None}
         values |= {key: found[key] for key in ("elbo", "data", "kl")} | {"sigma": vae.log_sigma.exp().item()}

@@ -25,7 +25,7 @@ All quantities are in nats an image, of 12,288 dimensions.
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from celeba_encoder import (
     Encoder,
     Protocol,
     Trainer,
-    check,
+    TrainingOptions,
     feature_spaces,
     finish,
     networks_of,
@@ -46,57 +46,22 @@ from celeba_encoder import (
     report,
     start_in,
 )
-from dcgan import Moments, load_torch, save_torch
-from figures.run import RunError, as_config, cli, native_precision
+from dcgan import Moments
+from figures.run import RunError, as_config, cli, load_torch, native_precision, save_torch
 
 ADAM = {"paper": (2e-4, (0.9, 0.999)), "published": (1e-5, (0.9, 0.999))}  # learning rate, betas
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(TrainingOptions):
     encoder: Path = Path("runs/celeba_encoder/model.pt")
     """encoder kept by celeba_encoder.py; its run says which ground truth, protocol and sigma"""
-    iterations: int = 1_000_000
-    """steps of Adam"""
-    batch_size: int = 128
-    """fresh samples a step"""
-    lr: float | None = None
-    """learning rate; default: that of the protocol, 2e-4 or 1e-5"""
     learn_sigma: bool = False
     """train the decoder's sigma too"""
     freeze_decoder: bool = False
     """train the encoder only, by the same ELBO"""
-    test_images: int = 10_000
-    """fresh samples for ELBO and aggregate posterior"""
-    bound_images: int = 200
-    """of these, how many get importance-weighted bounds"""
-    laplace_images: int = 64
-    """of these, how many get log p(x) from the Jacobian"""
-    fid_images: int = 200_000
-    """images a side for Fréchet distances"""
-    fid_dims: Literal[0, 64, 192, 768, 2048] = 2048
-    """which of Inception's features; 0: no FID"""
-    track: int = 20
-    """how often ELBO and Fréchet distances are taken along the training"""
-    track_images: int = 1000
-    """images for these"""
-    images: Path | None = None
-    """real images to compare with, as in dcgan.py; CelebA is not downloaded for this"""
-    precision: Literal["float32", "bfloat16"] | None = None
-    """arithmetic of training and of Inception; default: bfloat16 on a CPU with instructions for it, else float32"""
-    checkpoint_every: int = 1000
-    """steps between checkpoints"""
-    seed: int = 0
-    """seed of samples"""
-    device: str | None = None
-    """where to train; default: the accelerator if there is one, else the CPU"""
-    resume: bool = False
-    """go on from the checkpoint in --out, bit by bit as if never stopped (on the CPU)"""
     out: Path = Path("runs/celeba_joint")
     """folder for model.pt, the figure and result.json"""
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 PRESETS = {

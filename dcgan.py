@@ -38,7 +38,18 @@ from tqdm import tqdm
 
 from data import celeba, faces, write_aside
 from figures import published, section4
-from figures.run import RunError, as_config, cli, native_precision, pick_device, same_options, save_result, table
+from figures.run import (
+    RunError,
+    as_config,
+    cli,
+    load_torch,
+    native_precision,
+    pick_device,
+    same_options,
+    save_result,
+    save_torch,
+    table,
+)
 
 SIZE = 64  # pixels a side
 GRID = 64  # images in a grid
@@ -279,23 +290,6 @@ def png(images: Tensor, columns: int = 8) -> bytes:
     buffer = io.BytesIO()
     save_image(as_bytes(images).float() / 255, buffer, format="png", nrow=columns, padding=1, pad_value=1.0)
     return buffer.getvalue()
-
-
-def save_torch(path: Path, value: object) -> None:
-    """torch.save under a temporary name, then renamed."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    write_aside(path, buffer.getbuffer())
-
-
-def load_torch(path: Path, what: str) -> Any:
-    """What `save_torch` wrote. Raises RunError, one line, if it is missing or something else."""
-    if not path.is_file():
-        raise RunError(f"no {what} at {path}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises anything from KeyError to UnpicklingError here
-        raise RunError(f"{path} is no {what}: {(str(error) or 'empty').splitlines()[0]}") from error
 
 
 # --- training -------------------------------------------------------------------------------------------------------

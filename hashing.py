@@ -31,7 +31,6 @@ of few bits, and takes the claim apart; `search` finds documents with a trained 
 
 import contextlib
 import functools
-import io
 import json
 import math
 import os
@@ -54,7 +53,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from data import SPLITS, Corpus, docstrings, newsgroups, write_aside
+from data import SPLITS, Corpus, docstrings, newsgroups
 from disarm import ESTIMATORS, codes, log_bernoulli
 from figures import published, section5
 from figures.run import (
@@ -65,6 +64,7 @@ from figures.run import (
     pick_device,
     same_options,
     save_result,
+    save_torch,
     table,
     write_json,
 )
@@ -611,8 +611,8 @@ class Trainer:
         self.seconds += time.perf_counter() - start
 
     def save(self, path: Path) -> None:
-        buffer = io.BytesIO()
-        torch.save(
+        save_torch(
+            path,
             {
                 "config": as_config(self.options),
                 "corpus": self.corpus,
@@ -624,9 +624,7 @@ class Trainer:
                 "history": self.history,
                 "seconds": self.seconds,
             },
-            buffer,
         )
-        write_aside(path, buffer.getbuffer())
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other options or documents."""
@@ -790,8 +788,8 @@ def precision_at(
 
 def save_model(path: Path, trainer: Trainer, corpus: Corpus, epoch: int) -> None:
     """The model for others to load: plain tensors, strings and numbers, `torch.load(path, weights_only=True)`."""
-    buffer = io.BytesIO()
-    torch.save(
+    save_torch(
+        path,
         {
             "config": as_config(trainer.options),
             "corpus": corpus.name,
@@ -800,9 +798,7 @@ def save_model(path: Path, trainer: Trainer, corpus: Corpus, epoch: int) -> None
             "u": trainer.u.cpu(),
             "model": {key: value.cpu() for key, value in trainer.selected.items()},
         },
-        buffer,
     )
-    write_aside(path, buffer.getbuffer())
 
 
 # --- sweep ----------------------------------------------------------------------------------------------------------
@@ -1378,9 +1374,7 @@ def exact(options: ExactOptions) -> None:
                 "metrics": measured,
                 "seconds": time.perf_counter() - start,
             }
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            write_aside(path, buffer.getbuffer())
+            save_torch(path, state)
         metrics[name], history[name] = state["metrics"], state["history"]
         seconds += state["seconds"]
         return model

@@ -146,6 +146,23 @@ def write_json(path: Path, value: object) -> None:
     write_aside(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
+def save_torch(path: Path, value: object) -> None:
+    """torch.save aside, then rename."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_aside(path, buffer.getbuffer())
+
+
+def load_torch(path: Path, what: str) -> Any:
+    """What `save_torch` wrote. Raises RunError, one line, if it is missing or something else."""
+    if not path.is_file():
+        raise RunError(f"no {what} at {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from KeyError to UnpicklingError here
+        raise RunError(f"{path} is no {what}: {(str(error) or 'empty').splitlines()[0]}") from error
+
+
 def as_config(options: object) -> dict[str, Any]:
     """The options as JSON holds them."""
     return {

@@ -73,25 +73,30 @@ def draw_section4(results: dict[str, dict], folder: Path) -> None:
 
 
 def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
-    any_result = next(iter(results.values()))
-    panels = {"elbo": "ELBO (nats an image)"}
-    between = "$x^*$ and decoded"
-    if any("frechet_inception" in result["history"] for result in results.values()):
-        panels["frechet_inception"] = f"{fid_name(any_result)}: {between}"
-    panels["frechet_discriminator"] = f"Fréchet distance, discriminator's\nfeatures: {between}"
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 3.3))
+    some = next(iter(results.values()))
+    # FID if any of the results has it, else the distance in the discriminator's features.
+    has_fid = any("frechet_inception" in result["history"] for result in results.values())
+    space = "inception" if has_fid else "discriminator"
+    distance = fid_name(some) if has_fid else "Fréchet distance, discriminator's features"
+    panels = {
+        "elbo": "ELBO (nats an image)",
+        f"frechet_{space}": f"{distance}:\n$x^*$ and decoded",
+        f"prior_{space}": f"{distance}:\n$x^*$ and $g(z)$ of other $z$",
+    }
+    panels = {key: title for key, title in panels.items() if any(key in r["history"] for r in results.values())}
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.3))
     for axis, (key, title) in zip(axes, panels.items(), strict=True):
         for i, (label, result) in enumerate(results.items()):
             history = result["history"]
-            if key in history:
-                look = {"color": style.COLOURS[i], "linestyle": style.LINES[i], "marker": style.MARKERS[i]}
-                axis.plot(history["iteration"], history[key], label=label, **look)
+            look = {"color": style.COLOURS[i], "linestyle": style.LINES[i], "marker": style.MARKERS[i]}
+            axis.plot(*(history[k] if key in history else [] for k in ("iteration", key)), label=label, **look)
         axis.set(xlabel="iteration", ylabel=title)
         if key != "elbo":
             axis.set_ylim(0, None)
-    images = any_result["config"]["track_images"]
+    # The first steps gain by far the most; the scale is linear up to the ELBO's best possible order.
+    axes[0].set_yscale("symlog", linthresh=20_000)
     handles, labels = axes[0].get_legend_handles_labels()
-    title = f"{any_result['data']}, {images:,} images a point"
+    title = f"{some['data']}, {some['config']['track_images']:,} images a point"
     figure.legend(handles, labels, loc="outside lower center", ncols=3, title=title, title_fontsize=8)
     style.save(figure, folder, name)
 
@@ -102,10 +107,10 @@ def draw_rows(results: dict[str, dict], folder: Path) -> None:
     rows = {label: first[kind] for kind, label in ROWS.items()}
     for name in ("encoder_paper", "elbo_paper", "joint_paper", "joint_paper_sigma"):
         if name in results:
-            label = STAGES[name][2].replace("sigma", "$\\sigma$")
+            label = STAGES[name][2].replace("sigma", "$\\sigma$").replace(", ", ",\n")
             rows[f"{label}:\nmean"] = results[name]["strips"]["decoded"]
             rows[f"{label}:\nsample"] = results[name]["strips"]["sampled"]
-    figure, axes = plt.subplots(len(rows), 1, figsize=(6.6, 0.66 * len(rows)))
+    figure, axes = plt.subplots(len(rows), 1, figsize=(7.2, 0.68 * len(rows)))
     for axis, (label, strip) in zip(axes, rows.items(), strict=True):
         axis.imshow(plt.imread(io.BytesIO(base64.b64decode(strip)), format="png"), interpolation="nearest")
         axis.set(xticks=[], yticks=[])
