@@ -7,7 +7,8 @@ differently is --protocol:
 
                      paper (default)                        published
   batch norm of g*   evaluation mode: a fixed function      training mode: an image depends on its batch
-  ... in the tests   evaluation mode                        training mode; images for FID one at a time
+  ... in the tests   evaluation mode                        ELBO in both modes; images for FID in training mode, one
+                                                            at a time
   Adam               2e-4                                   2e-5, betas (0.5, 0.999)
 
 Under `paper` the encoder's batch norm learns its statistics in training, and takes them anew from 200 batches after it.
@@ -30,6 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -52,10 +54,10 @@ from figures import published, section4
 from figures.run import (
     RunError,
     as_config,
+    begin,
     cli,
     load_torch,
     native_precision,
-    pick_device,
     same_options,
     save_result,
     save_torch,
@@ -89,7 +91,7 @@ class TrainingOptions:
     laplace_images: int = 64
     """fresh samples for log p(x) from the Jacobian"""
     fid_images: int = 200_000
-    """images a side for Fréchet distances"""
+    """images a side for Fréchet distances; of real ones as many as there are, of drawn faces 10,000 at most"""
     fid_dims: Literal[0, 64, 192, 768, 2048] = 2048
     """which of Inception's features; 0: no FID"""
     track: int = 20
@@ -116,6 +118,8 @@ class TrainingOptions:
         for name in ("test_images", "fid_images", "track_images"):
             if getattr(self, name) < 2:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 2, not {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be at least 0, not {self.seed}")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise ValueError(f"--lr must be a positive number, not {self.lr}")
 
@@ -296,9 +300,9 @@ def importance_bounds(vae: VAE, options: Any, device: torch.device) -> dict[str,
         z = mu + log_s.exp() * normal((most, vae.nz), noise)
         log_p = log_normal(x, vae.decoder(z), vae.log_sigma) + log_normal(z, 0 * z, 0 * z)
         log_p = log_p + noise_surplus(x, clean, vae.sigma)
-        weights.append((log_p - log_normal(z, mu, log_s.expand_as(z))).double())
-    table = torch.stack(weights)  # (images, samples)
-    return {str(k): (table.unflatten(1, (-1, k)).logsumexp(2) - math.log(k)).mean().item() for k in IMPORTANCE_SAMPLES}
+        weights.append((log_p - log_normal(z, mu, log_s)).double())
+    log_w = torch.stack(weights)  # (images, samples)
+    return {str(k): (log_w.unflatten(1, (-1, k)).logsumexp(2) - math.log(k)).mean().item() for k in IMPORTANCE_SAMPLES}
 
 
 def laplace(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
@@ -352,7 +356,10 @@ class Images:
         prior (g(z) of other z), truth_prior (g*(z) of the same other z).
         """
         prior = kind.endswith("prior")
-        noise = torch.Generator(self.device).manual_seed(self.seed + 4_000_037 + prior)
+        # z with the pixels' noise, the noise of q, and that of decoded images: all kinds see the same of each.
+        noise, of_q, of_decoded = (
+            torch.Generator(self.device).manual_seed(self.seed + 4_000_037 + i) for i in (prior, 2, 3)
+        )
         vae, done = self.vae, 0
         with modes(vae, *(NETWORKS if self.one_by_one else ())):
             while done < self.count:
@@ -367,8 +374,8 @@ class Images:
                     yield clean if kind == "truth" else x
                     continue
                 mu, log_s = (torch.cat(part) for part in zip(*map(vae.encoder, self.pieces(x)), strict=True))
-                decoded = self.each(vae.decoder, mu + log_s.exp() * normal(mu.shape, noise))
-                yield decoded + vae.sigma * normal(decoded.shape, noise) if kind == "noisy_decoded" else decoded
+                decoded = self.each(vae.decoder, mu + log_s.exp() * normal(mu.shape, of_q))
+                yield decoded + vae.sigma * normal(clean.shape, of_decoded) if kind == "noisy_decoded" else decoded
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.split(1) if self.one_by_one else (x,)
@@ -427,9 +434,11 @@ def feature_spaces(options: Any, discriminator: Discriminator, device: torch.dev
 def real_images(options: Any, ground_truth: Mapping) -> Tensor | None:
     """Images like those that the GAN learned, uint8 (N, 3, 64, 64), or None where there are none."""
     if ground_truth["data"] == "faces":
+        if options.images is not None:
+            raise RunError("--images is of CelebA; the ground truth learned drawn faces")
         return torch.from_numpy(faces.draw(min(options.fid_images, 10_000), ground_truth["seed"]))
     source = celeba.find(options.images)
-    return None if source is None else torch.from_numpy(celeba.load(source)[: options.fid_images])
+    return None if source is None else torch.from_numpy(np.array(celeba.load(source)[: options.fid_images]))
 
 
 def report(
@@ -568,14 +577,19 @@ class Trainer:
         try:
             same_options(path, state["config"], as_config(self.options), FREE_ON_RESUME)
             if state["history"].keys() != self.history.keys():
-                raise RunError(f"--resume: {path} was tracked with Inception's weights, or without, and now it is not")
+                had = "with" if "frechet_inception" in state["history"] else "without"
+                raise RunError(f"--resume: {path} was tracked {had} Inception's weights, which now is not so")
+            if any(
+                not torch.equal(state["vae"][f"truth.{k}"], v.cpu()) for k, v in self.vae.truth.state_dict().items()
+            ):
+                raise RunError(f"--resume: {path} is of another ground truth")
             self.vae.load_state_dict(state["vae"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.noise.set_state(state["noise"])
             self.history, self.iteration = state["history"], state["iteration"]
             self.sum, self.seconds = state["sum"].to(self.device), state["seconds"]
-        except (KeyError, TypeError) as error:
-            raise RunError(f"{path} is no checkpoint of this script: no {error}") from error
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise RunError(f"{path} is no checkpoint of such a run: {str(error).splitlines()[0]}") from error
 
 
 def networks_of(kept: Any, path: Path, device: torch.device) -> tuple[Generator, Discriminator, dict[str, Any]]:
@@ -595,24 +609,14 @@ def networks_of(kept: Any, path: Path, device: torch.device) -> tuple[Generator,
     return *networks, rest
 
 
-def start_in(options: Any) -> tuple[torch.device, Path]:
-    """Device and checkpoint of a run that may begin. Raises RunError if --out holds another."""
-    device = pick_device(options.device)
-    torch.set_flush_denormal(True)
-    checkpoint = options.out / "checkpoint.pt"
-    if checkpoint.exists() and not options.resume:
-        raise RunError(f"{options.out} holds a run already: go on with --resume, or name another --out")
-    return device, checkpoint
-
-
 def main(options: Options) -> None:
-    device, checkpoint = start_in(options)
+    device, checkpoint = begin(options)
     options = replace(options, precision=options.precision or native_precision(device))
     ground_truth = load_torch(options.ground_truth, "ground truth of dcgan.py")
     truth, discriminator, kept = networks_of(ground_truth, options.ground_truth, device)
     torch.manual_seed(options.seed)
     vae = VAE(truth, Encoder(kept["width"]["nz"], kept["width"]["ndf"]).to(device), options.sigma).to(device)
-    spaces = feature_spaces(options, discriminator, device)
+    spaces, real = feature_spaces(options, discriminator, device), real_images(options, kept)
 
     def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
         return -log_normal(z, *vae.encoder(x)).mean()
@@ -623,9 +627,9 @@ def main(options: Options) -> None:
         noise = torch.Generator(device).manual_seed(5_000_003 + options.seed)
         latents = (normal((options.batch_size, vae.nz), noise) for _ in range(CALIBRATION))
         update_bn((vae.sample(z, noise)[1] for z in latents), vae.encoder)
-    metrics, known = report(vae, options, spaces, real_images(options, kept), {}, device)
+    metrics, known = report(vae, options, spaces, real, {}, device)
     shared = {name: {kind: vars(found[kind]) for kind in SHARED & found.keys()} for name, found in known.items()}
-    save_torch(options.out / "moments.pt", shared)
+    save_torch(options.out / "moments.pt", shared | {"device": device.type})
     model = {"encoder": vae.encoder.state_dict(), "config": as_config(options), "ground_truth": ground_truth}
     save_torch(options.out / "model.pt", model)
     result = finish(trainer, metrics, kept)
@@ -653,32 +657,32 @@ def finish(trainer: Trainer, metrics: dict, kept: Mapping) -> dict[str, Any]:
 
 
 def print_report(result: Mapping, stage: str) -> None:
-    """The published numbers beside ours. stage: "frozen" or "joint"."""
+    """The published numbers, where there are any of this stage, beside ours. stage: a row of Table 1."""
     metrics, config = result["metrics"], result["config"]
-    paper = published.TABLE1[stage]
-    batch = metrics.get("batch_statistics", {})
+    paper = published.TABLE1.get(stage, {})
+    batch = metrics.get("batch_statistics")
     rows = [
-        ("ELBO", paper["elbo"], metrics["elbo"]),
-        *([("  normalised by batch", None, batch["elbo"])] if batch else []),
+        ("ELBO", None if batch else paper.get("elbo"), metrics["elbo"]),
+        *([("  each batch normalised by itself", paper.get("elbo"), batch["elbo"])] if batch else []),
         ("  data term", None, metrics["data"]),
         ("  KL", None, metrics["kl"]),
         *((f"bound of log p(x), k = {k}", None, value) for k, value in metrics["bounds"].items()),
         ("log p(x) of the truth, Laplace", None, metrics["laplace"]["evidence"]),
         ("  less, best factorized Gaussian", None, metrics["laplace"]["factorization"]),
-        ("sigma of the decoder", 0.05, metrics["sigma"]),
+        ("sigma of the decoder", published.SIGMA, metrics["sigma"]),
     ]
     for space, found in metrics["frechet"].items():
         name = section4.fid_name(result) if space == "inception" else "Fréchet, discriminator"
         for key, label in section4.DISTANCES.items():
             if key in found:
                 shown = "no real images" if found[key] is None else found[key]
-                is_paper = space == "inception" and key == ("means" if stage == "frozen" else "noise_on_one_side")
-                rows.append((f"{name}: {label}", paper["fid"] if is_paper else None, shown))
+                compared = space == "inception" and key == ("means" if stage == "frozen" else "noise_on_one_side")
+                rows.append((f"{name}: {label}", paper.get("fid") if compared else None, shown))
     if config["fid_dims"] and "inception" not in metrics["frechet"]:
-        rows.append(("FID", paper["fid"], "no weights"))
-    rows.append(("iterations", 1_000_000, metrics["iterations"]))
-    rows.append(("images a side", 200_000, config["fid_images"]))
-    print(table((f"Section 4, {stage} decoder ({config['protocol']})", "paper", "ours"), rows, digits=3))
+        rows.append(("FID", paper.get("fid"), "no weights"))
+    rows.append(("iterations", published.SECTION4_ITERATIONS, metrics["iterations"]))
+    rows.append(("images a side", published.SECTION4_FID_IMAGES, config["fid_images"]))
+    print(table((f"Section 4: {stage} ({config['protocol']})", "paper", "ours"), rows, digits=3))
     print(f"{result['seconds']:.0f} s on {result['environment']['device']}; result and figure in {config['out']}")
 
 

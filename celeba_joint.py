@@ -16,8 +16,9 @@ keeps its own. --freeze-decoder is the control that Table 1 lacks: its first row
 log q(z given x), not the ELBO, so part of what joint training gains is the encoder's. Here the encoder gets the
 ELBO, and the decoder stays g*.
 
-The report at the end is that of `celeba_encoder.py`, with four more distances: with noise of sigma = 0.05 added to the
-decoded images only, as the released code does for Table 1, and of images of the prior from g* and from g.
+The report at the end is that of `celeba_encoder.py`, with three more distances: of x* and g(z') with noise of
+sigma = 0.05 added to that only, as the released code does for Table 1; of x* and the prior's g(z); of that and real
+images.
 
 All quantities are in nats an image, of 12,288 dimensions.
 """
@@ -44,10 +45,9 @@ from celeba_encoder import (
     print_report,
     real_images,
     report,
-    start_in,
 )
 from dcgan import Moments
-from figures.run import RunError, as_config, cli, load_torch, native_precision, save_torch
+from figures.run import RunError, as_config, begin, cli, load_torch, native_precision, save_torch
 
 ADAM = {"paper": (2e-4, (0.9, 0.999)), "published": (1e-5, (0.9, 0.999))}  # learning rate, betas
 
@@ -81,7 +81,7 @@ class Continued(Options):
 
 
 def main(options: Options) -> None:
-    device, checkpoint = start_in(options)
+    device, checkpoint = begin(options)
     before = load_torch(options.encoder, "encoder of celeba_encoder.py")
     try:
         config, state, ground_truth = (before[key] for key in ("config", "encoder", "ground_truth"))
@@ -92,32 +92,38 @@ def main(options: Options) -> None:
     options = replace(options, precision=options.precision or native_precision(device))
     options = Continued(**vars(options), protocol=protocol, sigma=sigma)
     encoder = Encoder(kept["width"]["nz"], kept["width"]["ndf"])
-    encoder.load_state_dict(state)
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        raise RunError(f"{options.encoder} has an encoder of another width than its ground truth") from error
     decoder = truth if options.freeze_decoder else copy.deepcopy(truth).requires_grad_(True)
     vae = VAE(truth, encoder.to(device), sigma, decoder).to(device)
     vae.log_sigma.requires_grad_(options.learn_sigma)
-    spaces = feature_spaces(options, discriminator, device)
+    spaces, real = feature_spaces(options, discriminator, device), real_images(options, kept)
 
     def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
         return -vae.elbo(x, noise)["elbo"].mean()
 
     trainer = Trainer(vae, objective, ADAM[protocol], options, spaces, device)
     trainer.run(NETWORKS if protocol == "published" else (), checkpoint)
-    vae.eval()
-    metrics, _ = report(vae, options, spaces, real_images(options, kept), known_moments(options, config), device)
+    metrics, _ = report(vae, options, spaces, real, known_moments(options, config, device), device)
     model = {"encoder": vae.encoder.state_dict(), "decoder": vae.decoder.state_dict(), "config": as_config(options)}
     save_torch(options.out / "model.pt", model | {"log_sigma": vae.log_sigma.detach()})
-    print_report(finish(trainer, metrics, kept), "frozen" if options.freeze_decoder else "joint")
+    changed = "frozen, ELBO" if options.freeze_decoder else "joint"
+    print_report(finish(trainer, metrics, kept), changed + ", sigma learned" * options.learn_sigma)
 
 
-def known_moments(options: Continued, config: dict[str, Any]) -> dict[str, dict[str, Moments]]:
+def known_moments(options: Continued, config: dict[str, Any], device: torch.device) -> dict[str, dict[str, Moments]]:
     """Moments of the ground truth's images from the encoder's run, if that took them as this run would."""
     path = options.encoder.with_name("moments.pt")
     same = ("seed", "batch_size", "fid_images", "fid_dims", "precision", "images")
     if not path.is_file() or any(as_config(options)[key] != config[key] for key in same):
         return {}
+    shared = load_torch(path, "moments of celeba_encoder.py")
+    if shared.pop("device") != device.type:  # its random numbers are others
+        return {}
     known: dict[str, dict[str, Moments]] = {}
-    for space, kinds in load_torch(path, "moments of celeba_encoder.py").items():
+    for space, kinds in shared.items():
         known[space] = {}
         for kind, values in kinds.items():
             known[space][kind] = Moments()

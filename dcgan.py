@@ -41,21 +41,19 @@ from figures import published, section4
 from figures.run import (
     RunError,
     as_config,
+    begin,
     cli,
     load_torch,
     native_precision,
-    pick_device,
     same_options,
     save_result,
     save_torch,
     table,
 )
 
-SIZE = 64  # pixels a side
 GRID = 64  # images in a grid
 FREE_ON_RESUME = {"epochs", "resume", "images", "tensorboard", "out"}
 GENERATORS = ("order", "noise")  # data order and latents: random streams kept in checkpoints
-FEATURES = {64: 0, 192: 1, 768: 2, 2048: 3}  # dimension of Inception's features, and block
 
 Features = Callable[[Tensor], Tensor]  # images (N, 3, 64, 64) in [-1, 1] -> (N, dims)
 
@@ -69,7 +67,7 @@ class Options:
     faces: int = 10_000
     """faces drawn with --data faces"""
     held_out: int = 1000
-    """last images, held out of the training to select the epoch; as many are generated for the comparison"""
+    """number of images, the last, held out of the training to select the epoch; as many are generated to compare"""
     ngf: int = 64
     """channels of the generator's last hidden layer; those before have 2, 4 and 8 times as many"""
     ndf: int = 64
@@ -89,7 +87,7 @@ class Options:
     fid_dims: Literal[64, 192, 768, 2048] = 2048
     """which of Inception's features"""
     precision: Literal["float32", "bfloat16"] | None = None
-    """arithmetic of training; default: bfloat16 on a CPU with instructions for it, else float32"""
+    """arithmetic of training and of Inception; default: bfloat16 on a CPU with instructions for it, else float32"""
     tensorboard: bool = False
     """log losses, distance and grids to --out, for `tensorboard --logdir`; needs `pip install tensorboard`"""
     seed: int = 0
@@ -102,6 +100,8 @@ class Options:
     """folder for networks, grids, curves and result.json"""
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"--seed must be at least 0, not {self.seed}")
         for name in ("faces", "ngf", "ndf", "nz", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
@@ -125,6 +125,7 @@ PRESETS = {
             epochs=15,
             batch_size=32,
             lr=1e-3,
+            nz=16,
         ),
         "drawn faces, narrow networks, a minute or two on two cores",
     )
@@ -221,7 +222,7 @@ def moments(features: Features, batches: Iterable[Tensor]) -> Moments:
     """Moments of the features of images, rounded to 8 bits first, as they would be in the PNG files of pytorch-fid."""
     result = Moments()
     for images in batches:
-        result.add(features((as_bytes(images).float() / 127.5 - 1).to(images.device)))
+        result.add(features(as_bytes(images).float() / 127.5 - 1))
     return result
 
 
@@ -246,8 +247,8 @@ def inception(dims: int, device: torch.device, precision: str = "float32") -> Fe
     Raises RunError, one line, if the weights cannot be had.
     """
     try:
-        network = InceptionV3([FEATURES[dims]])
-    except (OSError, RuntimeError, EOFError, KeyError) as error:  # no network, a broken file, other weights in it
+        network = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
+    except Exception as error:  # no network; or, of a broken file, anything from TypeError to UnpicklingError
         where = Path(torch.hub.get_dir()) / "checkpoints"
         raise RunError(
             f"no Inception weights ({(str(error) or type(error).__name__).splitlines()[0]}): get {FID_WEIGHTS_URL} and "
@@ -298,11 +299,11 @@ def png(images: Tensor, columns: int = 8) -> bytes:
 class Trainer:
     """Both networks, their optimisers, random streams and history: all that a checkpoint holds."""
 
-    def __init__(self, options: Options, images: np.ndarray, device: torch.device):
+    def __init__(self, options: Options, images: np.ndarray, device: torch.device, space: str):
         if options.held_out >= len(images):
             raise RunError(f"--held-out {options.held_out} of {len(images)} images leaves none to train on")
         self.options = replace(options, precision=options.precision or native_precision(device))
-        self.device, self.count = device, len(images)
+        self.device, self.count, self.space = device, len(images), space
         train, self.held_out = images[: -options.held_out], images[-options.held_out :]
         # On an accelerator all images lie there, as bytes.
         self.images = train if device.type == "cpu" else torch.from_numpy(np.ascontiguousarray(train)).to(device)
@@ -391,6 +392,7 @@ class Trainer:
         state = {
             "config": as_config(self.options),
             "count": self.count,
+            "space": self.space,
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "generators": {key: getattr(self, key).get_state() for key in GENERATORS},
@@ -406,21 +408,23 @@ class Trainer:
             same_options(path, state["config"], as_config(self.options), FREE_ON_RESUME)
             if state["count"] != self.count:
                 raise RunError(f"--resume: {path} was trained on {state['count']} images, not on {self.count}")
+            if state["space"] != self.space:
+                raise RunError(f"--resume: {path} selects by {state['space']}, which now would be {self.space}")
             for name in self.networks:
                 self.networks[name].load_state_dict(state["networks"][name])
                 self.optimizers[name].load_state_dict(state["optimizers"][name])
             for key in GENERATORS:
                 getattr(self, key).set_state(state["generators"][key])
             self.history, self.seconds = state["history"], state["seconds"]
-        except (KeyError, TypeError) as error:
-            raise RunError(f"{path} is no checkpoint of dcgan.py: no {error}") from error
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise RunError(f"{path} is no checkpoint of such a run: {str(error).splitlines()[0]}") from error
 
 
 def selecting_features(options: Options, device: torch.device) -> tuple[Features, str]:
     """The feature space that selects the epoch, and its name."""
     if options.features == "inception":
         try:
-            features = inception(options.fid_dims, device, options.precision)
+            features = inception(options.fid_dims, device, options.precision or native_precision(device))
             return features, f"FID, {options.fid_dims} dimensions"
         except RunError as error:
             print(f"{error}. Selecting by thumbnails instead")
@@ -436,17 +440,12 @@ def writer_to(folder: Path) -> Any:
 
 
 def main(options: Options) -> None:
-    device = pick_device(options.device)
-    torch.set_flush_denormal(True)
-    checkpoint = options.out / "checkpoint.pt"
-    if checkpoint.exists() and not options.resume:
-        raise RunError(f"{options.out} holds a run already: go on with --resume, or name another --out")
-    writer = writer_to(options.out) if options.tensorboard else None
-    images = load_images(options)
-    trainer = Trainer(options, images, device)
-    if options.resume and checkpoint.exists():
+    device, checkpoint = begin(options)
+    features, space = selecting_features(options, device)
+    trainer = Trainer(options, load_images(options), device, space)
+    if checkpoint.exists():
         trainer.load(checkpoint)
-    features, space = selecting_features(trainer.options, device)
+    writer = writer_to(options.out) if options.tensorboard else None
     held_out = torch.from_numpy(np.array(trainer.held_out))
     real = moments(features, (part.to(device).float() / 127.5 - 1 for part in held_out.split(options.batch_size)))
     steps = math.ceil(len(trainer.images) / options.batch_size)
@@ -466,6 +465,8 @@ def main(options: Options) -> None:
                 for key, values in history.items():
                     writer.add_scalar(key, values[-1], epoch)
                 writer.add_image("generated", make_grid(as_bytes(grid)), epoch)
+    if writer:
+        writer.close()
     selected, history = trainer.selected, trainer.history
     networks = load_torch(options.out / "epochs" / f"{selected:03d}.pt", "epoch of dcgan.py")
     width = {key: getattr(options, key) for key in ("nz", "ngf", "ndf")}

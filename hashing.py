@@ -59,6 +59,7 @@ from figures import published, section5
 from figures.run import (
     RunError,
     as_config,
+    begin,
     cli,
     native_precision,
     pick_device,
@@ -660,14 +661,10 @@ def train(options: Options, corpus: Corpus) -> dict:
     Raises RunError if --out holds another run or an option cannot be met here, FloatingPointError if a loss is not
     finite.
     """
-    device = pick_device(options.device)
-    torch.set_flush_denormal(True)  # far tails of the softmax are denormal, and slow
-    checkpoint = options.out / "checkpoint.pt"
+    device, checkpoint = begin(options)
     trainer = Trainer(options, corpus, device)
-    if options.resume and checkpoint.exists():
+    if checkpoint.exists():
         trainer.load(checkpoint)
-    elif checkpoint.exists():
-        raise RunError(f"{options.out} holds a run already: go on with --resume, or name another --out")
     with tqdm(total=options.epochs + options.fine_epochs, initial=trainer.epoch, desc="training", unit="epoch") as bar:
         while not trainer.finished:
             trainer.run_epoch()

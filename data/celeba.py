@@ -70,14 +70,14 @@ def find(images: Path | None = None, folder: Path = Path(__file__).parent) -> Pa
 def _downloaded(folder: Path) -> Path:
     print(f"downloading CelebA into {folder}")
     try:
-        CelebA(str(folder), download=True)  # to folder/celeba, unpacked
+        CelebA(str(folder), download=True)  # to folder/celeba
     except Exception as error:  # torchvision raises RuntimeError, gdown and requests their own
         raise DataError(
             f"no CelebA images and no download ({(str(error) or type(error).__name__).splitlines()[0]}): get {ARCHIVE} "
             f"from {PAGE} and put it in {folder}, or name it with --images or {ENVIRONMENT_VARIABLE}; or do without, "
             f"with --data faces"
         ) from error
-    return folder / "celeba" / FOLDER
+    return folder / "celeba" / ARCHIVE
 
 
 @contextlib.contextmanager

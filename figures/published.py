@@ -38,6 +38,9 @@ HASHING_ORIGINAL = {8: 423, 16: 409, 32: 396, 64: 392}
 # Section 4. The epoch whose generator the released code goes on from; the report trains on all of CelebA.
 DCGAN_EPOCH = 44
 CELEBA_IMAGES = 202_599
+SIGMA = 0.05
+SECTION4_ITERATIONS = 1_000_000
+SECTION4_FID_IMAGES = 200_000
 # Table 1. ELBO: a running mean in training; FID: 2048 dimensions, 200,000 images a side, noise on the joint side only.
 TABLE1 = {
     "frozen": {"elbo": -19072.746, "fid": 1.311},

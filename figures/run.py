@@ -127,6 +127,19 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
+def begin(options: Any) -> tuple[torch.device, Path]:
+    """Device and checkpoint of a run in --out that may begin or, with --resume, go on.
+
+    Raises RunError for no such device, and if --out holds a run that is not to be resumed.
+    """
+    device = pick_device(options.device)
+    torch.set_flush_denormal(True)  # denormal numbers are slow
+    checkpoint = options.out / "checkpoint.pt"
+    if checkpoint.exists() and not options.resume:
+        raise RunError(f"{options.out} holds a run already: go on with --resume, or name another --out")
+    return device, checkpoint
+
+
 def native_precision(device: torch.device) -> str:
     """bfloat16 on a CPU with instructions for it, else float32."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}

@@ -58,7 +58,8 @@ ROWS = {"truth": "$x^* = g^*(z)$", "noisy": "$x = x^* + \\sigma\\epsilon$"}
 
 
 def fid_name(result: dict) -> str:
-    return f"FID, {result['config']['fid_dims']} dimensions"
+    dims = result["config"]["fid_dims"]
+    return f"FID, {dims} dimensions" if dims else "no FID"
 
 
 def draw_training(result: dict, folder: Path) -> None:
@@ -186,5 +187,5 @@ def _cell(result: dict, quantity: str) -> str:
         return f"{metrics.get('batch_statistics', metrics)['elbo']:.1f}"
     found = metrics["frechet"].get("inception")
     if found is None:
-        return "no weights"
+        return "no weights" if result["config"]["fid_dims"] else "no FID"
     return f"{found['means']:.3f}" + (f" / {found['noise_on_one_side']:.3f}" if "noise_on_one_side" in found else "")

@@ -68,7 +68,7 @@ def test_generator_in_evaluation_mode_makes_an_image_alone_as_in_a_batch() -> No
 
 def test_step_minimises_the_tutorials_losses() -> None:
     options = dcgan.Options(faces=40, held_out=20, ngf=2, ndf=2, nz=5, precision="float32")
-    trainer = dcgan.Trainer(options, faces.draw(40), CPU)
+    trainer = dcgan.Trainer(options, faces.draw(40), CPU, "thumbnails")
     real = trainer.batch(torch.arange(16))
     assert real.min() >= -1
     assert real.max() <= 1
@@ -211,6 +211,7 @@ def test_resume_is_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (("--held-out", 60), "leaves none"),
         (("--lr", "nan"), "--lr must be a positive number"),
         (("--beta1", 1), "--beta1 must be in"),
+        (("--seed", -1), "--seed must be at least 0"),
         (("--images", "nowhere"), "--images is of CelebA"),
         (("--data", "celeba", "--images", "nowhere"), "no CelebA images at nowhere"),
         (("--data", "cats"), "cats"),
@@ -228,11 +229,15 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
     again = (*TINY, "--epochs", 2, "--resume", "--out", tmp_path)
     assert "--lr 0.0002, not 0.1" in the_one_line(main(dcgan, *again, "--lr", 0.1))
     checkpoint = tmp_path / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(state | {"space": "FID"}, checkpoint)
+    assert "selects by FID" in the_one_line(main(dcgan, *again))
     for data in (b"", b"text", checkpoint.read_bytes()[:1000]):
         checkpoint.write_bytes(data)
         assert "is no checkpoint" in the_one_line(main(dcgan, *again))
-    torch.save({"config": {}}, checkpoint)
-    assert the_one_line(main(dcgan, *again))
+    for other in ({"config": {}}, state | {"generators": {"order": state["networks"]["generator"]["0.weight"]}}):
+        torch.save(other, checkpoint)
+        assert the_one_line(main(dcgan, *again))
 
 
 def test_losses_that_are_not_finite_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,6 +259,9 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict]:
         def add_scalar(self, key: str, value: float, epoch: int) -> None:
             calls.setdefault(key, []).append((epoch, value))
 
+        def close(self) -> None:
+            calls["closed"] = [True]
+
         def add_image(self, key: str, image: torch.Tensor, epoch: int) -> None:
             assert image.shape[0] == 3
             calls.setdefault(key, []).append(epoch)
@@ -267,6 +275,7 @@ def test_tensorboard_gets_what_the_curves_show(tmp_path: Path, logged: Callable[
     history = json.loads((tmp_path / "result.json").read_text())["history"]
     calls = logged()
     assert calls["generated"] == [1, 2]
+    assert calls["closed"]
     for key, values in history.items():
         assert calls[key] == list(enumerate(values, start=1))
 

@@ -51,7 +51,12 @@ def small_vae(seed: int = 0) -> VAE:
     torch.manual_seed(seed)
     encoder = Encoder(5, 2)
     nn.init.normal_(encoder.head.weight, std=0.1)
-    return VAE(dcgan.Generator(5, 2), encoder, 0.05, dcgan.Generator(5, 2))
+    truth, decoder = dcgan.Generator(5, 2), dcgan.Generator(5, 2)
+    with torch.no_grad():
+        for layer in (*truth, *decoder):
+            if isinstance(layer, nn.ConvTranspose2d):
+                layer.weight *= 10  # or all images would be grey
+    return VAE(truth, encoder, 0.05, decoder)
 
 
 class LinearDecoder(nn.Module):
@@ -218,6 +223,15 @@ def test_modes_leave_running_statistics_alone_unless_learning() -> None:
 def test_streams_of_images() -> None:
     vae = small_vae()
     streams = Images(vae, 10, 4, 0, CPU, one_by_one=False)
+    made: list[Tensor] = []
+    vae.truth.register_forward_pre_hook(lambda _, arguments: made.append(arguments[0]))
+    latents = {}
+    for kind in ("truth", "noisy", "decoded", "noisy_decoded"):
+        made.clear()
+        list(streams(kind))
+        latents[kind] = torch.cat(made)
+    for z in latents.values():  # batch for batch, all kinds are of the same x*
+        assert torch.equal(z, latents["truth"])
     found = {kind: torch.cat(list(streams(kind))) for kind in ("truth", "noisy", "decoded", "noisy_decoded", "prior")}
     assert {len(images) for images in found.values()} == {10}
     assert (found["noisy"] - found["truth"]).std() == pytest.approx(0.05, rel=0.02)
@@ -289,7 +303,8 @@ def test_a_frozen_decoder_stays(encoders: dict[str, Path], tmp_path: Path) -> No
     arguments = ("--encoder", encoders["paper"] / "model.pt", *SMALL, "--freeze-decoder", "--out", tmp_path)
     done = main(celeba_joint, *arguments)
     assert done.returncode == 0, done.stderr
-    assert "frozen decoder" in done.stdout
+    assert "frozen, ELBO" in done.stdout
+    assert "-19072" not in done.stdout
     before, after = (torch.load(path / "model.pt", weights_only=True) for path in (encoders["paper"], tmp_path))
     for name, values in before["ground_truth"]["generator"].items():
         assert torch.equal(after["decoder"][name], values), name
@@ -324,6 +339,19 @@ def test_resume_is_bitwise(
     assert whole["strips"] == parts["strips"]
 
 
+def test_resume_refuses_another_ground_truth(ground_truth: Path, tmp_path: Path) -> None:
+    kept = torch.load(ground_truth, weights_only=True)
+    torch.save(kept, tmp_path / "truth.pt")
+    run = ("--ground-truth", tmp_path / "truth.pt", *SMALL, "--out", tmp_path / "run")
+    assert main(celeba_encoder, *run).returncode == 0
+    kept["generator"]["0.weight"] += 1
+    torch.save(kept, tmp_path / "truth.pt")
+    assert "another ground truth" in the_one_line(main(celeba_encoder, *run, "--resume"))
+    kept["width"]["ngf"] = 4
+    torch.save(kept, tmp_path / "truth.pt")
+    assert "is no ground truth" in the_one_line(main(celeba_encoder, *run, "--resume"))
+
+
 def test_without_weights_the_rest_is_still_written(
     ground_truth: Path,
     tmp_path: Path,
@@ -342,6 +370,7 @@ def test_without_weights_the_rest_is_still_written(
         (("--iterations", 0), "--iterations must be at least 1"),
         (("--fid-images", 1), "--fid-images must be at least 2"),
         (("--lr", -1), "--lr must be a positive number"),
+        (("--seed", -1), "--seed must be at least 0"),
         (("--fid-dims", 5), "5"),
         (("--device", "abacus"), "no device 'abacus'"),
     ],
@@ -371,7 +400,7 @@ def test_table1_says_what_was_not_run(encoders: dict[str, Path], tmp_path: Path)
     text = (tmp_path / "table1.md").read_text()
     assert text.startswith("Reduced run")
     assert "not run" in text
-    assert "no weights" in text
+    assert "no FID" in text
     assert f"{results['encoder_paper']['metrics']['elbo']:.1f}" in text
     assert "-19072.746" in text
     assert (tmp_path / "table1.tex").exists()
