@@ -399,7 +399,7 @@ DISTANCES = FROZEN_DISTANCES | {
 
 
 def frechet_distances(
-    features: Features, images: Images, real: Tensor | None, known: Mapping[str, Moments]
+    features: Features, images: Images, real: np.ndarray | None, known: Mapping[str, Moments]
 ) -> tuple[dict[str, float | None], dict[str, Moments]]:
     """The distances of DISTANCES in one feature space, None where there are no real images; and all moments.
 
@@ -409,7 +409,8 @@ def frechet_distances(
     found = dict(known)
     for kind in tqdm(dict.fromkeys(k for pair in pairs.values() for k in pair), desc="features", leave=False):
         if kind == "real" and real is not None and kind not in found:
-            parts = real[: images.count].split(images.batch_size)
+            starts = range(0, min(len(real), images.count), images.batch_size)
+            parts = (torch.from_numpy(np.array(real[i : i + images.batch_size])) for i in starts)
             found[kind] = moments(features, (part.to(images.device).float() / 127.5 - 1 for part in parts))
         elif kind != "real" and kind not in found:
             found[kind] = moments(features, images(kind))
@@ -431,18 +432,23 @@ def feature_spaces(options: Any, discriminator: Discriminator, device: torch.dev
     return spaces
 
 
-def real_images(options: Any, ground_truth: Mapping) -> Tensor | None:
+def real_images(options: Any, ground_truth: Mapping) -> np.ndarray | None:
     """Images like those that the GAN learned, uint8 (N, 3, 64, 64), or None where there are none."""
     if ground_truth["data"] == "faces":
         if options.images is not None:
             raise RunError("--images is of CelebA; the ground truth learned drawn faces")
-        return torch.from_numpy(faces.draw(min(options.fid_images, 10_000), ground_truth["seed"]))
+        return faces.draw(min(options.fid_images, 10_000), ground_truth["seed"])
     source = celeba.find(options.images)
-    return None if source is None else torch.from_numpy(np.array(celeba.load(source)[: options.fid_images]))
+    return None if source is None else celeba.load(source)
 
 
 def report(
-    vae: VAE, options: Any, spaces: Mapping[str, Features], real: Tensor | None, known: Mapping, device: torch.device
+    vae: VAE,
+    options: Any,
+    spaces: Mapping[str, Features],
+    real: np.ndarray | None,
+    known: Mapping,
+    device: torch.device,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Moments]]]:
     """All of the evaluation, and the moments of images that a later report need not compute again."""
     start = time.perf_counter()

@@ -306,7 +306,7 @@ class Trainer:
         self.device, self.count, self.space = device, len(images), space
         train, self.held_out = images[: -options.held_out], images[-options.held_out :]
         # On an accelerator all images lie there, as bytes.
-        self.images = train if device.type == "cpu" else torch.from_numpy(np.ascontiguousarray(train)).to(device)
+        self.images = train if device.type == "cpu" else torch.from_numpy(np.array(train)).to(device)
         torch.manual_seed(options.seed)
         self.generator, self.discriminator = Generator(options.nz, options.ngf), Discriminator(options.ndf)
         self.fixed = torch.randn(max(GRID, options.held_out), options.nz).to(device)

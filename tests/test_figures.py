@@ -59,6 +59,37 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         assert number in README, number
 
 
+def test_readme_numbers_of_section_4_are_those_of_the_results() -> None:
+    names = ("dcgan", "encoder_paper", "elbo_paper", "joint_paper", "quick_encoder", "quick_joint")
+    dcgan, frozen, elbo, joint, quick, quick_joint = (RESULTS[name]["metrics"] for name in names)
+    fid = {name: RESULTS[name]["metrics"]["frechet"]["inception"] for name in names[1:4]}
+    quick_distance, quick_joint_distance = (m["frechet"]["discriminator"] for m in (quick, quick_joint))
+    laplace = frozen["laplace"]
+    said = [
+        f"{RESULTS['dcgan']['images']:,} of CelebA's 202,599 images",
+        f"{dcgan['epochs']} epochs, of which FID to the held-out images takes number {dcgan['selected_epoch']}",
+        f"{frozen['iterations']:,} + {joint['iterations']:,} iterations",
+        f"From {frozen['elbo']:,.0f} to {joint['elbo']:,.0f} nats",
+        f"goes from {fid['encoder_paper']['floor']:.3f}, what two sets of g* have, "
+        f"to {fid['joint_paper']['prior']:.3f}",
+        f"from {fid['encoder_paper']['truth_to_real']:.2f} to {fid['joint_paper']['prior_to_real']:.2f}",
+        f"ours goes from {fid['encoder_paper']['means']:.3f} to {fid['joint_paper']['means']:.3f}",
+        f"Then ours is {fid['joint_paper']['noise_on_one_side']:.3f}",
+        f"x* with noise has {fid['encoder_paper']['noise_alone']:.3f}",
+        f"is {laplace['evidence']:,.0f} nats, and the best factorized Gaussian loses {laplace['factorization']:.0f} of",
+        f"loses {laplace['evidence'] - frozen['elbo']:,.0f}",
+        f"reaches {elbo['elbo']:,.0f} in {elbo['iterations']:,} iterations",
+        f"re-decodings at FID {fid['elbo_paper']['means']:.3f}",
+        f"between {min(frozen['variance']):.2f} and {max(frozen['variance']):.2f}; after joint training between "
+        f"{min(joint['variance']):.2f} and {max(joint['variance']):.2f}",
+        f"rises from {quick['elbo']:,.0f} to {quick_joint['elbo']:,.0f}",
+        f"goes from {quick_distance['floor']:.3f} to {quick_joint_distance['prior']:.3f}",
+        f"re-decodings, from {quick_distance['means']:.3f} to {quick_joint_distance['means']:.3f}",
+    ]
+    for number in said:
+        assert number in README, number
+
+
 def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
     metrics = {name: result["metrics"] for name, result in RESULTS.items()}
     exact, history = metrics["exact_d0"], RESULTS["exact_d0"]["history"]

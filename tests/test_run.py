@@ -54,7 +54,9 @@ def test_table_aligns() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["mixture.py", "disarm.py", "hashing.py"])
+@pytest.mark.parametrize(
+    "name", ["mixture.py", "disarm.py", "hashing.py", "dcgan.py", "celeba_encoder.py", "celeba_joint.py"]
+)
 def test_help_explains_every_option(name: str) -> None:
     done = script(name, "--help") if name == "mixture.py" else main(importlib.import_module(name[:-3]), "--help")
     assert done.returncode == 0
