@@ -85,6 +85,7 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
         f"prior_{space}": f"{distance}:\n$x^*$ and $g(z)$ of other $z$",
     }
     panels = {key: title for key, title in panels.items() if any(key in r["history"] for r in results.values())}
+    priors = [r["history"][f"prior_{space}"][0] for r in results.values() if f"prior_{space}" in r["history"]]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.3))
     for axis, (key, title) in zip(axes, panels.items(), strict=True):
         for i, (label, result) in enumerate(results.items()):
@@ -94,7 +95,11 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
         axis.set(xlabel="iteration", ylabel=title)
         if key != "elbo":
             axis.set_ylim(0, None)
-    # The first steps gain by far the most; the scale is linear up to the ELBO's best possible order.
+            if priors:  # before joint training the decoder is g*, and its g(z) of other z a second set of x*
+                axis.axhline(priors[0], color=style.REFERENCE, linestyle=":", linewidth=1)
+                place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 8}
+                axis.annotate("two sets of $x^*$", (0.98, priors[0]), **place)
+    # The first steps gain by far the most; the scale is linear up to the largest possible ELBO, 19,376 nats.
     axes[0].set_yscale("symlog", linthresh=20_000)
     handles, labels = axes[0].get_legend_handles_labels()
     title = f"{some['data']}, {some['config']['track_images']:,} images a point"
