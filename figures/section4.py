@@ -116,7 +116,7 @@ def draw_rows(results: dict[str, dict], folder: Path) -> None:
             label = STAGES[name][2].replace("sigma", "$\\sigma$").replace(", ", ",\n")
             rows[f"{label}:\nmean"] = results[name]["strips"]["decoded"]
             rows[f"{label}:\nsample"] = results[name]["strips"]["sampled"]
-    figure, axes = plt.subplots(len(rows), 1, figsize=(7.2, 0.68 * len(rows)))
+    figure, axes = plt.subplots(len(rows), 1, figsize=(6.1, 0.68 * len(rows)))
     for axis, (label, strip) in zip(axes, rows.items(), strict=True):
         axis.imshow(plt.imread(io.BytesIO(base64.b64decode(strip)), format="png"), interpolation="nearest")
         axis.set(xticks=[], yticks=[])
