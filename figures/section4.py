@@ -78,7 +78,7 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
     # FID if any of the results has it, else the distance in the discriminator's features.
     has_fid = any("frechet_inception" in result["history"] for result in results.values())
     space = "inception" if has_fid else "discriminator"
-    distance = fid_name(some) if has_fid else "Fréchet distance, discriminator's features"
+    distance = fid_name(some) if has_fid else "Fréchet distance in the\ndiscriminator's features"
     panels = {
         "elbo": "ELBO (nats an image)",
         f"frechet_{space}": f"{distance}:\n$x^*$ and decoded",
@@ -94,13 +94,14 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
             axis.plot(*(history[k] if key in history else [] for k in ("iteration", key)), label=label, **look)
         axis.set(xlabel="iteration", ylabel=title)
         if key != "elbo":
-            axis.set_ylim(0, None)
             if priors:  # before joint training the decoder is g*, and its g(z) of other z a second set of x*
                 axis.axhline(priors[0], color=style.REFERENCE, linestyle=":", linewidth=1)
                 place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 8}
                 axis.annotate("two sets of $x^*$", (0.98, priors[0]), **place)
-    # The first steps gain by far the most; the scale is linear up to the largest possible ELBO, 19,376 nats.
-    axes[0].set_yscale("symlog", linthresh=20_000)
+            axis.set_ylim(0, None)
+    values = [value for result in results.values() for value in result["history"]["elbo"]]
+    if min(values) < -20_000 < max(values):  # the first steps gain by far the most; 19,376 nats are the largest ELBO
+        axes[0].set_yscale("symlog", linthresh=20_000)
     handles, labels = axes[0].get_legend_handles_labels()
     title = f"{some['data']}, {some['config']['track_images']:,} images a point"
     figure.legend(handles, labels, loc="outside lower center", ncols=3, title=title, title_fontsize=8)

@@ -82,6 +82,10 @@ def test_readme_numbers_of_section_4_are_those_of_the_results() -> None:
         f"re-decodings at FID {fid['elbo_paper']['means']:.3f}",
         f"between {min(frozen['variance']):.2f} and {max(frozen['variance']):.2f}; after joint training between "
         f"{min(joint['variance']):.2f} and {max(joint['variance']):.2f}",
+        f"means as far as {max(map(abs, joint['mean'])):.2f} from zero",
+        f"| {frozen['elbo']:.1f}; {fid['encoder_paper']['means']:.3f} |",
+        f"| {joint['elbo']:.1f}; {fid['joint_paper']['noise_on_one_side']:.3f} |",
+        f"| {fid['encoder_paper']['floor']:.3f} -> {fid['joint_paper']['prior']:.3f} |",
         f"rises from {quick['elbo']:,.0f} to {quick_joint['elbo']:,.0f}",
         f"goes from {quick_distance['floor']:.3f} to {quick_joint_distance['prior']:.3f}",
         f"re-decodings, from {quick_distance['means']:.3f} to {quick_joint_distance['means']:.3f}",
