@@ -585,9 +585,8 @@ class Trainer:
             if state["history"].keys() != self.history.keys():
                 had = "with" if "frechet_inception" in state["history"] else "without"
                 raise RunError(f"--resume: {path} was tracked {had} Inception's weights, which now is not so")
-            if any(
-                not torch.equal(state["vae"][f"truth.{k}"], v.cpu()) for k, v in self.vae.truth.state_dict().items()
-            ):
+            truth = self.vae.truth.named_parameters()
+            if not all(torch.equal(state["vae"][f"truth.{name}"], p.cpu()) for name, p in truth):
                 raise RunError(f"--resume: {path} is of another ground truth")
             self.vae.load_state_dict(state["vae"])
             self.optimizer.load_state_dict(state["optimizer"])

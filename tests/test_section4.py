@@ -312,12 +312,20 @@ def test_a_frozen_decoder_stays(encoders: dict[str, Path], tmp_path: Path) -> No
     assert set(read(tmp_path)["metrics"]["frechet"]["discriminator"]) == set(celeba_encoder.FROZEN_DISTANCES)
 
 
+@pytest.mark.parametrize("protocol", ["paper", "published"])
 @pytest.mark.parametrize("joint", [False, True])
 def test_resume_is_bitwise(
-    ground_truth: Path, encoders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joint: bool
+    ground_truth: Path,
+    encoders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    joint: bool,
+    protocol: str,
 ) -> None:
     module = celeba_joint if joint else celeba_encoder
-    source = ("--encoder", encoders["paper"] / "model.pt") if joint else ("--ground-truth", ground_truth)
+    source = ("--ground-truth", ground_truth, "--protocol", protocol)
+    if joint:
+        source = ("--encoder", encoders[protocol] / "model.pt")
     run = (*source, *SMALL)
     assert main(module, *run, "--out", tmp_path / "whole").returncode == 0
     step, count = celeba_encoder.Trainer.step, iter(range(100))
