@@ -1,8 +1,9 @@
 """Joint ELBO training of a fitted encoder and its true decoder (Section 4): the second row of Table 1.
 
 It goes on from `celeba_encoder.py`: the encoder found there, a copy of g* as decoder, samples of the ground truth as
-data, and the ELBO, reparameterised, with the analytic KL, maximised over both. The ELBO rises; the images g(z'),
-z' ~ q(z given x), drift away from x* = g*(z). Along the training both are tracked.
+data, and the ELBO, reparameterised, with the analytic KL, maximised over both. Along the training are tracked the ELBO,
+and the Fréchet distances of x* = g*(z) from its re-decoding g(z'), z' ~ q(z given x), which is the report's measure of
+what the decoder loses, and from the decoder's own samples g(z) of other z.
 
 The protocol is that of the encoder's run:
 
