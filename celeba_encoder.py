@@ -29,7 +29,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -111,6 +111,12 @@ class TrainingOptions:
     resume: bool = False
     """go on from the checkpoint in --out, bit by bit as if never stopped (on the CPU)"""
 
+    GROUPS: ClassVar = {
+        "training": "iterations batch-size lr precision",
+        "evaluation": "test-images bound-images laplace-images fid-images fid-dims track track-images images",
+        "run": "checkpoint-every seed device resume out",
+    }
+
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "bound_images", "laplace_images", "track", "checkpoint_every"):
             if getattr(self, name) < 1:
@@ -134,6 +140,12 @@ class Options(TrainingOptions):
     """standard deviation of a pixel about g*(z), images being in [-1, 1]"""
     out: Path = Path("runs/celeba_encoder")
     """folder for model.pt, the figure and result.json"""
+
+    GROUPS: ClassVar = {"ground truth": "ground-truth protocol sigma"} | TrainingOptions.GROUPS
+    EXAMPLES: ClassVar = (
+        ("--protocol published --out runs/encoder_published", "after dcgan.py, as the released code does it"),
+        ("--iterations 10000 --fid-images 5000 --fid-dims 768", "one hundredth of the training, and a smaller FID"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

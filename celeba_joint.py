@@ -27,7 +27,7 @@ All quantities are in nats an image, of 12,288 dimensions.
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,12 @@ class Options(TrainingOptions):
     """train the encoder only, by the same ELBO"""
     out: Path = Path("runs/celeba_joint")
     """folder for model.pt, the figure and result.json"""
+
+    GROUPS: ClassVar = {"what is trained": "encoder learn-sigma freeze-decoder"} | TrainingOptions.GROUPS
+    EXAMPLES: ClassVar = (
+        ("--encoder runs/encoder_published/model.pt", "go on from there, in the protocol of that run"),
+        ("--freeze-decoder --out runs/elbo", "the control: the encoder alone, by the same ELBO"),
+    )
 
 
 PRESETS = {

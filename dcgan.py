@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -98,6 +98,18 @@ class Options:
     """go on from the checkpoint in --out, bit by bit as if never stopped (on the CPU)"""
     out: Path = Path("runs/dcgan")
     """folder for networks, grids, curves and result.json"""
+
+    GROUPS: ClassVar = {
+        "images": "data images faces held-out",
+        "networks": "ngf ndf nz",
+        "training": "epochs batch-size lr beta1 precision",
+        "choice of the epoch": "features fid-dims",
+        "run": "tensorboard seed device resume out",
+    }
+    EXAMPLES: ClassVar = (
+        ("--images img_align_celeba.zip", "the report's GAN, on your copy of CelebA"),
+        ("--ngf 32 --ndf 32 --epochs 50 --fid-dims 192", "half as wide, half as long"),
+    )
 
     def __post_init__(self) -> None:
         if self.seed < 0:

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -123,6 +124,16 @@ class Options:
     """where to compute; default: the accelerator if there is one, else the CPU"""
     out: Path = Path("runs/disarm")
     """folder for result.json and the figure"""
+
+    GROUPS: ClassVar = {
+        "points of the curves": "scales bits at-bits at-scale",
+        "problems": "documents samples vocabulary length",
+        "run": "seed device out",
+    }
+    EXAMPLES: ClassVar = (
+        ("", "both curves, in half a minute"),
+        ("--samples 40000 --out runs/finer", "with a third of the statistical error"),
+    )
 
     def __post_init__(self) -> None:
         counts = ("at_bits", "documents", "vocabulary", "length")

@@ -43,7 +43,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import scipy.sparse
@@ -139,6 +139,19 @@ class Options:
     """go on from the checkpoint in --out, bit by bit as if never stopped"""
     out: Path = Path("runs/hashing")
     """folder for checkpoint.pt, result.json and the figure"""
+
+    GROUPS: ClassVar = {
+        "documents": "corpus archive",
+        "model": "encoder bits decoder-layers prior",
+        "training": "estimator epochs fine-epochs pairs batch-size lr encoder-lr weight-decay word-dropout average "
+        "precision",
+        "choice of the epoch, and tests": "held-out last patience test-counts refine",
+        "run": "checkpoint-every seed device resume out",
+    }
+    EXAMPLES: ClassVar = (
+        ("--epochs 100 --fine-epochs 0", "e1, b = 64, d = 0 of Table 3, a fifteenth of the training"),
+        ("--encoder e3 --bits 8 --test-counts --out runs/e3", "frequencies, and what counts in their place do"),
+    )
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -840,6 +853,17 @@ class SweepOptions:
     out: Path = Path("runs/sweep")
     """folder for one folder a cell, with checkpoint, model and log"""
 
+    GROUPS: ClassVar = {
+        "documents": "corpus archive",
+        "grid": "encoders bits decoder-layers estimators seeds held-out encoder-lr",
+        "training": "epochs fine-epochs patience precision",
+        "run": "jobs device results tables out",
+    }
+    EXAMPLES: ClassVar = (
+        ("--decoder-layers 0 --epochs 300 --fine-epochs 0", "the cells with d = 0, a fifth of the training"),
+        ("--bits 8 16 --seeds 1 2 3 --jobs 2", "more seeds, two cells at a time"),
+    )
+
     def __post_init__(self) -> None:
         if self.jobs < 1:
             raise ValueError(f"--jobs must be at least 1, not {self.jobs}")
@@ -999,6 +1023,12 @@ class SearchOptions:
     archive: Path | None = None
     """20news-bydate-matlab.tgz; default: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there"""
 
+    GROUPS: ClassVar = {"one of": "query file document", "search": "top", "model and corpus": "model archive"}
+    EXAMPLES: ClassVar = (
+        ('"orbit shuttle launch nasa"', "after a run of hashing.py"),
+        ("--document 1 --top 3", "the three documents nearest to the first of the corpus"),
+    )
+
     def __post_init__(self) -> None:
         if (len(self.query) > 0) + (self.file is not None) + (self.document is not None) != 1:
             raise ValueError("search with one of: words, --file, --document")
@@ -1108,6 +1138,17 @@ class ExactOptions:
     """keep the finished stages of an interrupted run in --out"""
     out: Path = Path("runs/exact")
     """folder for one file a stage, result.json and the figure"""
+
+    GROUPS: ClassVar = {
+        "documents": "corpus archive",
+        "model": "encoders bits decoder-layers",
+        "training": "likelihood-epochs encoder-epochs joint-epochs scratch-epochs batch-size lr",
+        "run": "seed device resume out",
+    }
+    EXAMPLES: ClassVar = (
+        ("", "b = 8, d = 0, on 20 Newsgroups"),
+        ("--corpus docstrings --bits 6 --encoders e1 e3 --out runs/small", "without 20 Newsgroups, and faster"),
+    )
 
     def __post_init__(self) -> None:
         distinct(self, "encoders")

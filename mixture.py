@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import scipy.optimize
@@ -84,6 +85,17 @@ class Options:
     out: Path = Path("runs/mixture")
     """folder for result.json and the figures"""
 
+    GROUPS: ClassVar = {
+        "data": "points points-per-component variance",
+        "training": "steps lr joint-lr",
+        "gap against variance": "variances trained-variances oracle-points",
+        "run": "seeds seed device resume out",
+    }
+    EXAMPLES: ClassVar = (
+        ("", "all of Section 3, with the settings of the report's text"),
+        ("--points-per-component 2000 --joint-lr 1e-4 --out runs/released", "with those of its code"),
+    )
+
     def __post_init__(self) -> None:
         for name in ("points", "points_per_component", "steps", "oracle_points", "seeds"):
             value = getattr(self, name)
@@ -94,6 +106,14 @@ class Options:
                 raise ValueError(f"--{name.replace('_', '-')} must be a positive number, not {getattr(self, name)}")
         if not all(0 < variance < math.inf for variance in self.variances + self.trained_variances):
             raise ValueError("--variances and --trained-variances must be positive numbers")
+
+
+PRESETS = {
+    "quick": (
+        Options(steps=2000, lr=3e-3, joint_lr=3e-3, oracle_points=20_000),
+        "a fifth of the steps at three times the rate, half a minute",
+    )
+}
 
 
 # --- ground truth ---------------------------------------------------------------------------------------------------
@@ -527,4 +547,4 @@ def report(result: dict) -> None:
 
 
 if __name__ == "__main__":
-    cli(Options, main, __doc__.splitlines()[0])
+    cli(Options, main, __doc__.splitlines()[0], PRESETS)

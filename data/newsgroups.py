@@ -41,18 +41,21 @@ def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> C
         and then downloads it there.
     Raises DataError, one line, if the archive cannot be had or any part of it is not as it should be.
     """
+    source = find(archive, folder)
+    if source is not None and not source.is_file():
+        raise DataError(f"no 20 Newsgroups archive at {source}; it can be had from {URL}")
+    return cached(folder / f"20news-bydate-{VOCABULARY}.npz", lambda: parse_archive(source or _downloaded(folder)))
+
+
+def find(archive: Path | None = None, folder: Path = Path(__file__).parent) -> Path | None:
+    """Where the archive is or, if `archive` or the environment variable says so, should be; None: it is nowhere."""
     named = archive or os.environ.get(ENVIRONMENT_VARIABLE)
-    if named and not Path(named).is_file():
-        raise DataError(f"no 20 Newsgroups archive at {named}; it can be had from {URL}")
-    return cached(
-        folder / f"20news-bydate-{VOCABULARY}.npz", lambda: parse_archive(Path(named) if named else _archive(folder))
-    )
-
-
-def _archive(folder: Path) -> Path:
     path = folder / ARCHIVE
-    if path.is_file():
-        return path
+    return Path(named) if named else path if path.is_file() else None
+
+
+def _downloaded(folder: Path) -> Path:
+    path = folder / ARCHIVE
     import torch.hub  # here, since reading the corpus needs no torch and torch costs 500 MB
 
     print(f"downloading {URL}")

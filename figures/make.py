@@ -1,45 +1,330 @@
-"""Redraw the committed figures and tables from the committed results: `uv run figures/make.py`. Nothing is trained."""
+"""Run every experiment, then draw every figure and table: `uv run figures/make.py`.
+
+`--preset quick`, the default, needs no data, no network and no GPU: small runs of all scripts, on drawn faces and on
+docstrings, for a first look within minutes. Everything that it writes says "quick run". `--preset paper` is the full
+protocol of the report with everything that this repository adds; it says beforehand what it needs.
+
+Each step is one script, run as from the shell. Steps that are done are kept, an interrupted one goes on from its
+checkpoint, and one that fails is named at the end, when everything that does not depend on it has been run.
+
+In --out: `results/`, one JSON a step, from which alone the figures and tables beside it are drawn; `steps/`, the
+scripts' own folders with checkpoints and logs; `steps.json`, commands and times.
+
+`--render` draws the committed figures and tables anew from the committed results, in this folder, and runs nothing.
+"""
 
 import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
-from figures import section3, section4, section5
+import torch
+from pytorch_fid.inception import FID_WEIGHTS_URL
+from tqdm import tqdm
+
+from data import celeba, newsgroups
+from figures import section3, section4, section5, style
+from figures.run import RunError, cli, write_json
 
 HERE = Path(__file__).parent
-RESULTS = {
-    "mixture_released": (section3.draw_figure1, section3.draw_gap, section3.draw_curves),
-    "hashing_e1_64_0": (section5.draw_hashing_curves,),
-    "exact_d0": (section5.draw_exact,),
-    "disarm": (section5.draw_estimator_variance,),
+HEADINGS = {"quick": "Quick run: a small version of every experiment, not the report's protocol", "paper": ""}
+
+
+@dataclass(frozen=True)
+class Options:
+    preset: Literal["quick", "paper"] = "quick"
+    """quick: minutes on two cores, offline; paper: the full protocol with real data, which takes weeks without a GPU"""
+    dry_run: bool = False
+    """say what would be run, what it needs and what is missing, and stop"""
+    render: bool = False
+    """run nothing; draw the committed figures and tables from figures/results"""
+    out: Path | None = None
+    """folder for everything; default: runs/quick or runs/paper"""
+
+    GROUPS: ClassVar = {"what to do": "preset dry-run render", "where": "out"}
+    EXAMPLES: ClassVar = (
+        ("", "all three sections, quick and offline"),
+        ("--preset paper --dry-run", "what the full protocol needs, and what of that is missing"),
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of a script. `command` may name the folder of an earlier step as {name}, and its own as {self}."""
+
+    name: str  # of its result in results/
+    command: str
+    seconds: float  # wall time on two cores, roughly; measured for quick, from timed steps for paper
+    needs: tuple[str, ...] = ()  # steps that it goes on from
+    resume: bool = True  # whether the script has --resume
+
+
+SWEEP = "hashing.py sweep --results {self}/results --tables {self} --out {self}/cells"
+HOUR = 3600
+STEPS = {
+    "quick": (
+        Step("mixture", "mixture.py --preset quick --out {self}", 30),
+        Step("disarm", "disarm.py --out {self}", 12, resume=False),
+        Step("celeba/dcgan", "dcgan.py --preset quick --out {self}", 80),
+        Step(
+            "celeba/encoder_paper",
+            "celeba_encoder.py --preset quick --ground-truth {celeba/dcgan}/ground_truth.pt --out {self}",
+            75,
+            needs=("celeba/dcgan",),
+        ),
+        Step(
+            "celeba/elbo_paper",
+            "celeba_joint.py --preset quick --freeze-decoder --encoder {celeba/encoder_paper}/model.pt --out {self}",
+            75,
+            needs=("celeba/encoder_paper",),
+        ),
+        Step(
+            "celeba/joint_paper",
+            "celeba_joint.py --preset quick --encoder {celeba/encoder_paper}/model.pt --out {self}",
+            85,
+            needs=("celeba/encoder_paper",),
+        ),
+        Step(
+            "hashing",
+            f"{SWEEP} --corpus docstrings --encoders e1 e3 e4 --bits 8 --decoder-layers 0 --epochs 20 --fine-epochs 0",
+            45,
+            resume=False,
+        ),
+        Step(
+            "exact_d0",
+            "hashing.py exact --corpus docstrings --encoders e1 e3 --bits 6 --likelihood-epochs 20 --encoder-epochs 10 "
+            "--joint-epochs 20 --scratch-epochs 20 --out {self}",
+            80,
+        ),
+    ),
+    "paper": (
+        Step("mixture", "mixture.py --out {self}", 240),
+        Step("mixture_released", "mixture.py --points-per-component 2000 --joint-lr 1e-4 --out {self}", 720),
+        Step("disarm", "disarm.py --out {self}", 12, resume=False),
+        Step("exact_d0", "hashing.py exact --out {self}", 1.5 * HOUR),
+        *(Step(f"best_seed{i}", f"hashing.py --preset best --seed {i} --out {{self}}", 800) for i in (1, 2, 3)),
+        Step("hashing", SWEEP, 150 * HOUR, resume=False),
+        Step(
+            "hashing_estimators",
+            f"{SWEEP} --encoders e1 --bits 64 --decoder-layers 0 --estimators arm reinforce --seeds 1 2",
+            4 * HOUR,
+            resume=False,
+        ),
+        Step(
+            "hashing_seed2",
+            f"{SWEEP} --encoders e1 --bits 64 --decoder-layers 0 --seeds 2",
+            HOUR,
+            resume=False,
+        ),
+        Step(
+            "hashing_held_out",
+            f"{SWEEP} --encoders e1 --bits 64 --decoder-layers 0 --held-out 0.1",
+            HOUR,
+            resume=False,
+        ),
+        Step(
+            "hashing_rate",
+            f"{SWEEP} --encoders e3 --bits 8 --decoder-layers 0 --encoder-lr 0.1",
+            HOUR,
+            resume=False,
+        ),
+        Step("celeba/dcgan", "dcgan.py --out {self}", 25 * HOUR),
+        *(
+            Step(
+                f"celeba/{name}",
+                f"celeba_encoder.py --ground-truth {{celeba/dcgan}}/ground_truth.pt{option} --out {{self}}",
+                68 * HOUR,
+                needs=("celeba/dcgan",),
+            )
+            for name, option in (("encoder_paper", ""), ("encoder_published", " --protocol published"))
+        ),
+        *(
+            Step(
+                f"celeba/{name}",
+                f"celeba_joint.py --encoder {{celeba/{encoder}}}/model.pt{option} --out {{self}}",
+                114 * HOUR,
+                needs=(f"celeba/{encoder}",),
+            )
+            for name, encoder, option in (
+                ("joint_paper", "encoder_paper", ""),
+                ("elbo_paper", "encoder_paper", " --freeze-decoder"),
+                ("joint_paper_sigma", "encoder_paper", " --learn-sigma"),
+                ("joint_published", "encoder_published", ""),
+            )
+        ),
+    ),
 }
 
 
-SECTION4 = ("dcgan", *section4.STAGES)
+# --- running --------------------------------------------------------------------------------------------------------
 
 
-def read(name: str) -> dict:
-    return json.loads((HERE / "results" / f"{name}.json").read_text())
+def duration(seconds: float) -> str:
+    """Such as 40 s, 3 min 20 s, 5 h or 32 days."""
+    if seconds >= 48 * HOUR:
+        return f"{seconds / 24 / HOUR:.0f} days"
+    if seconds >= 2 * HOUR:
+        return f"{seconds / HOUR:.0f} h"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def main() -> None:
-    for name, drawings in RESULTS.items():
-        for draw in drawings:
-            draw(read(name), HERE)
-            print(f"{name}: {draw.__name__.removeprefix('draw_')}")
-    done = {name: read(f"celeba/{name}") for name in SECTION4 if (HERE / "results/celeba" / f"{name}.json").exists()}
-    dcgan = done.pop("dcgan")
-    section4.draw_dcgan(dcgan, HERE)
-    section4.draw_grid(dcgan, HERE)
-    section4.draw_section4(done, HERE)
-    section4.draw_rows(done, HERE)
-    section4.write_table1(dcgan, done, HERE)
-    section4.draw_contact_sheet(HERE)
-    print(f"{', '.join(done)} of Section 4: dcgan_curves, dcgan_grid, section4, celeba_rows, table1, faces")
-    cells = section5.read_cells(HERE / "results" / "hashing")
-    section5.write_tables(cells, HERE)
-    section5.draw_section5(read("exact_d0"), cells, HERE)
-    print(f"{len(cells)} cells of hashing.py: table2, table3, hashing_cells, section5")
+def requirements(out: Path) -> list[str]:
+    """What the full protocol needs and whether it is here, a line each."""
+    images, archive = celeba.find(), newsgroups.find()
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / FID_WEIGHTS_URL.rpartition("/")[2]
+    device = torch.accelerator.current_accelerator(check_available=True)
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    download = "not here; it will be downloaded, or see the README"
+    return [
+        f"CelebA (1.4 GB, and 2.5 GB decoded): {images or f'{download}; the download needs `uv run --extra celeba`'}",
+        f"20 Newsgroups (7 MB): {archive or download}",
+        f"Inception's weights (91 MB), for FID: {weights if weights.is_file() else download}",
+        f"disk: 10 GB at {out} and in data/; free there: {shutil.disk_usage(there).free / 1e9:.0f} GB",
+        f"GPU: {device or 'none; the hours below are for two CPU cores'}",
+    ]
+
+
+def run_steps(steps: Sequence[Step], out: Path) -> dict[str, str]:
+    """Run what is not done; returns why, of each step that failed or could not begin."""
+    record = out / "steps.json"
+    done: dict[str, dict] = json.loads(record.read_text()) if record.exists() else {}
+    done = {step.name: done[step.name] for step in steps if done.get(step.name, {}).get("command") == step.command}
+    failed: dict[str, str] = {}
+    pace: list[tuple[float, float]] = []  # expected and measured seconds of steps run now
+    for number, step in enumerate(steps, start=1):
+        title = f"[{number}/{len(steps)}] {step.name}"
+        if step.name in done:
+            print(f"{title}: done before, in {duration(done[step.name]['seconds'])}")
+            continue
+        if lost := [need for need in step.needs if need in failed]:
+            failed[step.name] = f"goes on from {lost[0]}"
+            print(f"{title}: not run, it goes on from {lost[0]}")
+            continue
+        slower = sum(measured for _, measured in pace) / sum(expected for expected, _ in pace) if pace else 1.0
+        left = slower * sum(later.seconds for later in steps[number - 1 :] if later.name not in done)
+        print(f"\n{title}: about {duration(slower * step.seconds)}; all that is left: about {duration(left)}")
+        command = arguments(step, out)
+        print(f"$ {shlex.join(command)}", flush=True)
+        start = time.perf_counter()
+        child = subprocess.Popen([sys.executable, str(HERE.parent / command[0]), *command[1:]])
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:  # the terminal sends it to the script, too, which may have to save something
+            child.wait()
+            print(f"\nwhat is done is kept in {out}; the same command goes on from there")
+            raise
+        seconds = time.perf_counter() - start
+        if code:
+            failed[step.name] = f"exit code {code}"
+            continue
+        collect(step, out)
+        pace.append((step.seconds, seconds))
+        done[step.name] = {"command": step.command, "seconds": round(seconds, 3)}
+        write_json(record, done)
+    return failed
+
+
+def arguments(step: Step, out: Path) -> list[str]:
+    """The words of a step's command, with --resume where the script has it."""
+
+    def place(name: re.Match) -> str:
+        return str(out / "steps" / (step.name if name[1] == "self" else name[1]))
+
+    return [re.sub(r"\{(.+?)\}", place, word) for word in shlex.split(step.command) + ["--resume"] * step.resume]
+
+
+def collect(step: Step, out: Path) -> None:
+    """Copy the result of a step, or the cells of a sweep, to where figures are drawn from."""
+    folder, results = out / "steps" / step.name, out / "results"
+    sweep = folder / "results"
+    if sweep.is_dir():
+        shutil.copytree(sweep, results / "hashing", dirs_exist_ok=True)
+    else:
+        path = results / f"{step.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "result.json", path)
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+def render(folder: Path) -> list[str]:
+    """Draw every figure and table into `folder` from folder/results; returns those whose results are not there."""
+    paths = sorted((folder / "results").rglob("*.json"))
+    found = {path.relative_to(folder / "results").with_suffix("").as_posix(): path for path in paths}
+
+    def first(*names: str) -> Mapping | None:
+        path = next((found[name] for name in names if name in found), None)
+        return path and json.loads(path.read_text())
+
+    mixture = first("mixture_released", "mixture")
+    dcgan, exact = first("celeba/dcgan"), first("exact_d0")
+    curves = first("hashing_e1_64_0", "hashing/e1_b64_d0", "hashing/e1_b8_d0")
+    stages = {name: result for name in section4.STAGES if (result := first(f"celeba/{name}"))}
+    tracked = {name: result for name, result in stages.items() if not name.startswith("encoder")}
+    rows = stages if "encoder_paper" in stages else {}
+    cells = section5.read_cells(folder / "results" / "hashing")
+    shown = {name: result for name, result in cells.items() if name in section5.SHOWN}
+    plan = (
+        ("figure1", section3.draw_figure1, (mixture,)),
+        ("mixture_gap", section3.draw_gap, (mixture,)),
+        ("mixture_curves", section3.draw_curves, (mixture,)),
+        ("faces", section4.draw_contact_sheet, ()),
+        ("dcgan_curves", section4.draw_dcgan, (dcgan,)),
+        ("dcgan_grid", section4.draw_grid, (dcgan,)),
+        ("section4", section4.draw_section4, (tracked,)),
+        ("celeba_rows", section4.draw_rows, (rows,)),
+        ("table1", section4.write_table1, (dcgan, stages)),
+        ("estimator_variance", section5.draw_estimator_variance, (first("disarm"),)),
+        ("hashing_curves", section5.draw_hashing_curves, (curves,)),
+        ("hashing_exact_d0", section5.draw_exact, (exact,)),
+        ("section5", section5.draw_section5, (exact, shown)),
+        ("table2, table3 and hashing_cells", section5.write_tables, (cells,)),
+    )
+    missing = []
+    for name, draw, inputs in tqdm(plan, desc="drawing", unit="figure"):
+        if all(inputs):
+            draw(*inputs, folder)
+        else:
+            missing.append(name)
+    return missing
+
+
+def main(options: Options) -> None:
+    if options.render:
+        missing = render(HERE)
+        if missing:
+            raise RunError(f"no results for {', '.join(missing)}")
+        print(f"figures and tables drawn in {os.path.relpath(HERE)}")
+        return
+    steps, out = STEPS[options.preset], (options.out or Path("runs") / options.preset)
+    if options.preset == "paper":
+        print("\n".join(requirements(out)))
+    print(f"{len(steps)} steps into {out}, in all about {duration(sum(step.seconds for step in steps))} on two cores")
+    if options.dry_run:
+        for step in steps:
+            print(f"  {step.name}, {duration(step.seconds)}: {step.command}")
+        return
+    out = out.absolute()
+    start = time.perf_counter()
+    failed = run_steps(steps, out)
+    with style.headed(HEADINGS[options.preset]):
+        missing = render(out)
+    print(f"{duration(time.perf_counter() - start)}; figures and tables in {os.path.relpath(out)}")
+    if failed:
+        reasons = "; ".join(f"{name} ({why})" for name, why in failed.items())
+        lacking = f"; not drawn: {', '.join(missing)}" if missing else ""
+        raise RunError(f"{len(failed)} of {len(steps)} steps failed: {reasons}{lacking}")
 
 
 if __name__ == "__main__":
-    main()
+    cli(Options, main, __doc__.splitlines()[0])

@@ -5,9 +5,13 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +25,11 @@ from data import DataError, write_aside
 LIBRARIES = ("torch", "numpy", "scipy", "matplotlib", "tyro")
 
 
+ROOT = Path(__file__).parent.parent
+
+
 def _commit() -> str | None:
-    git = ["git", "-C", str(Path(__file__).parent)]
+    git = ["git", "-C", str(ROOT)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
@@ -47,61 +54,69 @@ def cli(
 ) -> None:
     """Read the options from the command line and run the experiment; anything foreseeable fails in one line.
 
+    options_type: a dataclass, with GROUPS, the titles under which --help lists its options and their names, and
+        EXAMPLES, pairs of arguments and what they do.
     presets: named options and a word on each; `--preset NAME` starts from them, and other options change them.
     commands: further experiments of the script, run when its first argument is their name. What they do is the first
         line of the function's docstring.
-    Exit codes: 0 done, 1 failed, 2 bad options, 130 interrupted.
+    Exit codes: 0 done, 1 failed or nobody reads the output, 2 bad options, 130 interrupted.
     """
-    script, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+    path, arguments, options = Path(sys.argv[0]).absolute(), sys.argv[1:], None
+    script = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
     def fail(message: object, code: int) -> NoReturn:
         print(f"{script}: {' '.join(str(message).split())}", file=sys.stderr)
         sys.exit(code)
 
-    if commands:
-        each = "; ".join(f"`{name}`: {run.__doc__.splitlines()[0].rstrip('.')}" for name, (_, run) in commands.items())
-        description = f"{description} Commands, each with --help of its own: {each}"
-    default = tyro.MISSING_NONPROP
+    each, default = [], tyro.MISSING_NONPROP
     if arguments and arguments[0] in commands:
         script, arguments = f"{script} {arguments[0]}", arguments[1:]
         options_type, experiment = commands[sys.argv[1]]
-        description = experiment.__doc__
-    elif presets:
-        description += " --preset NAME starts from " + "; ".join(
-            f"{name}: {word}" for name, (_, word) in presets.items()
-        )
-        reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        reader.add_argument("--preset", nargs="?", const="")
-        chosen, arguments = reader.parse_known_args(arguments)
-        if chosen.preset is not None:
-            if chosen.preset not in presets:
-                fail(f"--preset {chosen.preset or '(no name)'}: there are {', '.join(presets)} (see --help)", 2)
-            default = presets[chosen.preset][0]
+        description = experiment.__doc__.splitlines()[0]
+    else:
+        each = [(f"{script} {name}", run.__doc__.splitlines()[0]) for name, (_, run) in commands.items()]
+        if presets:
+            reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+            reader.add_argument("--preset", nargs="?", const="")
+            chosen, arguments = reader.parse_known_args(arguments)
+            each = [(f"--preset {name}", word) for name, (_, word) in presets.items()] + each
+            if chosen.preset is not None:
+                if chosen.preset not in presets:
+                    fail(f"--preset {chosen.preset or '(no name)'}: there are {', '.join(presets)} (see --help)", 2)
+                default = presets[chosen.preset][0]
 
-    boxed = io.StringIO()
+    asked = {"-h", "--help"} & set(arguments)
+    said, complained = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(boxed):
-            options = tyro.cli(
-                options_type,
-                prog=script,
-                args=arguments,
-                default=default,
-                description=description,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        # tyro frames its message, in ASCII where the terminal is: a title, then the message between two rules.
-        lines = [line.strip("│| ") for line in boxed.getvalue().splitlines()[1:]]
-        is_rule = [bool(line) and set(line) <= set("─╰╯-+") for line in lines]
-        start = int(is_rule[:1] == [True])
-        end = is_rule.index(True, start) if True in is_rule[start:] else len(lines)
-        fail(f"{' '.join(lines[start:end])} (see --help)", 2)
-    try:
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+                options = tyro.cli(
+                    options_type,
+                    prog=script,
+                    args=["--help"] if asked else arguments,  # which tyro else explains without the options given
+                    default=default,
+                    config=(tyro.conf.FlagCreatePairsOff,),
+                )
+        except SystemExit as stop:
+            if not stop.code:
+                text = said.getvalue()
+                print(
+                    _help(script, description, text, each, options_type) if asked else text, flush=True
+                )  # completions
+                return
+            # tyro frames its message, in ASCII where the terminal is: a title, then the message between two rules.
+            lines = [line.strip("│| ") for line in complained.getvalue().splitlines()[1:]]
+            is_rule = [bool(line) and set(line) <= set("─╰╯-+") for line in lines]
+            start = int(is_rule[:1] == [True])
+            end = is_rule.index(True, start) if True in is_rule[start:] else len(lines)
+            fail(f"{' '.join(lines[start:end])} (see --help)", 2)
         experiment(options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         fail("interrupted" + ("; go on from what was saved with --resume" if hasattr(options, "resume") else ""), 130)
+    except BrokenPipeError:  # as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unsaid goes there at exit
+        sys.exit(1)
     except (
         RunError,
         DataError,
@@ -109,6 +124,45 @@ def cli(
         FloatingPointError,
     ) as error:  # others are bugs: traceback
         fail(error, 1)
+
+
+def _help(script: str, description: str, framed: str, each: Sequence[tuple[str, str]], options_type: Any) -> str:
+    """What --help prints, made of what tyro says of each option: a sentence, options in groups, examples."""
+    entries: dict[str, tuple[str, str]] = {}  # by option; arguments without one under ""
+    name = ""
+    for line in framed.splitlines():
+        if re.match(r"  [-\[]", line):
+            call, _, text = line.strip().partition("  ")
+            name = call.split()[0] if call[0] == "-" else ""
+            call = re.sub(r"\[+(\S+) \[\1 \.\.\.\]+", r"\1 ...", re.sub(r"\{None\}\||None,", "", call))
+            entries[name] = (call, text)
+        elif name in entries and line.startswith("    "):
+            entries[name] = (entries[name][0], f"{entries[name][1]} {line.strip()}")
+    width = min(shutil.get_terminal_size().columns, 110)
+
+    def wrapped(text: str, indent: str = "") -> list[str]:
+        return textwrap.wrap(text, width - 1, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+    def section(title: str, rows: Sequence[tuple[str, str]]) -> list[str]:
+        lines, column = ["", f"{title}:"], 30
+        for left, right in rows:
+            text = wrapped(" ".join(right.split()), column * " ")
+            if len(left) + 4 <= column:
+                text[0] = f"  {left}".ljust(column) + text[0].strip()
+            else:
+                lines.append(f"  {left}")
+            lines += text
+        return lines
+
+    lines = [f"usage: {script} [OPTIONS]", "", *wrapped(description)]
+    if each:
+        lines += section("start from, or run", each)
+    for title, names in options_type.GROUPS.items():
+        rows = [entries.get(f"--{name}") or entries[""] for name in names.split()]
+        lines += section(title, [(call, re.sub(r" *\(default: (None|False)?\)", "", text)) for call, text in rows])
+    return "\n".join(
+        lines + section("examples", [(f"{script} {call}".strip(), word) for call, word in options_type.EXAMPLES])
+    )
 
 
 def pick_device(name: str | None) -> torch.device:

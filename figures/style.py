@@ -1,9 +1,10 @@
 """One look for every figure: colour-blind-safe hues (Okabe and Ito, 2008) apart in grey, PNG with PDF."""
 
+import contextlib
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -19,6 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 REFERENCE = "0.35"  # grey of lines that mark published values
+HEADING: list[str] = []  # lines over every figure and table; see `headed`
 
 plt.rcParams.update(
     {
@@ -40,8 +42,20 @@ plt.rcParams.update(
 )
 
 
+@contextlib.contextmanager
+def headed(line: str) -> Iterator[None]:
+    """Everything written inside has this line on top; an empty line changes nothing."""
+    HEADING.extend([line] if line else [])
+    try:
+        yield
+    finally:
+        HEADING.clear()
+
+
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Write `name`.png and `name`.pdf into `folder`. The files hold no date: the same result gives the same bytes."""
+    if HEADING:
+        figure.suptitle("\n".join(filter(None, [*HEADING, figure.get_suptitle()])), fontsize=9)
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, metadata=metadata)
@@ -51,6 +65,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
 
 def write_table(path: Path, caption: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write `path`.md and `path`.tex: the caption, one line of column names, and the rows."""
+    caption = " ".join([*(f"{line}." for line in HEADING), caption])
     cells = [[str(value) for value in row] for row in rows]
     lines = [caption, "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     lines += [f"| {' | '.join(row)} |" for row in cells]
@@ -70,5 +85,6 @@ def write_table(path: Path, caption: str, header: Sequence[str], rows: Sequence[
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Write `path`.csv."""
     buffer = io.StringIO()
+    buffer.writelines(f"# {line}\n" for line in HEADING)
     csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
     write_aside(path.with_suffix(".csv"), buffer.getvalue().encode())

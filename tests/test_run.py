@@ -1,15 +1,28 @@
 """Files written aside, environment, tables."""
 
-import importlib
+import dataclasses
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from toy import main, script
+import tyro
+from toy import ROOT, main
 
+import celeba_encoder
+import celeba_joint
+import dcgan
 import disarm
+import hashing
+import mixture
 from data import write_aside
+from figures import make
 from figures.run import RunError, environment, pick_device, table, write_json
 
 
@@ -54,14 +67,51 @@ def test_table_aligns() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "name", ["mixture.py", "disarm.py", "hashing.py", "dcgan.py", "celeba_encoder.py", "celeba_joint.py"]
-)
-def test_help_explains_every_option(name: str) -> None:
-    done = script(name, "--help") if name == "mixture.py" else main(importlib.import_module(name[:-3]), "--help")
-    assert done.returncode == 0
-    for option in ("--out", "--seed", "--device"):
-        assert option in done.stdout
+SCRIPTS = [mixture, disarm, hashing, dcgan, celeba_encoder, celeba_joint, make]
+COMMANDS = [(module, command) for module in SCRIPTS for command in ("", *getattr(module, "COMMANDS", {}))]
+
+
+@pytest.mark.parametrize(("module", "command"), COMMANDS, ids=lambda part: getattr(part, "__name__", part))
+def test_help_explains_every_option_in_groups_with_two_examples(module: ModuleType, command: str) -> None:
+    options = module.COMMANDS[command][0] if command else module.Options
+    names = [field.name.replace("_", "-") for field in dataclasses.fields(options)]
+    grouped = " ".join(options.GROUPS.values()).split()
+    assert sorted(grouped) == sorted(names)
+    done = main(module, *([command] if command else []), "--help")
+    assert done.returncode == 0, done.stderr
+    shown = re.findall(r"^  (?:--(\S+)|STR \.\.\.)(.*(?:\n   .*)*)", done.stdout.partition("\nexamples:")[0], re.M)
+    entries = {name or "query": text for name, text in shown if name != "preset" or module is make}
+    assert list(entries) == grouped
+    assert all(re.search(r"[a-z]{4}", text.partition("   ")[2]) for text in entries.values())
+    assert "None" not in done.stdout
+    for title in options.GROUPS:
+        assert f"\n{title}:\n" in done.stdout
+    for example, _ in options.EXAMPLES:
+        assert example in done.stdout
+
+
+def test_examples_of_help_are_good_options() -> None:
+    for module, command in COMMANDS:
+        options = module.COMMANDS[command][0] if command else module.Options
+        for example, _ in options.EXAMPLES:
+            assert tyro.cli(options, args=shlex.split(example), config=(tyro.conf.FlagCreatePairsOff,))
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--documents 1 --samples 2 --scales 1 --bits 2"])
+def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path, arguments: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [
+        sys.executable,
+        ROOT / "disarm.py",
+        *arguments.split(),
+        *(["--out", tmp_path] if "1" in arguments else []),
+    ]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    os.close(write)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
 
 
 def test_disarm_script_draws_its_figure(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def script(name: str, *arguments: object, **options: object) -> subprocess.Compl
 
 def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
     """The script's command line in this process, which spares the start of an interpreter with torch."""
-    argv = [f"{module.__name__}.py", *map(str, arguments)]
+    argv = [module.__file__, *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
@@ -75,7 +75,7 @@ def the_one_line(done: subprocess.CompletedProcess) -> str:
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
-    said = [bool(re.match(r"\w+\.py( \w+)?: ", line)) for line in lines]
+    said = [bool(re.match(r"[\w/]+\.py( \w+)?: ", line)) for line in lines]
     assert sum(said) == 1, done.stderr
     assert said[-1]
     return lines[-1]

@@ -1,0 +1,163 @@
+"""figures/make.py: steps kept, resumed and failed; drawing from what is there."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tyro
+from toy import ROOT, main, the_one_line
+
+from figures import make, style
+
+# A script as make.py runs them: it counts its runs, and does what the folder's file `mood` says.
+SCRIPT = """
+import json, sys, time
+from pathlib import Path
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+out.mkdir(parents=True, exist_ok=True)
+with (out / "runs").open("a") as file:
+    file.write(" ".join(sys.argv[1:]) + chr(10))
+mood = Path(__file__).with_name("mood")
+mood = mood.read_text() if mood.exists() else ""
+if mood == "hang" and "hangs" in sys.argv:
+    (out / "hanging").touch()
+    time.sleep(60)
+if mood == "fail" and "fails" in sys.argv:
+    sys.exit(3)
+(out / "result.json").write_text(json.dumps({"made_by": sys.argv[1]}))
+"""
+STEPS = (
+    make.Step("first", "script.py first --out {self}", 1),
+    make.Step("part/second", "script.py fails hangs --from {first}/model.pt --out {self}", 1, needs=("first",)),
+    make.Step("third", "script.py third --from {part/second} --out {self}", 1, needs=("part/second",)),
+    make.Step("fourth", "script.py fourth --out {self}", 1, resume=False),
+)
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    monkeypatch.setattr(make, "HERE", tmp_path / "figures")
+    monkeypatch.setattr(make, "STEPS", {"quick": STEPS})
+    return tmp_path
+
+
+def runs(out: Path) -> dict[str, int]:
+    paths = {step.name: out / "steps" / step.name / "runs" for step in STEPS}
+    return {name: len(path.read_text().splitlines()) if path.exists() else 0 for name, path in paths.items()}
+
+
+def test_steps_run_in_order_go_on_after_a_failure_and_are_kept(house: Path) -> None:
+    (house / "mood").write_text("fail")
+    failed = make.run_steps(STEPS, house / "out")
+    assert failed == {"part/second": "exit code 3", "third": "goes on from part/second"}
+    assert runs(house / "out") == {"first": 1, "part/second": 1, "third": 0, "fourth": 1}
+    (house / "mood").unlink()
+    assert make.run_steps(STEPS, house / "out") == {}
+    assert runs(house / "out") == {"first": 1, "part/second": 2, "third": 1, "fourth": 1}
+    assert {path.relative_to(house / "out/results").as_posix() for path in (house / "out/results").rglob("*.json")} == {
+        f"{step.name}.json" for step in STEPS
+    }
+    said = (house / "out/steps/part/second/runs").read_text().split()
+    assert said[-1] == "--resume"
+    assert said[3] == str(house / "out/steps/first/model.pt")
+    assert "--resume" not in (house / "out/steps/fourth/runs").read_text()
+    record = json.loads((house / "out/steps.json").read_text())
+    assert list(record) == ["first", "fourth", "part/second", "third"]
+    assert all(step["seconds"] > 0 for step in record.values())
+
+
+def test_a_step_whose_command_has_changed_is_run_again(house: Path) -> None:
+    make.run_steps(STEPS[:1], house / "out")
+    changed = make.Step("first", "script.py other --out {self}", 1)
+    make.run_steps([changed], house / "out")
+    assert json.loads((house / "out/results/first.json").read_text()) == {"made_by": "other"}
+
+
+def test_command_line_says_what_failed_and_what_is_not_drawn(house: Path) -> None:
+    (house / "mood").write_text("fail")
+    done = main(make, "--out", house / "out")
+    assert done.returncode == 1
+    line = the_one_line(done)
+    assert "2 of 4 steps failed: part/second (exit code 3); third (goes on from part/second)" in line
+    assert "not drawn: figure1" in line
+    assert (house / "out/faces.png").exists()
+    dry = main(make, "--out", house / "other", "--dry-run")
+    assert dry.returncode == 0
+    assert "4 steps" in dry.stdout
+    assert not (house / "other").exists()
+
+
+def test_an_interrupted_step_goes_on(house: Path) -> None:
+    (house / "mood").write_text("hang")
+    program = f"""
+import sys
+from pathlib import Path
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+sys.argv = ["make.py", "--out", {str(house / "out")!r}]
+from test_make import STEPS
+from figures import make
+make.HERE, make.STEPS = Path({str(house / "figures")!r}), {{"quick": STEPS}}
+make.cli(make.Options, make.main, "test")
+"""
+    command = [sys.executable, "-c", program]
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=house
+    )
+    waiting = house / "out/steps/part/second/hanging"
+    deadline = time.monotonic() + 60
+    while not waiting.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert "the same command goes on from there" in out
+    (house / "mood").unlink()
+    assert make.run_steps(STEPS, house / "out") == {}
+    assert runs(house / "out") == {"first": 1, "part/second": 2, "third": 1, "fourth": 1}
+
+
+def test_a_quick_run_says_so_on_everything(tmp_path: Path) -> None:
+    with style.headed(make.HEADINGS["quick"]):
+        style.write_table(tmp_path / "table", "Caption.", ("a", "b"), [(1, 2)])
+        style.write_csv(tmp_path / "table", ("a", "b"), [(1, 2)])
+        figure, _ = style.plt.subplots()
+        figure.suptitle("title")
+        style.save(figure, tmp_path, "figure")
+    assert figure.get_suptitle().splitlines() == [make.HEADINGS["quick"], "title"]
+    for kind in ("md", "tex", "csv"):
+        assert "Quick run" in (tmp_path / f"table.{kind}").read_text()
+    style.write_table(tmp_path / "table", "Caption.", ("a", "b"), [(1, 2)])
+    assert (tmp_path / "table.md").read_text().startswith("Caption.")
+
+
+def test_every_step_of_the_presets_is_a_command_that_its_script_takes() -> None:
+    for steps in make.STEPS.values():
+        names = [step.name for step in steps]
+        assert len(set(names)) == len(names)
+        for i, step in enumerate(steps):
+            assert set(step.needs) <= set(names[:i])
+            script, *arguments = make.arguments(step, Path("out"))
+            module = importlib.import_module(script.removesuffix(".py"))
+            options, default = module.Options, tyro.MISSING_NONPROP
+            if arguments[0] in getattr(module, "COMMANDS", {}):
+                options = module.COMMANDS[arguments.pop(0)][0]
+            elif arguments[0] == "--preset":
+                default = module.PRESETS[arguments[1]][0]
+                arguments = arguments[2:]
+            read = tyro.cli(options, args=arguments, default=default, config=(tyro.conf.FlagCreatePairsOff,))
+            assert read.out.is_relative_to(Path("out/steps") / step.name)
+            assert getattr(read, "resume", False) == step.resume
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(41.6, "42 s"), (200, "3 min 20 s"), (5 * 3600, "5 h"), (32.2 * 24 * 3600, "32 days")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert make.duration(seconds) == text
