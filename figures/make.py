@@ -71,44 +71,44 @@ SWEEP = "hashing.py sweep --results {self}/results --tables {self} --out {self}/
 HOUR = 3600
 STEPS = {
     "quick": (
-        Step("mixture", "mixture.py --preset quick --out {self}", 30),
-        Step("disarm", "disarm.py --out {self}", 12, resume=False),
-        Step("celeba/dcgan", "dcgan.py --preset quick --out {self}", 80),
+        Step("mixture", "mixture.py --preset quick --out {self}", 22),
+        Step("disarm", "disarm.py --out {self}", 10, resume=False),
+        Step("celeba/dcgan", "dcgan.py --preset quick --out {self}", 65),
         Step(
             "celeba/encoder_paper",
             "celeba_encoder.py --preset quick --ground-truth {celeba/dcgan}/ground_truth.pt --out {self}",
-            75,
+            41,
             needs=("celeba/dcgan",),
         ),
         Step(
             "celeba/elbo_paper",
             "celeba_joint.py --preset quick --freeze-decoder --encoder {celeba/encoder_paper}/model.pt --out {self}",
-            75,
+            48,
             needs=("celeba/encoder_paper",),
         ),
         Step(
             "celeba/joint_paper",
             "celeba_joint.py --preset quick --encoder {celeba/encoder_paper}/model.pt --out {self}",
-            85,
+            55,
             needs=("celeba/encoder_paper",),
         ),
         Step(
             "hashing",
             f"{SWEEP} --corpus docstrings --encoders e1 e3 e4 --bits 8 --decoder-layers 0 --epochs 20 --fine-epochs 0",
-            45,
+            58,
             resume=False,
         ),
         Step(
             "exact_d0",
             "hashing.py exact --corpus docstrings --encoders e1 e3 --bits 6 --likelihood-epochs 20 --encoder-epochs 10 "
             "--joint-epochs 20 --scratch-epochs 20 --out {self}",
-            80,
+            44,
         ),
     ),
     "paper": (
         Step("mixture", "mixture.py --out {self}", 240),
         Step("mixture_released", "mixture.py --points-per-component 2000 --joint-lr 1e-4 --out {self}", 720),
-        Step("disarm", "disarm.py --out {self}", 12, resume=False),
+        Step("disarm", "disarm.py --out {self}", 10, resume=False),
         Step("exact_d0", "hashing.py exact --out {self}", 1.5 * HOUR),
         *(Step(f"best_seed{i}", f"hashing.py --preset best --seed {i} --out {{self}}", 800) for i in (1, 2, 3)),
         Step("hashing", SWEEP, 150 * HOUR, resume=False),

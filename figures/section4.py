@@ -123,6 +123,7 @@ def draw_rows(results: dict[str, dict], folder: Path) -> None:
         axis.set(xticks=[], yticks=[])
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         axis.spines[:].set_visible(False)
+    figure.get_layout_engine().set(w_pad=0.1)
     style.save(figure, folder, "celeba_rows")
 
 

@@ -1,8 +1,8 @@
 """figures/make.py: steps kept, resumed and failed; drawing from what is there."""
 
-import importlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-import tyro
-from toy import ROOT, main, the_one_line
+from toy import ROOT, main, options_of, the_one_line
 
 from figures import make, style
 
@@ -143,15 +142,7 @@ def test_every_step_of_the_presets_is_a_command_that_its_script_takes() -> None:
         assert len(set(names)) == len(names)
         for i, step in enumerate(steps):
             assert set(step.needs) <= set(names[:i])
-            script, *arguments = make.arguments(step, Path("out"))
-            module = importlib.import_module(script.removesuffix(".py"))
-            options, default = module.Options, tyro.MISSING_NONPROP
-            if arguments[0] in getattr(module, "COMMANDS", {}):
-                options = module.COMMANDS[arguments.pop(0)][0]
-            elif arguments[0] == "--preset":
-                default = module.PRESETS[arguments[1]][0]
-                arguments = arguments[2:]
-            read = tyro.cli(options, args=arguments, default=default, config=(tyro.conf.FlagCreatePairsOff,))
+            read = options_of(shlex.join(make.arguments(step, Path("out"))))
             assert read.out.is_relative_to(Path("out/steps") / step.name)
             assert getattr(read, "resume", False) == step.resume
 

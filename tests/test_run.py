@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
-import tyro
-from toy import ROOT, main
+from toy import ROOT, main, options_of
 
 import celeba_encoder
 import celeba_joint
@@ -90,11 +88,19 @@ def test_help_explains_every_option_in_groups_with_two_examples(module: ModuleTy
         assert example in done.stdout
 
 
-def test_examples_of_help_are_good_options() -> None:
-    for module, command in COMMANDS:
-        options = module.COMMANDS[command][0] if command else module.Options
-        for example, _ in options.EXAMPLES:
-            assert tyro.cli(options, args=shlex.split(example), config=(tyro.conf.FlagCreatePairsOff,))
+def test_examples_of_help_and_readme_are_good_options() -> None:
+    examples = [
+        f"{module.__name__.replace('.', '/')}.py {command} {example}"
+        for module, command in COMMANDS
+        for example, _ in (module.COMMANDS[command][0] if command else module.Options).EXAMPLES
+    ]
+    readme = (ROOT / "README.md").read_text().replace("\\\n", "")
+    named = re.findall(r"^    uv run (.*)$|`(?:uv run )?([\w/]+\.py[^`]*)`", readme, re.M)
+    named = [" ".join((block or inline).partition("#")[0].split()) for block, inline in named]
+    named = [command for command in named if command != "pytest" and not command.startswith("data/")]
+    assert len(named) > 20
+    for command in examples + named:
+        assert options_of(command), command
 
 
 @pytest.mark.parametrize("arguments", ["--help", "--documents 1 --samples 2 --scales 1 --bits 2"])

@@ -1,7 +1,9 @@
 """A small corpus and ways to run the scripts as a user does, for the tests."""
 
+import importlib
 import io
 import re
+import shlex
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -11,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import scipy.sparse
+import tyro
 
 from data import Corpus
 from figures.run import cli
@@ -68,6 +71,18 @@ def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
         except SystemExit as stop:
             code = stop.code or 0
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+def options_of(command: str) -> object:
+    """The options of a command line such as `dcgan.py --preset quick`, read as the script does, not run."""
+    name, *arguments = shlex.split(command)
+    module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+    options, default = module.Options, tyro.MISSING_NONPROP
+    if arguments and arguments[0] in getattr(module, "COMMANDS", {}):
+        options = module.COMMANDS[arguments.pop(0)][0]
+    elif arguments[:1] == ["--preset"] and hasattr(module, "PRESETS"):
+        default, arguments = module.PRESETS[arguments[1]][0], arguments[2:]
+    return tyro.cli(options, args=arguments, default=default, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def the_one_line(done: subprocess.CompletedProcess) -> str:
