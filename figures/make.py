@@ -7,10 +7,10 @@ protocol of the report with everything that this repository adds; it says before
 Each step is one script, run as from the shell. Steps that are done are kept, an interrupted one goes on from its
 checkpoint, and one that fails is named at the end, when everything that does not depend on it has been run.
 
-In --out: `results/`, one JSON a step, from which alone the figures and tables beside it are drawn; `steps/`, the
-scripts' own folders with checkpoints and logs; `steps.json`, commands and times.
+In --out: `results/`, one JSON a step and one a cell of a sweep, from which alone the figures and tables beside it are
+drawn; `steps/`, the scripts' own folders with checkpoints and logs; `steps.json`, commands and times.
 
-`--render` draws the committed figures and tables anew from the committed results, in this folder, and runs nothing.
+`--render` runs nothing and draws the committed figures and tables anew, in this folder, from the committed results.
 """
 
 import json
@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -32,9 +33,10 @@ from tqdm import tqdm
 
 from data import celeba, newsgroups
 from figures import section3, section4, section5, style
-from figures.run import RunError, cli, write_json
+from figures.run import RunError, cli, pick_device, write_json
 
 HERE = Path(__file__).parent
+RECORD = "steps.json"
 HEADINGS = {"quick": "Quick run: a small version of every experiment, not the report's protocol", "paper": ""}
 
 
@@ -45,7 +47,7 @@ class Options:
     dry_run: bool = False
     """say what would be run, what it needs and what is missing, and stop"""
     render: bool = False
-    """run nothing; draw the committed figures and tables from figures/results"""
+    """run nothing; draw figures and tables from the results in --out or, without that, the committed ones"""
     out: Path | None = None
     """folder for everything; default: runs/quick or runs/paper"""
 
@@ -179,42 +181,62 @@ def duration(seconds: float) -> str:
 
 def requirements(out: Path) -> list[str]:
     """What the full protocol needs and whether it is here, a line each."""
-    images, archive = celeba.find(), newsgroups.find()
+
+    def where(path: Path | None) -> str:
+        return str(path) if path is not None and path.exists() else "not here; it will be downloaded, or see the README"
+
     weights = Path(torch.hub.get_dir()) / "checkpoints" / FID_WEIGHTS_URL.rpartition("/")[2]
-    device = torch.accelerator.current_accelerator(check_available=True)
+    device = pick_device(None)
     there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    download = "not here; it will be downloaded, or see the README"
     return [
-        f"CelebA (1.4 GB, and 2.5 GB decoded): {images or f'{download}; the download needs `uv run --extra celeba`'}",
-        f"20 Newsgroups (7 MB): {archive or download}",
-        f"Inception's weights (91 MB), for FID: {weights if weights.is_file() else download}",
+        f"CelebA (1.4 GB, and 2.5 GB decoded): {where(celeba.find())}",
+        f"20 Newsgroups (7 MB): {where(newsgroups.find())}",
+        f"Inception's weights (91 MB), for FID: {where(weights)}",
         f"disk: 10 GB at {out} and in data/; free there: {shutil.disk_usage(there).free / 1e9:.0f} GB",
-        f"GPU: {device or 'none; the hours below are for two CPU cores'}",
+        f"GPU: {'none; the times below are for two CPU cores' if device.type == 'cpu' else device}",
     ]
 
 
-def run_steps(steps: Sequence[Step], out: Path) -> dict[str, str]:
-    """Run what is not done; returns why, of each step that failed or could not begin."""
-    record = out / "steps.json"
-    done: dict[str, dict] = json.loads(record.read_text()) if record.exists() else {}
-    done = {step.name: done[step.name] for step in steps if done.get(step.name, {}).get("command") == step.command}
-    failed: dict[str, str] = {}
-    pace: list[tuple[float, float]] = []  # expected and measured seconds of steps run now
+def run_steps(steps: Sequence[Step], out: Path, preset: str) -> dict[str, str]:
+    """Run what is not done; returns why, of each step that failed or could not begin.
+
+    A step is done if it was with the same command, and from the same runs of the steps that it goes on from.
+    Raises RunError if `out` is of another preset.
+    """
+    path = out / RECORD
+    record = json.loads(path.read_text()) if path.exists() else {"preset": preset, "steps": {}}
+    if record["preset"] != preset:
+        raise RunError(f"{out} is of --preset {record['preset']}; name another --out")
+    kept, failed = record["steps"], {}
+    pace: list[tuple[float, float]] = []  # expected and measured seconds of steps run now, from their beginning
     for number, step in enumerate(steps, start=1):
         title = f"[{number}/{len(steps)}] {step.name}"
-        if step.name in done:
-            print(f"{title}: done before, in {duration(done[step.name]['seconds'])}")
+        before = kept.get(step.name, {})
+        origin = {"command": step.command, "from": [kept.get(need, {}).get("begun") for need in step.needs]}
+        again = any(before.get(key) != value for key, value in origin.items())
+        if not again and before["done"]:
+            print(f"{title}: done before, in {duration(before['seconds'])}")
             continue
         if lost := [need for need in step.needs if need in failed]:
             failed[step.name] = f"goes on from {lost[0]}"
             print(f"{title}: not run, it goes on from {lost[0]}")
             continue
         slower = sum(measured for _, measured in pace) / sum(expected for expected, _ in pace) if pace else 1.0
-        left = slower * sum(later.seconds for later in steps[number - 1 :] if later.name not in done)
-        print(f"\n{title}: about {duration(slower * step.seconds)}; all that is left: about {duration(left)}")
+        waiting = [later for later in steps[number - 1 :] if not kept.get(later.name, {}).get("done")]
+        left = duration(slower * sum(later.seconds for later in {step, *waiting}))
+        print(f"\n{title}: about {duration(slower * step.seconds)}; all that is left: about {left}")
+        folder = out / "steps" / step.name
+        for old in results(step, out):
+            old.unlink()
+        now = f"{datetime.now():%Y-%m-%d %H.%M.%S.%f}"
+        if again and folder.exists():  # scripts do not go on with other options
+            folder.rename(folder.with_name(f"{folder.name} until {now}"))
+        fresh, start = not folder.exists(), time.perf_counter()
+        begun = origin | ({"begun": now, "seconds": 0.0} if again else before) | {"done": False}
+        kept[step.name] = begun
+        write_json(path, record)
         command = arguments(step, out)
         print(f"$ {shlex.join(command)}", flush=True)
-        start = time.perf_counter()
         child = subprocess.Popen([sys.executable, str(HERE.parent / command[0]), *command[1:]])
         try:
             code = child.wait()
@@ -222,14 +244,17 @@ def run_steps(steps: Sequence[Step], out: Path) -> dict[str, str]:
             child.wait()
             print(f"\nwhat is done is kept in {out}; the same command goes on from there")
             raise
-        seconds = time.perf_counter() - start
-        if code:
-            failed[step.name] = f"exit code {code}"
+        finally:
+            seconds = time.perf_counter() - start
+            kept[step.name] = begun | {"seconds": round(begun["seconds"] + seconds, 3)}
+            write_json(path, record)
+        if code or not collect(step, out):
+            failed[step.name] = f"exit code {code}" if code else "it left no result"
             continue
-        collect(step, out)
-        pace.append((step.seconds, seconds))
-        done[step.name] = {"command": step.command, "seconds": round(seconds, 3)}
-        write_json(record, done)
+        kept[step.name]["done"] = True
+        write_json(path, record)
+        if fresh:
+            pace.append((step.seconds, seconds))
     return failed
 
 
@@ -242,16 +267,24 @@ def arguments(step: Step, out: Path) -> list[str]:
     return [re.sub(r"\{(.+?)\}", place, word) for word in shlex.split(step.command) + ["--resume"] * step.resume]
 
 
-def collect(step: Step, out: Path) -> None:
-    """Copy the result of a step, or the cells of a sweep, to where figures are drawn from."""
-    folder, results = out / "steps" / step.name, out / "results"
-    sweep = folder / "results"
-    if sweep.is_dir():
-        shutil.copytree(sweep, results / "hashing", dirs_exist_ok=True)
-    else:
-        path = results / f"{step.name}.json"
+def results(step: Step, out: Path) -> list[Path]:
+    """Where a step's result, or the cells of its sweep, have been put for drawing."""
+    single = out / "results" / f"{step.name}.json"
+    cells = (out / "steps" / step.name / "results").glob("*.json")
+    return [path for path in (single, *(out / "results/hashing" / cell.name for cell in cells)) if path.exists()]
+
+
+def collect(step: Step, out: Path) -> bool:
+    """Copy the result of a step, or the cells of its sweep, to where figures are drawn from; False if there is none."""
+    folder = out / "steps" / step.name
+    single, cells = folder / "result.json", folder / "results"
+    if cells.is_dir():
+        shutil.copytree(cells, out / "results" / "hashing", dirs_exist_ok=True)
+    elif single.exists():
+        path = out / "results" / f"{step.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(folder / "result.json", path)
+        shutil.copy(single, path)
+    return cells.is_dir() or single.exists()
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -301,10 +334,14 @@ def render(folder: Path) -> list[str]:
 
 def main(options: Options) -> None:
     if options.render:
-        missing = render(HERE)
+        folder = options.out or HERE
+        record = folder / RECORD
+        preset = json.loads(record.read_text())["preset"] if record.exists() else "paper"
+        with style.headed(HEADINGS[preset]):
+            missing = render(folder)
         if missing:
-            raise RunError(f"no results for {', '.join(missing)}")
-        print(f"figures and tables drawn in {os.path.relpath(HERE)}")
+            raise RunError(f"no results for {', '.join(missing)}; the other figures and tables are in {folder}")
+        print(f"figures and tables drawn in {os.path.relpath(folder)}")
         return
     steps, out = STEPS[options.preset], (options.out or Path("runs") / options.preset)
     if options.preset == "paper":
@@ -312,11 +349,11 @@ def main(options: Options) -> None:
     print(f"{len(steps)} steps into {out}, in all about {duration(sum(step.seconds for step in steps))} on two cores")
     if options.dry_run:
         for step in steps:
-            print(f"  {step.name}, {duration(step.seconds)}: {step.command}")
+            print(f"  {step.name}, {duration(step.seconds)}: {shlex.join(arguments(step, out))}")
         return
     out = out.absolute()
     start = time.perf_counter()
-    failed = run_steps(steps, out)
+    failed = run_steps(steps, out, options.preset)
     with style.headed(HEADINGS[options.preset]):
         missing = render(out)
     print(f"{duration(time.perf_counter() - start)}; figures and tables in {os.path.relpath(out)}")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from data import write_aside
 
-# Ordered from dark to light, so that neighbours stay apart when printed in grey.
+# The first four from dark to light, to stay apart when printed in grey; beyond, lines and markers tell them apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from toy import ROOT, main, options_of, the_one_line
 
 from figures import make, style
+from figures.run import RunError
 
 # A script as make.py runs them: it counts its runs, and does what the folder's file `mood` says.
 SCRIPT = """
@@ -54,11 +56,11 @@ def runs(out: Path) -> dict[str, int]:
 
 def test_steps_run_in_order_go_on_after_a_failure_and_are_kept(house: Path) -> None:
     (house / "mood").write_text("fail")
-    failed = make.run_steps(STEPS, house / "out")
+    failed = make.run_steps(STEPS, house / "out", "quick")
     assert failed == {"part/second": "exit code 3", "third": "goes on from part/second"}
     assert runs(house / "out") == {"first": 1, "part/second": 1, "third": 0, "fourth": 1}
     (house / "mood").unlink()
-    assert make.run_steps(STEPS, house / "out") == {}
+    assert make.run_steps(STEPS, house / "out", "quick") == {}
     assert runs(house / "out") == {"first": 1, "part/second": 2, "third": 1, "fourth": 1}
     assert {path.relative_to(house / "out/results").as_posix() for path in (house / "out/results").rglob("*.json")} == {
         f"{step.name}.json" for step in STEPS
@@ -68,15 +70,43 @@ def test_steps_run_in_order_go_on_after_a_failure_and_are_kept(house: Path) -> N
     assert said[3] == str(house / "out/steps/first/model.pt")
     assert "--resume" not in (house / "out/steps/fourth/runs").read_text()
     record = json.loads((house / "out/steps.json").read_text())
-    assert list(record) == ["first", "fourth", "part/second", "third"]
-    assert all(step["seconds"] > 0 for step in record.values())
+    assert record["preset"] == "quick"
+    assert list(record["steps"]) == ["first", "part/second", "fourth", "third"]
+    assert all(step["seconds"] > 0 and step["done"] for step in record["steps"].values())
+    with pytest.raises(RunError, match="of --preset quick"):
+        make.run_steps(STEPS, house / "out", "paper")
 
 
-def test_a_step_whose_command_has_changed_is_run_again(house: Path) -> None:
-    make.run_steps(STEPS[:1], house / "out")
+def test_a_step_whose_command_has_changed_is_run_again_with_those_that_go_on_from_it(house: Path) -> None:
+    make.run_steps(STEPS, house / "out", "quick")
     changed = make.Step("first", "script.py other --out {self}", 1)
-    make.run_steps([changed], house / "out")
+    (house / "mood").write_text("fail")
+    failed = make.run_steps([changed, *STEPS[1:]], house / "out", "quick")
+    assert failed == {"part/second": "exit code 3", "third": "goes on from part/second"}
     assert json.loads((house / "out/results/first.json").read_text()) == {"made_by": "other"}
+    assert not (house / "out/results/part/second.json").exists()  # of the old first
+    assert runs(house / "out") == {"first": 1, "part/second": 1, "third": 1, "fourth": 1}
+    assert len(list((house / "out/steps").glob("first until *"))) == 1
+    (house / "mood").unlink()
+    assert make.run_steps([changed, *STEPS[1:]], house / "out", "quick") == {}
+    assert runs(house / "out") == {"first": 1, "part/second": 2, "third": 1, "fourth": 1}
+
+
+def test_a_script_that_leaves_no_result_has_failed(house: Path) -> None:
+    (house / "script.py").write_text("")
+    assert make.run_steps(STEPS[:1], house / "out", "quick") == {"first": "it left no result"}
+
+
+def test_render_draws_what_a_folder_has_under_its_heading(house: Path) -> None:
+    make.run_steps(STEPS, house / "out", "quick")
+    shutil.copy(ROOT / "figures/results/disarm.json", house / "out/results")
+    hashing = house / "out/results/hashing"
+    shutil.copytree(ROOT / "figures/results/hashing", hashing)
+    done = main(make, "--render", "--out", house / "out")
+    assert done.returncode == 1
+    assert "no results for figure1, mixture_gap" in the_one_line(done)
+    assert "estimator_variance" not in the_one_line(done)
+    assert (house / "out/table3.md").read_text().startswith("Quick run")
 
 
 def test_command_line_says_what_failed_and_what_is_not_drawn(house: Path) -> None:
@@ -118,7 +148,7 @@ make.cli(make.Options, make.main, "test")
     assert child.returncode == 130, err
     assert "the same command goes on from there" in out
     (house / "mood").unlink()
-    assert make.run_steps(STEPS, house / "out") == {}
+    assert make.run_steps(STEPS, house / "out", "quick") == {}
     assert runs(house / "out") == {"first": 1, "part/second": 2, "third": 1, "fourth": 1}
 
 
