@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 from toy import ROOT
 
-from figures import make, section4
+from figures import make, published, section4
 
 RESULTS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "figures" / "results").rglob("*.json")}
 README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
@@ -39,6 +39,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
     text, code = RESULTS["mixture"]["metrics"], RESULTS["mixture_released"]["metrics"]
     variance = RESULTS["disarm"]["metrics"]["scale"]
     gaps = [m["oracle"]["kl"] for m in code["assignments"].values()]
+    first, diagonal, _ = (m["joint"]["elbo"] for m in code["assignments"].values())
     said = [
         f"{text['frozen']['elbo']:.3f} -> {text['joint']['elbo']:.3f}",
         f"{code['frozen']['elbo']:.3f} -> {code['joint']['elbo']:.3f}",
@@ -50,6 +51,8 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         "two centres move by {:.2f} and {:.2f}".format(*sorted(code["joint"]["drift"])[:1:-1]),
         f"(ELBO {code['oracle_joint']['elbo']:.4f})",
         f"to {gaps[1]:.3f}. The other two ways ({gaps[0]:.3f}, {gaps[2]:.3f})",
+        f"ELBO {first:.4f}; the network finds it from those two, and ends at {diagonal:.4f} from",
+        f"*positive*, +{code['variances'][0]['elbo']:.2f};",
         f"ends at ELBO {text['joint']['elbo']:.3f} with KL {text['joint']['kl_true']:.2f}",
         f"centre {max(text['joint']['drift']):.2f} away",
         f"{variance['arm'][-1]:.1f} / {variance['disarm'][-1]:.1f} nats²",
@@ -82,10 +85,11 @@ def test_readme_numbers_of_section_4_are_those_of_the_results() -> None:
         f"between {min(frozen['variance']):.2f} and {max(frozen['variance']):.2f}; after joint training between "
         f"{min(joint['variance']):.2f} and {max(joint['variance']):.2f}",
         f"means as far as {max(map(abs, joint['mean'])):.2f} from zero",
-        f"ELBO {frozen['elbo']:.1f} -> {joint['elbo']:.1f}; FID of re-decodings {fid['encoder_paper']['means']:.3f} -> "
-        f"{fid['joint_paper']['means']:.3f}, of the decoder's own samples {fid['encoder_paper']['floor']:.3f} -> "
+        f"ELBO {frozen['elbo']:.1f} -> {joint['elbo']:.1f}; FID (768, another scale) of re-decodings "
+        f"{fid['encoder_paper']['means']:.3f} -> {fid['joint_paper']['means']:.3f}, of the decoder's own samples {fid['encoder_paper']['floor']:.3f} -> "
         f"{fid['joint_paper']['prior']:.3f}",
-        f"{fid['encoder_paper']['noise_alone']:.3f}, of the joint row's {fid['joint_paper']['noise_on_one_side']:.3f}",
+        f"that noise {fid['encoder_paper']['noise_alone']:.3f}, joint row "
+        f"{fid['joint_paper']['noise_on_one_side']:.3f} |",
         f"{laplace['evidence'] - frozen['elbo']:,.0f} nats below log p(x), of which factorization costs "
         f"{laplace['factorization']:.0f}",
         f"{fid['encoder_paper']['truth_to_real']:.2f} / {fid['encoder_published']['truth_to_real']:.2f}",
@@ -119,14 +123,22 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
     arm = [
         metrics[f"e1_b64_d0_arm{seed}"]["test_min"] - metrics[f"e1_b64_d0{seed}"]["test_min"] for seed in ("", "_seed2")
     ]
+    scratch_below = train["likelihood"]["log_likelihood"] - train["e1_scratch"]["log_likelihood"]
+    cells = [RESULTS[path.stem]["history"] for path in (ROOT / "figures/results/hashing").glob("*.json")]
+    batched = [min(zip(h["test"], h["test_per_document"], strict=True)) for h in cells]
+    batched = [of_batches - of_documents for of_batches, of_documents in batched]
     interval = scipy.stats.t.ppf(0.975, 1) * abs(arm[0] - arm[1]) / 2
     said = [
         "At b = 64, {}, {} and {} for d = 0, 1, 2".format(*test("e1_b64_d0", "e1_b64_d1", "e1_b64_d2")),
         "at b = 8, {} and {} for d = 1, 2".format(*test("e1_b8_d1", "e1_b8_d2")),
         "at b = 32, {}, {} and {} (397, 396, 402)".format(*test("e1_b32_d0", "e1_b32_d1", "e1_b32_d2")),
         "at d = 0 the loss of b = 8 and 16 is {} and {} after 300 epochs".format(*test("e1_b8_d0", "e1_b16_d0")),
-        "reaches {}, {} and {} in 300 epochs; fed counts, as the released loop does, {:.1f}, {:.1f} and {:.1f}".format(
-            *test(*e2), *(metrics[name]["test_counts_min"] for name in e2)
+        "reaches {}, {} and {} in 300 epochs, {:.0f}, {:.0f} and {:.0f} nats below the report".format(
+            *test(*e2),
+            *(published.TABLE3[("e2", bits, 0)] - metrics[f"e2_b{bits}_d0"]["test_min"] for bits in (16, 32, 64)),
+        ),
+        "fed counts, as the released loop does, {:.1f}, {:.1f} and {:.1f}".format(
+            *(metrics[name]["test_counts_min"] for name in e2)
         ),
         "it is at {}, {} and {}, e1 at {}, {} and {}; e3 is at {} (b = 8), and at {} once".format(
             *test("e4_b8_d0", "e4_b16_d0", "e4_b64_d0", "e1_b8_d0", "e1_b16_d0", "e1_b64_d0"),
@@ -164,8 +176,12 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
         "{} and {} with DisARM, {} and {} with ARM".format(
             *test("e1_b64_d0", "e1_b64_d0_seed2", "e1_b64_d0_arm", "e1_b64_d0_arm_seed2")
         ),
-        f"holds: {sum(arm) / 2:.1f}, with a 95% interval of {interval:.1f} either way",
-        "{} with frequencies, {:.1f} fed counts".format(*test(e2[2]), metrics[e2[2]]["test_counts_min"]),
+        f"holds in sign: {sum(arm) / 2:.1f}, with a 95% interval of {interval:.1f} either way",
+        "with frequencies {}, {}, {}, {}; fed counts {:.1f}, {:.1f}, {:.1f}, {:.1f}; 300 epochs".format(
+            *test("e2_b8_d0", *e2), *(metrics[name]["test_counts_min"] for name in ("e2_b8_d0", *e2))
+        ),
+        f"from scratch, e1 ends {scratch_below:.1f} below",
+        f"{min(batched):.1f} to {max(batched):.1f} nats lower",
         f"it is {held['test_selected']:.1f} at the selected epoch {held['selected_epoch']}; "
         f"the smallest test loss of that run is {held['test_min']:.1f}",
         f"a precision@100 of {metrics['e1_b64_d0']['precision_at_100']:.3f}",
