@@ -86,8 +86,8 @@ def test_readme_numbers_of_section_4_are_those_of_the_results() -> None:
         f"{min(joint['variance']):.2f} and {max(joint['variance']):.2f}",
         f"means as far as {max(map(abs, joint['mean'])):.2f} from zero",
         f"ELBO {frozen['elbo']:.1f} -> {joint['elbo']:.1f}; FID (768, another scale) of re-decodings "
-        f"{fid['encoder_paper']['means']:.3f} -> {fid['joint_paper']['means']:.3f}, of the decoder's own samples {fid['encoder_paper']['floor']:.3f} -> "
-        f"{fid['joint_paper']['prior']:.3f}",
+        f"{fid['encoder_paper']['means']:.3f} -> {fid['joint_paper']['means']:.3f}, of the decoder's own samples "
+        f"{fid['encoder_paper']['floor']:.3f} -> {fid['joint_paper']['prior']:.3f}",
         f"that noise {fid['encoder_paper']['noise_alone']:.3f}, joint row "
         f"{fid['joint_paper']['noise_on_one_side']:.3f} |",
         f"{laplace['evidence'] - frozen['elbo']:,.0f} nats below log p(x), of which factorization costs "
