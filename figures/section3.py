@@ -118,13 +118,13 @@ def draw_curves(result: dict, folder: Path) -> None:
                 look = {"color": style.COLOURS[2 * i + j], "linestyle": style.LINES[2 * i + j]}
                 axis.plot(x, [*frozen[key], *joint[key]], label=f"{model}: {CURVES[key]}", **look)
     evidence = metrics["truth"]["evidence"]
-    axes[0].set(ylabel="nats per point", ylim=(evidence - 0.1, evidence + 0.02))
+    axes[0].set(ylabel="nats per point", ylim=(evidence - 0.08, evidence + 0.07))
     settled = [value for stage in history.values() for key in ("kl", "kl_true") for value in stage[key][10:]]
     axes[1].set(ylabel="KL (nats per point)", ylim=(0, 1.5 * max(settled, default=1)))
     for axis in axes:
         axis.axvline(steps, color="0.7", linewidth=0.8)
         _above(axis, steps, "decoder frozen | joint")
         axis.set_xlabel("step")
-    axes[0].legend(fontsize=8, loc="lower right")
+    axes[0].legend(fontsize=8, loc="upper right")
     axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.08, 1.0))
     style.save(figure, folder, "mixture_curves")

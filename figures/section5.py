@@ -162,7 +162,7 @@ def draw_exact(result: dict, folder: Path) -> None:
     """Exact log-likelihood and ELBO through the stages, for each encoder; the train set above, the test set below."""
     config = result["config"]
     encoders = config["encoders"]
-    figure, axes = plt.subplots(2, len(encoders), figsize=(2.4 * len(encoders) + 0.8, 4.6), squeeze=False)
+    figure, axes = plt.subplots(2, len(encoders), figsize=(2.4 * len(encoders) + 0.8, 5), squeeze=False)
     for column, encoder in zip(axes.T, encoders, strict=True):
         for axis, split in zip(column, ("train", "test"), strict=True):
             _stages(axis, result, encoder, split)
@@ -170,7 +170,7 @@ def draw_exact(result: dict, folder: Path) -> None:
         column[1].set_xlabel("epoch")
     for axis in axes[:, 0]:
         axis.set_ylabel("relative, nats a document")
-    axes[0, 0].legend(loc="lower right", fontsize=6.5, handlelength=1.5)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(
         f"{result['corpus']}\nb = {config['bits']}, d = {config['decoder_layers']}, seed {config['seed']}", fontsize=8
     )
@@ -191,7 +191,7 @@ def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
     axis.plot(epochs[ends[0] :], elbo, color=style.COLOURS[1], linestyle="--", label="ELBO")
     axis.fill_between(epochs[ends[0] :], elbo, both[ends[0] :], color="0.92")
     low, high = min(elbo[len(frozen["train_elbo"]) // 3 :]), max(*both, *alone)
-    axis.set_ylim(low - 0.3 * (high - low), high + 0.25 * (high - low))  # room for the legend and for the stages
+    axis.set_ylim(low - 0.3 * (high - low), high + 0.35 * (high - low))  # room for the legend and for the stages
     shown = max(1, ends[0] - config["joint_epochs"] // 2)  # of the first stage, its end
     axis.set_xlim(shown, ends[-1])
     parts = ("decoder:\nlikelihood", "encoder:\nELBO", "both:\nELBO")
