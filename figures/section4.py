@@ -96,7 +96,7 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
         if key != "elbo":
             if priors:  # before joint training the decoder is g*, and its g(z) of other z a second set of x*
                 axis.axhline(priors[0], color=style.REFERENCE, linestyle=":", linewidth=1)
-                place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 8}
+                place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top", "fontsize": 8}
                 axis.annotate("two sets of $x^*$", (0.98, priors[0]), **place)
             axis.set_ylim(0, None)
     values = [value for result in results.values() for value in result["history"]["elbo"]]
@@ -104,7 +104,7 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
         axes[0].set_yscale("symlog", linthresh=20_000)
     handles, labels = axes[0].get_legend_handles_labels()
     title = f"{some['data']}, {some['config']['track_images']:,} images a point"
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, title=title, title_fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, title=title, title_fontsize=8)
     style.save(figure, folder, name)
 
 

@@ -65,6 +65,8 @@ def test_readme_numbers_of_section_4_are_those_of_the_results() -> None:
     names = ("dcgan", "encoder_paper", "elbo_paper", "joint_paper", "joint_paper_sigma", "quick_encoder", "quick_joint")
     dcgan, frozen, elbo, joint, sigma, quick, quick_joint = (RESULTS[name]["metrics"] for name in names)
     fid = {name: RESULTS[name]["metrics"]["frechet"]["inception"] for name in section4.STAGES if name in RESULTS}
+    published_runs = (RESULTS[name]["metrics"] for name in ("encoder_published", "joint_published"))
+    code_frozen, code_joint = (metrics["batch_statistics"] for metrics in published_runs)
     quick_distance, quick_joint_distance = (m["frechet"]["discriminator"] for m in (quick, quick_joint))
     laplace = frozen["laplace"]
     said = [
@@ -93,6 +95,16 @@ def test_readme_numbers_of_section_4_are_those_of_the_results() -> None:
         f"{laplace['evidence'] - frozen['elbo']:,.0f} nats below log p(x), of which factorization costs "
         f"{laplace['factorization']:.0f}",
         f"{fid['encoder_paper']['truth_to_real']:.2f} / {fid['encoder_published']['truth_to_real']:.2f}",
+        f"with the code's protocol {code_frozen['elbo']:.1f} -> {code_joint['elbo']:.1f}, "
+        f"{fid['encoder_published']['means']:.3f} -> {fid['joint_published']['means']:.3f}, "
+        f"{fid['encoder_published']['floor']:.3f} -> {fid['joint_published']['prior']:.3f} |",
+        f"by itself, rises from {code_frozen['elbo']:,.0f} to {code_joint['elbo']:,.0f}",
+        f"(in evaluation mode from {RESULTS['encoder_published']['metrics']['elbo']:,.0f} to "
+        f"{RESULTS['joint_published']['metrics']['elbo']:,.0f})",
+        f"{fid['encoder_published']['means']:.3f} to {fid['joint_published']['means']:.3f} with means on both sides, to "
+        f"{fid['joint_published']['noise_on_one_side']:.3f} with the noise on one, which alone makes "
+        f"{fid['encoder_published']['noise_alone']:.3f}; of the decoder's own samples, from "
+        f"{fid['encoder_published']['floor']:.3f} to {fid['joint_published']['prior']:.3f}",
         f"goes from 0.05 to {sigma['sigma']:.3f}, the ELBO to {sigma['elbo']:,.0f}, and the FID of the decoder's own "
         f"samples to {fid['joint_paper_sigma']['prior']:.3f} instead of {fid['joint_paper']['prior']:.3f}",
         f"rises from {quick['elbo']:,.0f} to {quick_joint['elbo']:,.0f}",
