@@ -101,8 +101,8 @@ def test_readme_numbers_of_section_4_are_those_of_the_results() -> None:
         f"by itself, rises from {code_frozen['elbo']:,.0f} to {code_joint['elbo']:,.0f}",
         f"(in evaluation mode from {RESULTS['encoder_published']['metrics']['elbo']:,.0f} to "
         f"{RESULTS['joint_published']['metrics']['elbo']:,.0f})",
-        f"{fid['encoder_published']['means']:.3f} to {fid['joint_published']['means']:.3f} with means on both sides, to "
-        f"{fid['joint_published']['noise_on_one_side']:.3f} with the noise on one, which alone makes "
+        f"{fid['encoder_published']['means']:.3f} to {fid['joint_published']['means']:.3f} with means on both sides, "
+        f"to {fid['joint_published']['noise_on_one_side']:.3f} with the noise on one, which alone makes "
         f"{fid['encoder_published']['noise_alone']:.3f}; of the decoder's own samples, from "
         f"{fid['encoder_published']['floor']:.3f} to {fid['joint_published']['prior']:.3f}",
         f"goes from 0.05 to {sigma['sigma']:.3f}, the ELBO to {sigma['elbo']:,.0f}, and the FID of the decoder's own "
