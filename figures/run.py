@@ -99,10 +99,8 @@ def cli(
                 )
         except SystemExit as stop:
             if not stop.code:
-                text = said.getvalue()
-                print(
-                    _help(script, description, text, each, options_type) if asked else text, flush=True
-                )  # completions
+                text = said.getvalue()  # the help or, if another option of tyro's asked for them, a shell's completions
+                print(_help(script, description, text, each, options_type) if asked else text, flush=True)
                 return
             # tyro frames its message, in ASCII where the terminal is: a title, then the message between two rules.
             lines = [line.strip("│| ") for line in complained.getvalue().splitlines()[1:]]
@@ -160,9 +158,8 @@ def _help(script: str, description: str, framed: str, each: Sequence[tuple[str, 
     for title, names in options_type.GROUPS.items():
         rows = [entries.get(f"--{name}") or entries[""] for name in names.split()]
         lines += section(title, [(call, re.sub(r" *\(default: (None|False)?\)", "", text)) for call, text in rows])
-    return "\n".join(
-        lines + section("examples", [(f"{script} {call}".strip(), word) for call, word in options_type.EXAMPLES])
-    )
+    examples = [(f"{script} {call}".strip(), word) for call, word in options_type.EXAMPLES]
+    return "\n".join(lines + section("examples", examples))
 
 
 def pick_device(name: str | None) -> torch.device:
