@@ -965,19 +965,21 @@ def sweep(options: SweepOptions) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = max(1, cores // options.jobs)
     failed: list[str] = []
+    children: list[subprocess.Popen] = []
 
     def run(cell: Options) -> None:
         cell.out.mkdir(parents=True, exist_ok=True)
         path = cell.out / "log.txt"
         with path.open("ab") as log:
             before = log.tell()
-            code = subprocess.run(
+            child = subprocess.Popen(
                 [sys.executable, str(Path(__file__)), *as_arguments(cell)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-                check=False,
-            ).returncode
+            )
+            children.append(child)
+            code = child.wait()
         if code == 0:
             result = json.loads((cell.out / "result.json").read_text())
             write_json(options.results / f"{cell.out.name}.json", result)
@@ -996,8 +998,11 @@ def sweep(options: SweepOptions) -> None:
                 future.result()
                 bar.set_postfix_str(futures[future].out.name)
                 bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+        except BaseException as stop:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(stop, KeyboardInterrupt):  # which the terminal sends to the cells, too
+                for child in children:
+                    child.terminate()
             raise
     section5.write_tables(section5.read_cells(options.results), options.tables)
     print((options.tables / "table3.md").read_text())

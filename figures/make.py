@@ -112,6 +112,15 @@ STEPS = {
         Step("mixture_released", "mixture.py --points-per-component 2000 --joint-lr 1e-4 --out {self}", 720),
         Step("disarm", "disarm.py --out {self}", 10, resume=False),
         Step("exact_d0", "hashing.py exact --out {self}", 1.5 * HOUR),
+        *(
+            Step(
+                f"exact_d{layers}",
+                f"hashing.py exact --decoder-layers {layers} --likelihood-epochs 60 --encoder-epochs 40 "
+                "--joint-epochs 40 --scratch-epochs 60 --out {self}",
+                HOUR,
+            )
+            for layers in (1, 2)
+        ),
         *(Step(f"best_seed{i}", f"hashing.py --preset best --seed {i} --out {{self}}", 800) for i in (1, 2, 3)),
         Step("hashing", SWEEP, 150 * HOUR, resume=False),
         Step(
@@ -124,6 +133,12 @@ STEPS = {
             "hashing_seed2",
             f"{SWEEP} --encoders e1 --bits 64 --decoder-layers 0 --seeds 2",
             HOUR,
+            resume=False,
+        ),
+        Step(
+            "hashing_seeds",
+            f"{SWEEP} --encoders e1 e3 e4 --bits 8 16 --decoder-layers 0 --seeds 2 3",
+            12 * HOUR,
             resume=False,
         ),
         Step(
@@ -240,7 +255,9 @@ def run_steps(steps: Sequence[Step], out: Path, preset: str) -> dict[str, str]:
         child = subprocess.Popen([sys.executable, str(HERE.parent / command[0]), *command[1:]])
         try:
             code = child.wait()
-        except KeyboardInterrupt:  # the terminal sends it to the script, too, which may have to save something
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if isinstance(stop, SystemExit):  # `kill` reaches this process only, Ctrl-C the script, too
+                child.terminate()
             child.wait()
             print(f"\nwhat is done is kept in {out}; the same command goes on from there")
             raise
@@ -300,7 +317,7 @@ def render(folder: Path) -> list[str]:
         return path and json.loads(path.read_text())
 
     mixture = first("mixture_released", "mixture")
-    dcgan, exact = first("celeba/dcgan"), first("exact_d0")
+    dcgan, exact = first("celeba/dcgan"), {name: first(name) for name in sorted(found) if name.startswith("exact_d")}
     curves = first("hashing_e1_64_0", "hashing/e1_b64_d0", "hashing/e1_b8_d0")
     stages = {name: result for name in section4.STAGES if (result := first(f"celeba/{name}"))}
     tracked = {name: result for name, result in stages.items() if not name.startswith("encoder")}
@@ -319,8 +336,9 @@ def render(folder: Path) -> list[str]:
         ("table1", section4.write_table1, (dcgan, stages)),
         ("estimator_variance", section5.draw_estimator_variance, (first("disarm"),)),
         ("hashing_curves", section5.draw_hashing_curves, (curves,)),
-        ("hashing_exact_d0", section5.draw_exact, (exact,)),
-        ("section5", section5.draw_section5, (exact, shown)),
+        *((f"hashing_{name}", section5.draw_exact, (result,)) for name, result in exact.items()),
+        ("exact", section5.write_exact, (exact.values(),)),
+        ("section5", section5.draw_section5, (exact.get("exact_d0"), shown)),
         ("table2, table3 and hashing_cells", section5.write_tables, (cells,)),
     )
     missing = []

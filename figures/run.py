@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -59,7 +60,7 @@ def cli(
     presets: named options and a word on each; `--preset NAME` starts from them, and other options change them.
     commands: further experiments of the script, run when its first argument is their name. What they do is the first
         line of the function's docstring.
-    Exit codes: 0 done, 1 failed or nobody reads the output, 2 bad options, 130 interrupted.
+    Exit codes: 0 done, 1 failed or nobody reads the output, 2 bad options, 130 interrupted, 143 terminated.
     """
     path, arguments, options = Path(sys.argv[0]).absolute(), sys.argv[1:], None
     script = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
@@ -85,7 +86,7 @@ def cli(
                     fail(f"--preset {chosen.preset or '(no name)'}: there are {', '.join(presets)} (see --help)", 2)
                 default = presets[chosen.preset][0]
 
-    asked = {"-h", "--help"} & set(arguments)
+    asked, hint = {"-h", "--help"} & set(arguments), ""
     said, complained = io.StringIO(), io.StringIO()
     try:
         try:
@@ -108,10 +109,13 @@ def cli(
             start = int(is_rule[:1] == [True])
             end = is_rule.index(True, start) if True in is_rule[start:] else len(lines)
             fail(f"{' '.join(lines[start:end])} (see --help)", 2)
+        hint = "; go on from what was saved with --resume" if hasattr(options, "resume") else ""
+        # `kill`, `timeout` and batch systems send this; as an exception it lets experiments stop what they started.
+        signal.signal(signal.SIGTERM, lambda *_: fail(f"terminated{hint}", 143))
         experiment(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        fail("interrupted" + ("; go on from what was saved with --resume" if hasattr(options, "resume") else ""), 130)
+        fail(f"interrupted{hint}", 130)
     except BrokenPipeError:  # as of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unsaid goes there at exit
         sys.exit(1)

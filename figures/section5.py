@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -200,6 +201,46 @@ def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
         axis.text(
             (start + end) / 2, 0.99, text, transform=axis.get_xaxis_transform(), ha="center", va="top", fontsize=7
         )
+
+
+TRAININGS = {  # names of the stages of `hashing.py exact`, after the encoder's if they have one
+    "likelihood": "decoder by likelihood",
+    "likelihood_on": "the same, as long as joint training",
+    "frozen": "encoder alone, exact ELBO",
+    "frozen_disarm": "encoder alone, DisARM",
+    "joint": "both by the exact ELBO from there",
+    "scratch": "both from scratch, DisARM",
+    "scratch_exact": "both from scratch, exact ELBO",
+}
+
+
+def write_exact(results: Collection[dict], folder: Path) -> None:
+    """exact.md, .tex and .csv: what `hashing.py exact` measured after each training, for each number of layers d."""
+    columns = ("log_likelihood", "elbo", "gap", "factorization", "amortization", "posterior_entropy")
+    rows, runs = [], []
+    for result in results:
+        config = result["config"]
+        for stage, measured in result["metrics"].items():
+            encoder, _, name = stage.partition("_")
+            if encoder not in config["encoders"]:
+                encoder, name = "-", stage
+            epochs = len(result["history"][stage]["test_elbo"])
+            values = [measured["train"].get(key) for key in columns]
+            values += [measured["test"].get(key) for key in columns[:2]]
+            values = ("-" if value is None else f"{value:.2f}" for value in values)
+            rows.append((config["decoder_layers"], encoder, TRAININGS[name], epochs, *values))
+        runs.append(
+            f"d = {config['decoder_layers']}: b = {config['bits']}, Adam {config['lr']:g}, seed {config['seed']}, "
+            f"{result['corpus']}"
+        )
+    header = ("d", "encoder", "training", "epochs", *(key.replace("_", " ") for key in columns))
+    header += ("test log likelihood", "test elbo")
+    caption = (
+        "Sums over all codes, means over documents, relative, nats; of the train set, where not said otherwise. "
+        f"{'; '.join(runs)}."
+    )
+    style.write_table(folder / "exact", caption, header, rows)
+    style.write_csv(folder / "exact", header, rows)
 
 
 def draw_section5(exact: dict, cells: dict[str, dict], folder: Path) -> None:

@@ -1,17 +1,21 @@
 """`hashing.py sweep`: which cells run, what they leave, and how it goes on."""
 
 import csv
+import functools
 import io
 import json
+import os
 import re
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tyro
+from toy import HASHING, main, the_one_line
 from toy import corpus as any_corpus
-from toy import main, the_one_line
 
 import hashing
 from data import newsgroups
@@ -26,19 +30,26 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Cells are trained in this process, on the toy corpus; returns the list of the cells trained so far."""
     names = []
 
-    def run(command: list[str], stdout: io.BufferedWriter, **_: object) -> subprocess.CompletedProcess:
+    def train(command: list[str], stdout: io.BufferedWriter) -> int:
         options = tyro.cli(hashing.Options, args=command[2:], config=(tyro.conf.FlagCreatePairsOff,))
         names.append(options.out.name)
         if options.bits == 16:
             stdout.write(b"hashing.py: the disk is full\n\n")
-            return subprocess.CompletedProcess(command, 1)
+            return 1
         if options.bits == 32:
-            return subprocess.CompletedProcess(command, -9)
+            return -9
         hashing.train(options, NAMED)
-        return subprocess.CompletedProcess(command, 0)
+        return 0
+
+    class Child:
+        def __init__(self, command: list[str], stdout: io.BufferedWriter, **_: object):
+            self.work = functools.partial(train, command, stdout)
+
+        def wait(self) -> int:
+            return self.work()
 
     monkeypatch.setattr(hashing.newsgroups, "load", lambda archive: NAMED)
-    monkeypatch.setattr(hashing.subprocess, "run", run)
+    monkeypatch.setattr(hashing.subprocess, "Popen", Child)
     return names
 
 
@@ -106,6 +117,31 @@ def test_a_failed_cell_is_told_and_the_others_are_kept(tmp_path: Path, runs: lis
     assert "2 of 3 cells failed: e1_b16_d0 (exit code 1: hashing.py: the disk is full)" in line
     assert "e1_b32_d0 (exit code -9: it said nothing)" in line
     assert (tmp_path / "figures" / "results" / "hashing" / "e1_b8_d0.json").is_file()
+
+
+def test_a_killed_sweep_takes_its_cells_along(tmp_path: Path) -> None:
+    """A cell that trained on alone would meet the one that the next sweep starts in the same folder."""
+    cell = tmp_path / "cell.py"
+    cell.write_text(
+        "import os, pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[sys.argv.index('--out') + 1], 'pid').write_text(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    program = HASHING.replace("newsgroups.load", f"hashing.__file__ = {str(cell)!r}\nnewsgroups.load", 1)
+    paths = ("--results", tmp_path / "results", "--tables", tmp_path, "--out", tmp_path)
+    command = [sys.executable, "-c", program, "sweep", *ARGUMENTS, *paths]
+    child = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(pids := [*tmp_path.glob("*/pid")]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)  # until what is in the files is whole
+    child.terminate()
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 143, err
+    assert "terminated" in err
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
 
 
 def test_arguments_give_back_the_options() -> None:
