@@ -125,6 +125,12 @@ STEPS = {
             )
             for layers in (1, 2)
         ),
+        Step(
+            "exact_long",
+            "hashing.py exact --encoders e1 --decoder-layers 2 --likelihood-epochs 60 --encoder-epochs 200 "
+            "--joint-epochs 40 --scratch-epochs 1 --out {self}",
+            HOUR / 2,
+        ),
         *(Step(f"best_seed{i}", f"hashing.py --preset best --seed {i} --out {{self}}", 800) for i in (1, 2, 3)),
         *(
             Step(f"parts/{name}", f"{BEST} {option} --out {{self}}", 300)

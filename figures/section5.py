@@ -193,7 +193,7 @@ def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
     axis.fill_between(epochs[ends[0] :], elbo, both[ends[0] :], color="0.92")
     low, high = min(elbo[len(frozen["train_elbo"]) // 3 :]), max(*both, *alone)
     axis.set_ylim(low - 0.3 * (high - low), high + 0.35 * (high - low))  # room for the legend and for the stages
-    shown = max(1, ends[0] - config["joint_epochs"] // 2)  # of the first stage, its end
+    shown = max(1, ends[0] - 2 * (ends[2] - ends[0]) // 5)  # of the first stage, its end
     axis.set_xlim(shown, ends[-1])
     parts = ("decoder:\nlikelihood", "encoder:\nELBO", "both:\nELBO")
     for start, end, text in zip((shown, *ends[:-1]), ends, parts, strict=True):

@@ -85,6 +85,19 @@ def test_single_precision_is_enough_on_real_documents(newsgroups_corpus: Corpus)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_loss_without_codes_is_the_one_in_the_readme(newsgroups_corpus: Corpus) -> None:
+    real = newsgroups_corpus
+    u = unigram(real.train)
+    decoder = hashing.Decoder(len(u), 1, 0).double().requires_grad_(False)
+    decoder.weight.zero_()
+    decoder.bias.copy_(u.log())
+    z = torch.zeros(1, 256, 1, dtype=u.dtype)
+    batches = hashing.Documents(real.test, u).batches(256)
+    loss = torch.stack([decoder(z[:, : len(batch)], batch, u).mean() for batch in batches]).mean()
+    readme = " ".join((Path(__file__).parent.parent / "README.md").read_text().split())
+    assert f"the {loss:.1f} of a model without codes" in readme
+
+
 def test_unigram_is_the_notes_smoothing() -> None:
     counts = scipy.sparse.csr_array(np.array([[2.0, 0, 1], [1, 0, 0]], np.float32))
     expected = np.array([3.0001, 0.0001, 1.0001])
