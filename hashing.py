@@ -1309,6 +1309,40 @@ class Exact:
                 history[key].append(float(value))
         return history
 
+    def regress(self, model: VAE, steps: int, name: str) -> dict:
+        """Fit the encoder, in place, to the marginals of the exact posterior by logistic regression, all at once.
+
+        Unlike the ELBO, this cross-entropy is convex for a linear encoder, so that L-BFGS, `steps` times 20 iterations,
+        tells what the encoder can do from what training by the ELBO makes of it. Returns a history of one entry.
+        """
+        model.encoder.requires_grad_(True)
+        train = self.documents["train"].batch(np.arange(len(self.documents["train"])))
+        with torch.no_grad():
+            joint = log_joint(log_decoder(model, self.z), train, self.u, self.log_prior)
+            marginals = torch.softmax(joint, 1) @ self.z
+        optimizer = torch.optim.LBFGS(
+            model.encoder.parameters(),
+            max_iter=20,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+            tolerance_change=0.0,
+        )
+
+        def cross_entropy() -> Tensor:
+            optimizer.zero_grad()
+            logits = model.encoder(train, self.u)
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, marginals, reduction="none").sum(1).mean()
+            loss.backward()
+            return loss
+
+        for _ in tqdm(range(steps), desc=name, unit="step", leave=False):
+            optimizer.step(cross_entropy)
+        history = {}
+        for split in SPLITS:
+            likelihood, elbo = self.totals(model, split)
+            history |= {f"{split}_log_likelihood": [float(likelihood)], f"{split}_elbo": [float(elbo)]}
+        return history
+
     @torch.no_grad()
     def measure(self, model: VAE, split: str) -> dict[str, float]:
         """Means over documents, nats.
@@ -1400,7 +1434,10 @@ def exact(options: ExactOptions) -> None:
             if path.exists() and not options.resume:
                 raise RunError(f"{options.out} holds a run already: go on with --resume, or name another --out")
             start = time.perf_counter()
-            trained = world.fit(model, objective, epochs, encoder, decoder, name)
+            if objective == "regression":
+                trained = world.regress(model, epochs, name)
+            else:
+                trained = world.fit(model, objective, epochs, encoder, decoder, name)
             measured = {split: world.measure(model, split) for split in SPLITS}
             if objective == "likelihood":  # there is no trained encoder to speak of
                 measured = {
@@ -1437,8 +1474,11 @@ def exact(options: ExactOptions) -> None:
         sampled = continued(encoder, likelihood)
         stage(f"{encoder}_frozen_disarm", sampled, "disarm", options.encoder_epochs, True, False)
         stage(f"{encoder}_joint", continued(encoder, likelihood, frozen), "elbo", options.joint_epochs, True, True)
+        regressed = stage(f"{encoder}_regressed", continued(encoder, likelihood), "regression", 50, True, False)
         stage(f"{encoder}_scratch", world.model(encoder), "disarm", options.scratch_epochs, True, True)
-        if encoder == options.encoders[0]:  # once, to tell what the bound does from what the sampling does
+        if encoder == options.encoders[0]:  # once, to tell what the bound does from what fitting and sampling do
+            model = continued(encoder, likelihood, regressed)
+            stage(f"{encoder}_regressed_joint", model, "elbo", options.joint_epochs, True, True)
             stage(f"{encoder}_scratch_exact", world.model(encoder), "elbo", options.scratch_epochs, True, True)
     result = save_result(options.out, options, device, seconds, metrics, history, corpus=corpus.name)
     section5.draw_exact(result, options.out)

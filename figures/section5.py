@@ -208,7 +208,9 @@ TRAININGS = {  # names of the stages of `hashing.py exact`, after the encoder's 
     "likelihood_on": "the same, as long as joint training",
     "frozen": "encoder alone, exact ELBO",
     "frozen_disarm": "encoder alone, DisARM",
-    "joint": "both by the exact ELBO from there",
+    "regressed": "encoder alone, regression on the posterior",
+    "joint": "both by the exact ELBO, from the encoder of the exact ELBO",
+    "regressed_joint": "both by the exact ELBO, from the encoder of the regression",
     "scratch": "both from scratch, DisARM",
     "scratch_exact": "both from scratch, exact ELBO",
 }

@@ -25,7 +25,7 @@ SMALL = hashing.ExactOptions(
     lr=0.05,
     device="cpu",
 )
-STAGES = ["frozen", "frozen_disarm", "joint", "scratch"]
+STAGES = ["frozen", "frozen_disarm", "joint", "regressed", "scratch"]
 
 
 def doubled(bits: int = 3, layers: int = 0, scale: float = 6.0) -> tuple[hashing.Exact, hashing.VAE, hashing.Batch]:
@@ -148,6 +148,18 @@ def test_measure_splits_the_gap() -> None:
         assert (m["log_likelihood"], m["elbo"]) == pytest.approx(world.totals(model, split))
 
 
+def test_regression_finds_the_best_linear_map_to_the_marginals() -> None:
+    """Where the gradient of the cross-entropy to the exact marginals is zero, whatever the scale of the features."""
+    world, model, _ = doubled()
+    batch = world.documents["train"].batch(np.arange(len(world.documents["train"])))
+    joint = hashing.log_joint(hashing.log_decoder(model, world.z), batch, world.u, world.log_prior)
+    marginals = (torch.softmax(joint, 1) @ world.z).detach()
+    world.regress(model, 20, "regression")
+    error = torch.sigmoid(model.encoder(batch, world.u)) - marginals
+    assert ((batch.counts.to_dense() + world.u).T @ error).abs().max() < 1e-3
+    assert error.square().mean() < (marginals - marginals.mean(0)).square().mean() / 2
+
+
 def test_normaliser_is_the_part_of_the_posterior_that_is_not_additive() -> None:
     """The exact posterior's log-odds interactions are n times those of A, and of nothing else."""
     world, model, batch = doubled(bits=2)
@@ -170,7 +182,7 @@ def test_stages_repeat_resume_and_tell_what_they_should(tmp_path: Path, monkeypa
     hashing.exact(options)
     result = json.loads((tmp_path / "a" / "result.json").read_text())
     stages = [f"{encoder}_{stage}" for encoder in ("e1", "e4") for stage in STAGES]
-    assert set(result["metrics"]) == {"likelihood", "likelihood_on", "e1_scratch_exact", *stages}
+    assert set(result["metrics"]) == {"likelihood", "likelihood_on", "e1_regressed_joint", "e1_scratch_exact", *stages}
     train = {name: stage["train"] for name, stage in result["metrics"].items()}
     assert train["likelihood_on"]["log_likelihood"] > train["likelihood"]["log_likelihood"]
     assert "elbo" not in train["likelihood"]

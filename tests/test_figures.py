@@ -177,6 +177,17 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
         "fed counts, as the released loop does, {:.1f}, {:.1f} and {:.1f}".format(
             *(metrics[name]["test_counts_min"] for name in e2)
         ),
+        "{} and {} at d = 1, fed counts {:.1f} and {:.1f}, the report 453 and 486".format(
+            *test("e2_b8_d1", "e2_b64_d1"),
+            *(metrics[name]["test_counts_min"] for name in ("e2_b8_d1", "e2_b64_d1")),
+        ),
+        "at d = 2, {} and {}, fed counts {:.1f} and {:.1f}, the report 431 and 484".format(
+            *test("e2_b8_d2", "e2_b64_d2"),
+            *(metrics[name]["test_counts_min"] for name in ("e2_b8_d2", "e2_b64_d2")),
+        ),
+        f"is at {{}} after 200 epochs, fed counts at {metrics['e3_b64_d1']['test_counts_min']:.1f}".format(
+            *test("e3_b64_d1")
+        ),
         "it is at {}, {} and {}, e1 at {}, {} and {}; e3 is at {} (b = 8), and at {} once".format(
             *test("e4_b8_d0", "e4_b16_d0", "e4_b64_d0", "e1_b8_d0", "e1_b16_d0", "e1_b64_d0"),
             *test("e3_b8_d0", "e3_b8_d0_lr0.1"),
