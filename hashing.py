@@ -37,6 +37,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ from disarm import ESTIMATORS, codes, log_bernoulli
 from figures import published, section5
 from figures.run import (
     RunError,
+    Terminated,
     as_config,
     begin,
     cli,
@@ -966,6 +968,7 @@ def sweep(options: SweepOptions) -> None:
     threads = max(1, cores // options.jobs)
     failed: list[str] = []
     children: list[subprocess.Popen] = []
+    stopped = threading.Event()
 
     def run(cell: Options) -> None:
         cell.out.mkdir(parents=True, exist_ok=True)
@@ -979,6 +982,8 @@ def sweep(options: SweepOptions) -> None:
                 env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             )
             children.append(child)
+            if stopped.is_set():
+                child.terminate()
             code = child.wait()
         if code == 0:
             result = json.loads((cell.out / "result.json").read_text())
@@ -999,10 +1004,11 @@ def sweep(options: SweepOptions) -> None:
                 bar.set_postfix_str(futures[future].out.name)
                 bar.update()
         except BaseException as stop:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if not isinstance(stop, KeyboardInterrupt):  # which the terminal sends to the cells, too
+            if isinstance(stop, Terminated):  # `kill` reaches this process only, Ctrl-C the cells, too
+                stopped.set()
                 for child in children:
                     child.terminate()
+            pool.shutdown(cancel_futures=True)
             raise
     section5.write_tables(section5.read_cells(options.results), options.tables)
     print((options.tables / "table3.md").read_text())

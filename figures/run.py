@@ -46,6 +46,15 @@ class RunError(Exception):
     """The run cannot start or go on; the message is one line that says why and what to do."""
 
 
+class Terminated(BaseException):
+    """SIGTERM, as `kill`, `timeout` and batch systems send it, made an exception: what was started can be stopped."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would disturb the tidying up
+    raise Terminated
+
+
 def cli(
     options_type: type,
     experiment: Callable[[Any], None],
@@ -110,12 +119,16 @@ def cli(
             end = is_rule.index(True, start) if True in is_rule[start:] else len(lines)
             fail(f"{' '.join(lines[start:end])} (see --help)", 2)
         hint = "; go on from what was saved with --resume" if hasattr(options, "resume") else ""
-        # `kill`, `timeout` and batch systems send this; as an exception it lets experiments stop what they started.
-        signal.signal(signal.SIGTERM, lambda *_: fail(f"terminated{hint}", 143))
-        experiment(options)
+        before = signal.signal(signal.SIGTERM, _terminate)
+        try:
+            experiment(options)
+        finally:
+            signal.signal(signal.SIGTERM, before)
         sys.stdout.flush()
     except KeyboardInterrupt:
         fail(f"interrupted{hint}", 130)
+    except Terminated:
+        fail(f"terminated{hint}", 143)
     except BrokenPipeError:  # as of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unsaid goes there at exit
         sys.exit(1)

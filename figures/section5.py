@@ -205,7 +205,7 @@ def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
 
 TRAININGS = {  # names of the stages of `hashing.py exact`, after the encoder's if they have one
     "likelihood": "decoder by likelihood",
-    "likelihood_on": "the same, as long as joint training",
+    "likelihood_on": "decoder by likelihood, continued",
     "frozen": "encoder alone, exact ELBO",
     "frozen_disarm": "encoder alone, DisARM",
     "regressed": "encoder alone, regression on the posterior",
@@ -238,21 +238,23 @@ def write_exact(results: Collection[dict], folder: Path) -> None:
     header = ("d", "encoder", "training", "epochs", *(key.replace("_", " ") for key in columns))
     header += ("test log likelihood", "test elbo")
     caption = (
-        "Sums over all codes, means over documents, relative, nats; of the train set, where not said otherwise. "
+        "Sums over all codes, means over documents, relative, nats (negative here, where losses are positive); of the "
+        "train set, where not said otherwise. gap = log likelihood - elbo = factorization, what the best factorized "
+        "posterior found leaves, + amortization, the rest. "
         f"{'; '.join(runs)}."
     )
     style.write_table(folder / "exact", caption, header, rows)
     style.write_csv(folder / "exact", header, rows)
 
 
-PARTS = {  # runs of `--preset best` on nine tenths of the training documents, one part left out in each
+PARTS = {  # what is left out of `--preset best` in runs on nine tenths of the training documents
     "full": "nothing",
     "dropout": "hiding words from the encoder",
     "decay": "L2 penalty",
     "average": "average of the weights",
     "prior": "autoregressive prior",
     "rate": "Adam at 3e-3 (1e-3 instead)",
-    "report": "all of these",
+    "report": "all of these (the report's protocol)",
 }
 
 
@@ -260,7 +262,7 @@ def write_parts(results: Mapping[str, dict], folder: Path) -> None:
     """best_parts.md, .tex and .csv: what held-out documents say of each part of `--preset best`; results: by PARTS."""
     header = ("left out", "held-out loss", "more than with all", "at epoch", "of epochs", "test loss there")
     rows, lowest = [], {name: min(result["history"]["held_out"]) for name, result in results.items()}
-    for name in filter(results.get, PARTS):
+    for name in (name for name in PARTS if name in results):
         history = results[name]["history"]
         epoch = history["held_out"].index(lowest[name])
         more = f"{lowest[name] - lowest['full']:+.1f}" if "full" in lowest and name != "full" else "-"

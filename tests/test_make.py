@@ -1,5 +1,6 @@
 """figures/make.py: steps kept, resumed and failed; drawing from what is there."""
 
+import csv
 import json
 import os
 import shlex
@@ -8,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from toy import ROOT, main, options_of, the_one_line
 
-from figures import make, style
+import hashing
+from figures import make, section5, style
 from figures.run import RunError
 
 # A script as make.py runs them: it counts its runs, and does what the folder's file `mood` says.
@@ -186,3 +189,22 @@ def test_every_step_of_the_presets_is_a_command_that_its_script_takes() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert make.duration(seconds) == text
+
+
+def test_parts_are_runs_of_the_best_preset() -> None:
+    read = options_of(f"{make.BEST_HELD_OUT} --out parts")
+    assert read == replace(hashing.BEST, refine=0, last=False, held_out=0.1, out=Path("parts"))
+
+
+def test_parts_are_compared_at_their_lowest_held_out_loss(tmp_path: Path) -> None:
+    full, prior = ([5.0, 3.25, 4.0], [9.0, 8.0, 7.0]), ([6.0, 5.0], [3.0, 2.0])
+    results = {
+        name: {"history": dict(zip(("held_out", "test"), values, strict=True))}
+        for name, values in (("prior", prior), ("full", full))
+    }
+    section5.write_parts(results, tmp_path)
+    rows = list(csv.reader((tmp_path / "best_parts.csv").open()))[1:]
+    assert rows == [
+        ["nothing", "3.2", "-", "2", "3", "8.0"],
+        ["autoregressive prior", "5.0", "+1.8", "2", "2", "2.0"],
+    ]

@@ -139,6 +139,7 @@ def test_a_killed_sweep_takes_its_cells_along(tmp_path: Path) -> None:
     _, err = child.communicate(timeout=30)
     assert child.returncode == 143, err
     assert "terminated" in err
+    assert len(pids) == 2
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid.read_text()), 0)
