@@ -280,8 +280,8 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     """Section 5 at a glance; results: of `hashing.py exact`, by d; cells has at least one of SHOWN.
 
     (a) and (b) What joint training does to the exact likelihood, for frequencies and the first decoder, and for counts
-    and the last; (c) the likelihood lost to maximum likelihood, for all; (d) test curves of counts, frequencies, and
-    frequencies in the scale of counts.
+    and the last; (c) the likelihood below that of likelihood training, for all; (d) test curves of counts, frequencies,
+    and frequencies in the scale of counts.
     """
     figure, axes = plt.subplots(2, 2, figsize=(7.6, 6))
     for axis, panel, encoder, result in zip(axes[0], "ab", ("e3", "e1"), (results[0], results[-1]), strict=True):
@@ -299,16 +299,20 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
         label = encoder if result is results[0] else None
         axis.plot(place, end["likelihood_on"] - end[f"{encoder}_joint"], **look, label=label)
         axis.plot(place, end["likelihood"] - end[f"{encoder}_scratch"], **look, markerfacecolor="white")
+        if f"{encoder}_regressed_joint" in end:
+            lost = end["likelihood_on"] - end[f"{encoder}_regressed_joint"]
+            axis.plot(place, lost, **(look | {"marker": "x"}))
     axis.set_xticks([result["config"]["decoder_layers"] for result in results])
     axis.set(
         xlabel="hidden layers in the decoder, d",
-        ylabel="train log-likelihood lost\nto maximum likelihood (nats)",
-        title="(c) what training by the ELBO costs",
+        ylabel="train log-likelihood below\nlikelihood training (nats)",
+        title="(c) after training by the ELBO",
         yscale="symlog",
     )
     axis.set_ylim(top=5 * axis.get_ylim()[1])  # room for the legend
     axis.yaxis.set_major_formatter(ScalarFormatter())
-    axis.legend(title="filled: from maximum likelihood on; open: from scratch", title_fontsize=7, fontsize=7, ncols=3)
+    title = "filled: from maximum likelihood; x: with the encoder\nby regression first; open: from scratch"
+    axis.legend(title=title, title_fontsize=7, fontsize=7, ncols=3)
     axis = axes[1, 1]
     curves = {name: cells[name]["history"]["test"] for name in SHOWN if name in cells}
     for i, (name, label) in enumerate(SHOWN.items()):

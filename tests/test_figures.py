@@ -121,7 +121,7 @@ def test_readme_numbers_of_section_4_are_those_of_the_results() -> None:
 
 def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
     metrics = {name: result["metrics"] for name, result in RESULTS.items()}
-    exact, history = metrics["exact_d0"], RESULTS["exact_d0"]["history"]
+    exact = metrics["exact_d0"]
     train = {name: stage["train"] for name, stage in exact.items()}
 
     def test(*names: str) -> list[str]:
@@ -131,19 +131,21 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
     def reached(name: str, stage: str, split: str = "train") -> float:
         return metrics[name][stage][split]["log_likelihood"]
 
-    def lost(encoder: str) -> list[float]:
-        """By d."""
-        names = (f"exact_d{layers}" for layers in (0, 1, 2))
-        return [reached(name, "likelihood_on") - reached(name, f"{encoder}_joint") for name in names]
+    names = ("exact_d0", "exact_d1", "exact_d2")
 
-    losses = {encoder: lost(encoder) for encoder in ("e1", "e3", "e4")}
-    below = [reached(name, "likelihood") - reached(name, "e1_scratch") for name in ("exact_d0", "exact_d1", "exact_d2")]
-    long = metrics["exact_long"]
-    fitted = RESULTS["exact_long"]["history"]["e1_frozen"]["train_elbo"]
+    def lost(stage: str) -> list[float]:
+        """By d, against likelihood training for as long."""
+        return [reached(name, "likelihood_on") - reached(name, stage) for name in names]
+
+    losses = {encoder: lost(f"{encoder}_joint") for encoder in ("e1", "e3", "e4")}
+    regressed = lost("e1_regressed_joint")
+    below, below_test = (
+        [reached(name, "likelihood", split) - reached(name, "e1_scratch", split) for name in names]
+        for split in ("train", "test")
+    )
+
     best = [metrics[f"best_seed{seed}"] for seed in (1, 2, 3)]
     selected, refined = ([f"{m[key]:.1f}" for m in best] for key in ("test_selected", "test_refined"))
-    worst = train["likelihood"]["log_likelihood"] - min(history["e3_joint"]["train_log_likelihood"])
-    scratch = [exact[f"e1_{name}"] for name in ("scratch", "scratch_exact")] + [exact["likelihood"]]
     held = metrics["e1_b64_d0_heldout0.1"]
     e2 = ("e2_b16_d0", "e2_b32_d0", "e2_b64_d0")
     arm = [
@@ -152,6 +154,15 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
     cells = [RESULTS[path.stem]["history"] for path in (ROOT / "figures/results/hashing").glob("*.json")]
     batched = [min(zip(h["test"], h["test_per_document"], strict=True)) for h in cells]
     batched = [of_batches - of_documents for of_batches, of_documents in batched]
+    gains = [
+        published.TABLE3[("e2", bits, layers)] - metrics[f"e2_b{bits}_d{layers}"]["test_min"]
+        for bits, layers in ((16, 0), (32, 0), (64, 0), (8, 1), (64, 1))
+    ]
+    parts = {
+        path.stem: RESULTS[path.stem]["history"]["held_out"] for path in (ROOT / "figures/results/parts").iterdir()
+    }
+    tested = RESULTS["full"]["history"]["test"][parts["full"].index(min(parts["full"]))]
+    costs = [min(parts[name]) - min(parts["full"]) for name in ("dropout", "decay", "average", "prior", "rate")]
     interval = scipy.stats.t.ppf(0.975, 1) * abs(arm[0] - arm[1]) / 2
     said = [
         "At b = 64, {}, {} and {} for d = 0, 1, 2".format(*test("e1_b64_d0", "e1_b64_d1", "e1_b64_d2")),
@@ -169,56 +180,60 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
             ),
             *test("e4_b8_d1", "e4_b8_d2", "e4_b64_d1", "e4_b64_d2"),
         ),
-        "and is at {} and {} after 200 (b = 8, 64)".format(*test("e3_b8_d1", "e3_b64_d1")),
+        "and gets to {} and {} in 200 (b = 8, 64)".format(*test("e3_b8_d1", "e3_b64_d1")),
         "reaches {}, {} and {} in 300 epochs, {:.0f}, {:.0f} and {:.0f} nats below the report".format(
             *test(*e2),
             *(published.TABLE3[("e2", bits, 0)] - metrics[f"e2_b{bits}_d0"]["test_min"] for bits in (16, 32, 64)),
         ),
-        "fed counts, as the released loop does, {:.1f}, {:.1f} and {:.1f}".format(
-            *(metrics[name]["test_counts_min"] for name in e2)
+        "fed counts, {:.1f}, {:.1f} and {:.1f}, still".format(*(metrics[name]["test_counts_min"] for name in e2)),
+        "At b = 8 it is {} and {:.1f}, still".format(*test("e2_b8_d0"), metrics["e2_b8_d0"]["test_counts_min"]),
+        *(
+            "{} and {}, fed counts{} {:.1f} and {:.1f}".format(
+                *test(*names), between, *(metrics[name]["test_counts_min"] for name in names)
+            )
+            for names, between in (
+                (("e2_b8_d1", "e2_b64_d1"), ", as the released loop does,"),
+                (("e2_b8_d2", "e2_b64_d2"), ""),
+            )
         ),
-        "{} and {} at d = 1, fed counts {:.1f} and {:.1f}, the report 453 and 486".format(
+        f"we are {min(gains):.0f} to {max(gains):.0f} nats below",
+        "at d = 1 {}, {}; fed counts {:.1f}, {:.1f} |".format(
             *test("e2_b8_d1", "e2_b64_d1"),
             *(metrics[name]["test_counts_min"] for name in ("e2_b8_d1", "e2_b64_d1")),
         ),
-        "at d = 2, {} and {}, fed counts {:.1f} and {:.1f}, the report 431 and 484".format(
-            *test("e2_b8_d2", "e2_b64_d2"),
-            *(metrics[name]["test_counts_min"] for name in ("e2_b8_d2", "e2_b64_d2")),
-        ),
-        f"is at {{}} after 200 epochs, fed counts at {metrics['e3_b64_d1']['test_counts_min']:.1f}".format(
-            *test("e3_b64_d1")
-        ),
-        "it is at {}, {} and {}, e1 at {}, {} and {}; e3 is at {} (b = 8), and at {} once".format(
+        "it is at {}, {} and {}, e1 at {}, {} and {}; e3 is at {} (b = 8), and at {} with a hundred".format(
             *test("e4_b8_d0", "e4_b16_d0", "e4_b64_d0", "e1_b8_d0", "e1_b16_d0", "e1_b64_d0"),
             *test("e3_b8_d0", "e3_b8_d0_lr0.1"),
         ),
-        f"costs e1 {losses['e1'][0]:.2f} nats of train likelihood and e4 {losses['e4'][0]:.2f},",
-        f"(entropy {train['e1_joint']['posterior_entropy']:.2f} nats)",
-        f"the best factorized one found leaves {train['e1_joint']['factorization']:.2f}; e3",
-        f"loses {worst:.1f} at worst and ends {losses['e3'][0]:.1f} below",
-        "costs e1 {:.1f} and {:.1f} nats, e4 {:.1f} and {:.1f}, e3 {:.1f} and {:.1f},".format(
+        f"ends {losses['e1'][0]:.2f} nats of train likelihood below",
+        f"e4, and {losses['e3'][0]:.1f} for e3",
+        f"leaves {train['e1_frozen']['factorization']:.2f} nats, as the posterior is all but certain (entropy "
+        f"{train['e1_frozen']['posterior_entropy']:.2f} nats)",
+        "e1 ends {:.1f} and {:.1f} below, e4 {:.1f} and {:.1f}, e3 {:.1f} and {:.1f}.".format(
             *(loss for encoder in ("e1", "e4", "e3") for loss in losses[encoder][1:])
         ),
         *(
-            f"the best factorized posterior found leaves {metrics[name]['e1_frozen']['train']['factorization']:.2f}:"
-            for name in ("exact_d1", "exact_d2", "exact_long")
+            f"the best factorized posterior found leaves {metrics[name]['e1_frozen']['train']['factorization']:.2f}."
+            for name in ("exact_d1", "exact_d2")
         ),
-        f"stays {long['e1_frozen']['train']['gap']:.1f} nats below the likelihood, "
-        f"having gained {fitted[-1] - fitted[-41]:.1f} in the last 40",
-        f"closes the gap to {long['e1_joint']['train']['gap']:.1f} and costs "
-        f"{reached('exact_long', 'likelihood_on') - reached('exact_long', 'e1_joint'):.1f}",
-        "the better one: {:.1f} against {:.1f}".format(
-            *(reached("exact_d2", stage, "test") for stage in ("e1_joint", "likelihood_on"))
+        f"leave e1 {metrics['exact_long']['e1_frozen']['train']['gap']:.1f} nats below the likelihood",
+        f"leaves {metrics['exact_d2']['e1_regressed']['train']['gap']:.2f}, and from there joint training ends only "
+        f"{regressed[2]:.2f} below ({regressed[1]:.2f} at d = 1, {regressed[0]:.2f} at d = 0)",
+        "from {:.1f} (d = 2) to {:.1f} by likelihood and to {:.1f} with e1".format(
+            *(reached("exact_d2", stage, "test") for stage in ("likelihood", "likelihood_on", "e1_joint"))
         ),
-        "{:.1f} below it, and {:.1f} and {:.1f} at d = 1 and 2".format(*below),
-        "e1 {:.2f}, {:.1f}, {:.1f} nats; e3 {:.1f}, {:.1f}, {:.1f}; e4 {:.2f}, {:.1f}, {:.1f} |".format(
+        f"the regression's encoder leaves {metrics['exact_d2']['e1_regressed']['test']['gap']:.1f}",
+        "ends {:.1f}, {:.1f} and {:.1f} nats of train likelihood below likelihood".format(*below),
+        f"{below_test[0]:.1f} below at d = 0, but {-below_test[1]:.1f} and {-below_test[2]:.1f} above at d = 1 and 2",
+        "ends at {:.1f}, {:.1f} with the exact gradient".format(
+            *(exact[f"e1_{stage}"]["train"]["log_likelihood"] for stage in ("scratch", "scratch_exact"))
+        ),
+        f"reaches {train['e1_joint']['log_likelihood']:.1f} and a bound as tight (a gap of "
+        f"{train['e1_joint']['gap']:.2f} against {train['e1_scratch']['gap']:.2f})",
+        "e1 {:.2f}, {:.1f}, {:.1f} nats; e3 {:.1f}, {:.1f}, {:.1f}; e4 {:.2f}, {:.1f}, {:.1f}; e1 first".format(
             *losses["e1"], *losses["e3"], *losses["e4"]
         ),
-        "ends at a likelihood of {:.1f}, {:.1f} with the exact gradient, against {:.1f} of maximum likelihood".format(
-            *(m["train"]["log_likelihood"] for m in scratch)
-        ),
-        "{:.1f}, {:.1f} and {:.1f} on the test set)".format(*(m["test"]["log_likelihood"] for m in scratch)),
-        f"tight to {train['e1_scratch']['gap']:.2f} nats",
+        "fitted by regression {:.2f}, {:.2f}, {:.2f} |".format(*regressed),
         f"is {exact['likelihood']['normaliser']['rms']:.1f} nats",
         f"{exact['e1_joint']['normaliser']['rms']:.1f} after joint training and "
         f"{exact['e1_scratch']['normaliser']['rms']:.1f} from scratch",
@@ -232,6 +247,8 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
             *test("hashing_e1_64_0", "hashing_e1_64_0_seed2", "hashing_e1_64_0_seed3")
         ),
         "ends at {}, {} and {}".format(*selected),
+        f"epoch {parts['full'].index(min(parts['full'])) + 1}, where the test loss is {tested:.1f}; by the held-out tenth "
+        f"alone, leaving one part out costs from {min(costs):.1f} nats (the hidden words) to {max(costs):.1f} (the rate;",
         "at {}, {} and {} with each".format(*refined),
         "{} and {} after 300 epochs; frequencies in the scale of counts: {} |".format(
             *test("e1_b8_d0", "e3_b8_d0", "e4_b8_d0")
