@@ -161,7 +161,7 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
     parts = {
         path.stem: RESULTS[path.stem]["history"]["held_out"] for path in (ROOT / "figures/results/parts").iterdir()
     }
-    tested = RESULTS["full"]["history"]["test"][parts["full"].index(min(parts["full"]))]
+    lowest = parts["full"].index(min(parts["full"]))
     costs = [min(parts[name]) - min(parts["full"]) for name in ("dropout", "decay", "average", "prior", "rate")]
     interval = scipy.stats.t.ppf(0.975, 1) * abs(arm[0] - arm[1]) / 2
     said = [
@@ -247,8 +247,8 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
             *test("hashing_e1_64_0", "hashing_e1_64_0_seed2", "hashing_e1_64_0_seed3")
         ),
         "ends at {}, {} and {}".format(*selected),
-        f"epoch {parts['full'].index(min(parts['full'])) + 1}, where the test loss is {tested:.1f}; by the held-out tenth "
-        f"alone, leaving one part out costs from {min(costs):.1f} nats (the hidden words) to {max(costs):.1f} (the rate;",
+        f"epoch {lowest + 1}, where the test loss is {RESULTS['full']['history']['test'][lowest]:.1f}; by the held-out "
+        f"tenth alone, leaving one part out costs from {min(costs):.1f} nats (the hidden words) to {max(costs):.1f} (",
         "at {}, {} and {} with each".format(*refined),
         "{} and {} after 300 epochs; frequencies in the scale of counts: {} |".format(
             *test("e1_b8_d0", "e3_b8_d0", "e4_b8_d0")
