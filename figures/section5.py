@@ -226,7 +226,7 @@ def write_exact(results: Collection[dict], folder: Path) -> None:
             encoder, _, name = stage.partition("_")
             if encoder not in config["encoders"]:
                 encoder, name = "-", stage
-            epochs = len(result["history"][stage]["test_elbo"])
+            epochs = "-" if name == "regressed" else len(result["history"][stage]["test_elbo"])
             values = [measured["train"].get(key) for key in columns]
             values += [measured["test"].get(key) for key in columns[:2]]
             values = ("-" if value is None else f"{value:.2f}" for value in values)
