@@ -125,8 +125,8 @@ class Options:
     test_counts: bool = False
     """test a second time with counts fed to an encoder trained on frequencies, as the released code does"""
     precision: Literal["float32", "bfloat16"] | None = None
-    """matrix products of training on the CPU; testing is in float32. Default: bfloat16, summed in float32, where the
-    processor multiplies it natively (AVX512-BF16), else float32"""
+    """what training on the CPU rounds the factors of its products and the decoder's logits to; sums, weights and tests
+    are in float32. Default: bfloat16 where the processor multiplies it natively (AVX512-BF16), else float32"""
     seed: int = 1
     """seed of initialisation, data order and samples"""
     device: str | None = None
@@ -270,64 +270,84 @@ class SmoothedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight: Tensor, batch: Batch, u: Tensor) -> Tensor:
         ctx.batch, ctx.u = batch, u
-        return (batch.counts @ weight).add_(u @ weight)
+        return sparse_product(batch.counts, weight).add_(u @ weight)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        return (ctx.batch.transposed @ grad.contiguous()).addr_(ctx.u, grad.sum(0)), None, None
+        return sparse_product(ctx.batch.transposed, grad.contiguous()).addr_(ctx.u, grad.sum(0)), None, None
+
+
+def sparse_product(matrix: Tensor, dense: Tensor) -> Tensor:
+    """matrix @ dense for a sparse CSR matrix, as weighted sums of rows: faster than torch's own product."""
+    return nn.functional.embedding_bag(
+        matrix.col_indices(),
+        dense,
+        matrix.crow_indices(),
+        mode="sum",
+        per_sample_weights=matrix.values(),
+        include_last_offset=True,
+    )
 
 
 class RelativeNLL(torch.autograd.Function):
     """sum_v x_v (log(x_v / n) - log softmax(hidden @ weight.T + bias)_v), without a dense x.
 
     hidden (R, k) holds S = R / B samples for each of the B documents, sample after sample; weight (V, k); bias (V,);
-    u (V,). `scratch` (>= R, V) is overwritten: it holds the logits, then their softmax until the backward pass is done.
-    `rounded`, of the same shape in bfloat16, makes the backward pass take its products over the vocabulary there.
+    u (V,). `table` (>= R, V) and `columns` (V, k + 4) are overwritten, and needed until the backward pass is done. The
+    products over the vocabulary are taken in their type.
+
+    The softmax does not change when the logits of a row are shifted. Shifted to mean zero under u they are smallest
+    where they matter, which suits bfloat16; the smoothing drops out of sum_v x_v logits_v; and the softmax needs no
+    maximum, as the log of its sum is then KL(u || softmax) + entropy of u.
     """
 
     @staticmethod
     def forward(
-        ctx,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        batch: Batch,
-        u: Tensor,
-        scratch: Tensor,
-        rounded: Tensor | None = None,
+        ctx, hidden: Tensor, weight: Tensor, bias: Tensor, batch: Batch, u: Tensor, table: Tensor, columns: Tensor
     ) -> Tensor:
-        samples = len(hidden) // len(batch)
-        logits = scratch[: len(hidden)]
-        torch.mm(hidden, weight.T, out=logits).add_(bias)
+        k, samples = hidden.shape[1], len(hidden) // len(batch)
+        # Bias and shift take part in the product, as two columns each: rounded, and what that leaves.
+        columns[:, :k] = weight
+        columns[:, k : k + 2] = in_two(bias, columns.dtype)
+        columns[:, k + 2 :] = 1
+        mean = u @ weight
+        shift = in_two(-(hidden @ mean + u @ bias), columns.dtype)
+        rows = torch.cat([hidden.to(columns.dtype), torch.ones_like(shift), shift], 1)
+        logits = torch.mm(rows, columns.T, out=table[: len(hidden)])
         # Place of each non-zero count in the flattened (R, V) table, for every sample.
         row = (torch.arange(samples, device=u.device)[:, None] * len(batch) + batch.rows).ravel()
         place = row * len(bias) + batch.words.repeat(samples)
-        values = batch.values.repeat(samples)
-        smoothed = weight.T @ u
-        dot = torch.addmv(bias @ u, hidden, smoothed).scatter_add_(0, row, values * torch.take(logits, place))
-        largest = logits.amax(1)
-        torch.softmax(logits, 1, out=logits)
-        log_normaliser = largest - logits.amax(1).log()
-        ctx.rounded = None if rounded is None else rounded[: len(hidden)]
-        ctx.save_for_backward(hidden, weight, logits, u, smoothed, place, values, batch.n.repeat(samples), row)
-        return batch.negentropy.repeat(samples) + batch.n.repeat(samples) * log_normaliser - dot
+        values, n = batch.values.repeat(samples), batch.n.repeat(samples)
+        found = torch.take(logits, place).to(u.dtype)
+        dot = torch.zeros_like(n).scatter_add_(0, row, values * found)
+        powers = logits.exp_()
+        # Some columns at a time, as bfloat16 rounds each sum; a sum in another type would copy the table.
+        total = sum(part.sum(1).to(u.dtype) for part in powers.split(1024, 1))
+        # d loss / d logits is n softmax - x; n / total is left out of the table here. Of x = c + u, the sparse c goes
+        # into the table; u stays outside, as a rank-one term.
+        differences = found.exp_().addcmul_(values, (total / n)[row], value=-1).to(powers.dtype)
+        ctx.save_for_backward(hidden, powers, columns, u, mean, place, differences, n / total)
+        return batch.negentropy.repeat(samples) + n * total.log() - dot
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, softmax, u, smoothed, place, values, n, row = ctx.saved_tensors
-        # d loss / d logits is n softmax - x. Of x = c + u, the sparse c goes into the table, scaled as the rest will
-        # be; u stays outside, as a rank-one term.
-        softmax.view(-1).scatter_add_(0, place, -values / n[row])
-        scale = grad * n
-        grad_bias = (scale @ softmax).sub_(u * grad.sum())
-        table = softmax if ctx.rounded is None else ctx.rounded.copy_(softmax)
+        hidden, table, columns, u, mean, place, differences, scale = ctx.saved_tensors
+        table.view(-1).put_(place, differences)
+        scale = grad * scale
         grad_hidden = None
         if ctx.needs_input_grad[0]:
-            product = (table @ weight.to(table.dtype)).to(grad.dtype)
-            grad_hidden = product.mul_(scale[:, None]).addr_(grad, smoothed, alpha=-1)
+            product = (table @ columns[:, : len(mean)]).to(grad.dtype)
+            grad_hidden = product.mul_(scale[:, None]).addr_(grad, mean, alpha=-1)
         product = (table.T @ (hidden * scale[:, None]).to(table.dtype)).to(grad.dtype)
         grad_weight = product.addr_(u, grad @ hidden, alpha=-1)
+        grad_bias = (table.T @ scale.to(table.dtype)).to(grad.dtype).sub_(u * grad.sum())
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def in_two(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (N,) as sums of two numbers of a type that may be narrower, (N, 2)."""
+    rounded = x.to(dtype)
+    return torch.stack([rounded, (x - rounded).to(dtype)], 1)
 
 
 def linear_parameters(inputs: int, outputs: int, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -363,25 +383,26 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Relative negative log-likelihood of documents given codes."""
 
-    def __init__(self, words: int, bits: int, layers: int, rounded: bool = False):
-        """rounded: take the backward pass's products over the vocabulary in bfloat16."""
+    def __init__(self, words: int, bits: int, layers: int):
         super().__init__()
         sizes = [bits] + [HIDDEN] * layers
         self.hidden = nn.Sequential(
             *(m for i in range(layers) for m in (nn.Linear(sizes[i], sizes[i + 1]), nn.LeakyReLU(LEAK)))
         )
         self.weight, self.bias = linear_parameters(sizes[-1], words, words, sizes[-1])
-        self.scratch = torch.empty(0)
-        self.rounded = torch.empty(0, dtype=torch.bfloat16) if rounded else None
+        self.work: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
     def forward(self, z: Tensor, batch: Batch, u: Tensor) -> Tensor:
         """z: (S, B, b) -> relative NLL, nats, (S, B)."""
         hidden = self.hidden(z.flatten(0, 1))
-        shape = len(hidden), len(self.bias)
-        if len(self.scratch) < len(hidden) or self.scratch.dtype != hidden.dtype or self.scratch.device != u.device:
-            self.scratch = hidden.new_empty(shape)
-            self.rounded = None if self.rounded is None else self.rounded.new_empty(shape, device=u.device)
-        nll = RelativeNLL.apply(hidden, self.weight, self.bias, batch, u, self.scratch, self.rounded)
+        rounded = hidden.dtype == torch.float32 and torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        dtype = torch.bfloat16 if rounded else hidden.dtype
+        table, columns = self.work.get(dtype, (u[:0], u))
+        if len(table) < len(hidden) or table.device != u.device:
+            table = hidden.new_empty(len(hidden), len(self.bias), dtype=dtype)
+            columns = hidden.new_empty(len(self.bias), hidden.shape[1] + 4, dtype=dtype)
+            self.work[dtype] = table, columns
+        nll = RelativeNLL.apply(hidden, self.weight, self.bias, batch, u, table, columns)
         return nll.view(z.shape[:2])
 
 
@@ -390,12 +411,14 @@ class Prior(nn.Module):
 
     def __init__(self, kind: str, bits: int):
         super().__init__()
-        trained = kind == "autoregressive"
-        self.bias = nn.Parameter(torch.zeros(bits), requires_grad=trained)
-        self.weight = nn.Parameter(torch.zeros(bits, bits), requires_grad=trained)
+        self.trained = kind == "autoregressive"
+        self.bias = nn.Parameter(torch.zeros(bits), requires_grad=self.trained)
+        self.weight = nn.Parameter(torch.zeros(bits, bits), requires_grad=self.trained)
 
     def forward(self, z: Tensor) -> Tensor:
         """log p(z) in nats, shape (...), of codes (..., b)."""
+        if not self.trained:
+            return z.new_full(z.shape[:-1], -z.shape[-1] * math.log(2))
         return log_bernoulli(z, self.bias + z @ self.weight.tril(-1).T)
 
     def kl(self, logits: Tensor, z: Tensor) -> Tensor:
@@ -403,7 +426,7 @@ class Prior(nn.Module):
         samples z of q, (..., B, b) -> (..., B).
         """
         kl = kl_uniform(logits)
-        if not (self.weight.any() or self.bias.any()):
+        if not (self.trained and (self.weight.any() or self.bias.any())):
             return kl
         return kl - logits.shape[-1] * math.log(2) - self(z)
 
@@ -414,7 +437,7 @@ class VAE(nn.Module):
     def __init__(self, options: Options, words: int, length: float = 1.0):
         super().__init__()
         self.encoder = Encoder(options.encoder, words, options.bits, length)
-        self.decoder = Decoder(words, options.bits, options.decoder_layers, options.precision == "bfloat16")
+        self.decoder = Decoder(words, options.bits, options.decoder_layers)
         self.prior = Prior(options.prior, options.bits)
 
     def objective(self, z: Tensor, logits: Tensor, batch: Batch, u: Tensor) -> Tensor:
@@ -449,7 +472,7 @@ def kl_uniform(logits: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def products_in(precision: str) -> Iterator[None]:
-    """Let float32 matrix products on the CPU round their factors, not their sums, to `precision`."""
+    """Let float32 matrix products on the CPU round their factors to `precision`, and the decoder its logits too."""
     matmul = torch.backends.mkldnn.matmul
     before, matmul.fp32_precision = matmul.fp32_precision, "bf16" if precision == "bfloat16" else "ieee"
     try:
@@ -537,11 +560,10 @@ class Trainer:
 
             def f(z: Tensor) -> Tensor:
                 nonlocal loss
-                value = self.model.objective(z, latent, batch, self.u)
-                with torch.no_grad():  # with the KL of q where that is known, instead of its samples
-                    sampled = log_bernoulli(z, latent) - self.model.prior(z)
-                    loss = loss + (value - sampled + self.model.prior.kl(latent, z)).mean() / pairs
-                return value
+                nll = self.model.decoder(z, batch, self.u)
+                with torch.no_grad():
+                    loss = loss + (nll + self.model.prior.kl(latent, z)).mean() / pairs
+                return nll + log_bernoulli(z, latent.detach()) - self.model.prior(z)
 
             self.optimizer.zero_grad()
             for _ in range(pairs):
@@ -839,7 +861,7 @@ class SweepOptions:
     patience: int | None = None
     """stop a cell when its selecting loss has had no new minimum for so many epochs; default: never"""
     precision: Literal["float32", "bfloat16"] | None = None
-    """matrix products of training, as in the single run"""
+    """rounding in training, as in the single run"""
     jobs: int = 1
     """cells trained at a time, which share the cores"""
     device: str | None = None

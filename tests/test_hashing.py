@@ -47,8 +47,8 @@ def compare_with_dense(counts: scipy.sparse.csr_array, u: torch.Tensor, rows: np
     shape = {"hidden": (2 * len(rows), k), "weight": (len(u), k), "bias": (len(u),)}
     inputs = [torch.randn(s, generator=generator, dtype=u.dtype).requires_grad_() for s in shape.values()]
     upstream = torch.rand(2 * len(rows), generator=generator, dtype=u.dtype) + 0.5
-    scratch = torch.empty(2 * len(rows) + 3, len(u), dtype=u.dtype)
-    value = hashing.RelativeNLL.apply(*inputs, batch, u, scratch)
+    table, columns = torch.empty(2 * len(rows) + 3, len(u), dtype=u.dtype), torch.empty(len(u), k + 4, dtype=u.dtype)
+    value = hashing.RelativeNLL.apply(*inputs, batch, u, table, columns)
     found = torch.autograd.grad(value, inputs, upstream)
     dense = dense_nll(smoothed(counts[rows], u).repeat(2, 1), *inputs)
     expected = torch.autograd.grad(dense, inputs, upstream)
@@ -83,6 +83,31 @@ def test_single_precision_is_enough_on_real_documents(newsgroups_corpus: Corpus)
         z = torch.randint(2, (2, 256, 16), generator=torch.Generator().manual_seed(1)).to(dtype)
         losses.append(decoder(z, hashing.Documents(real.train, u).batch(np.arange(256)), u).mean().item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("layers", "bits"), [(0, 64), (1, 16)])
+def test_bfloat16_logits_are_close_on_real_documents(newsgroups_corpus: Corpus, layers: int, bits: int) -> None:
+    """Loss and gradients, with logits as spread as those of a trained decoder, against float32."""
+    real, found = newsgroups_corpus, []
+    u = unigram(real.train, torch.float32)
+    batch = hashing.Documents(real.train, u).batch(np.arange(256))
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        decoder = hashing.Decoder(len(u), bits, layers)
+        with torch.no_grad():
+            decoder.weight.normal_(0, 1.5 * decoder.weight.shape[1] ** -0.5)
+            decoder.bias.copy_(u.log())
+        z = torch.randint(2, (2, 256, bits), generator=torch.Generator().manual_seed(1)).float()
+        with hashing.products_in(precision):
+            loss = decoder(z, batch, u)
+            loss.mean().backward()
+        found.append((loss.detach(), [p.grad for p in decoder.parameters()]))
+    (exact, gradients), (loss, rounded) = found
+    error = (loss - exact) / batch.n.repeat(2, 1)
+    assert error.abs().max() < 0.01  # nats a word
+    assert error.mean().abs() < 2e-4
+    for a, b in zip(gradients, rounded, strict=True):
+        assert 0 < (a - b).norm() < 0.01 * a.norm()
 
 
 def test_loss_without_codes_is_the_one_in_the_readme(newsgroups_corpus: Corpus) -> None:
