@@ -246,6 +246,9 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
         "{}, {} and {} (seeds 1 to 3".format(
             *test("hashing_e1_64_0", "hashing_e1_64_0_seed2", "hashing_e1_64_0_seed3")
         ),
+        "bfloat16 ones at {} and {} (seeds 1 and 2) as long as only factors were rounded, and at {} and {} with".format(
+            *test("e1_b64_d0", "e1_b64_d0_seed2", "rounding_seed1", "rounding_seed2")
+        ),
         "ends at {}, {} and {}".format(*selected),
         f"epoch {lowest + 1}, where the test loss is {RESULTS['full']['history']['test'][lowest]:.1f}; by the held-out "
         f"tenth alone, leaving one part out costs from {min(costs):.1f} nats (the hidden words) to {max(costs):.1f} (",
