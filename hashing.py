@@ -390,7 +390,7 @@ class Decoder(nn.Module):
             *(m for i in range(layers) for m in (nn.Linear(sizes[i], sizes[i + 1]), nn.LeakyReLU(LEAK)))
         )
         self.weight, self.bias = linear_parameters(sizes[-1], words, words, sizes[-1])
-        self.work: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+        self.work: dict[torch.dtype, tuple[Tensor, Tensor]] = {}  # `table` and `columns` of RelativeNLL
 
     def forward(self, z: Tensor, batch: Batch, u: Tensor) -> Tensor:
         """z: (S, B, b) -> relative NLL, nats, (S, B)."""
