@@ -125,8 +125,8 @@ class Options:
     test_counts: bool = False
     """test a second time with counts fed to an encoder trained on frequencies, as the released code does"""
     precision: Literal["float32", "bfloat16"] | None = None
-    """what training on the CPU rounds the factors of its products and the decoder's logits to; sums, weights and tests
-    are in float32. Default: bfloat16 where the processor multiplies it natively (AVX512-BF16), else float32"""
+    """what training on the CPU computes matrix products and the decoder's softmax in; weights and tests are in float32.
+    Default: bfloat16 where the processor multiplies it natively (AVX512-BF16), else float32"""
     seed: int = 1
     """seed of initialisation, data order and samples"""
     device: str | None = None
@@ -186,7 +186,8 @@ class Options:
 @dataclass(frozen=True)
 class Batch:
     """B documents. What the encoder sees stands twice, `counts` (B, V) and `transposed` (V, B), sparse CSR; what the
-    decoder has to explain is `values` at (`rows`, `words`). All without the smoothing.
+    decoder has to explain is `values` at (`rows`, `words`). The smoothing is left out of these, and part of `n` and
+    `negentropy`.
     """
 
     counts: Tensor
@@ -293,12 +294,13 @@ class RelativeNLL(torch.autograd.Function):
     """sum_v x_v (log(x_v / n) - log softmax(hidden @ weight.T + bias)_v), without a dense x.
 
     hidden (R, k) holds S = R / B samples for each of the B documents, sample after sample; weight (V, k); bias (V,);
-    u (V,). `table` (>= R, V) and `columns` (V, k + 4) are overwritten, and needed until the backward pass is done. The
-    products over the vocabulary are taken in their type.
+    u (V,), the smoothing, a distribution. `table` (>= R, V) and `columns` (V, k + 4) are overwritten, and needed until
+    the backward pass is done. The products over the vocabulary and the softmax are computed in their dtype.
 
-    The softmax does not change when the logits of a row are shifted. Shifted to mean zero under u they are smallest
-    where they matter, which suits bfloat16; the smoothing drops out of sum_v x_v logits_v; and the softmax needs no
-    maximum, as the log of its sum is then KL(u || softmax) + entropy of u.
+    The softmax does not change when the logits of a row are shifted. Shifted to mean zero under u, those of common
+    words are small, which suits bfloat16; the smoothing drops out of sum_v x_v logits_v; and the softmax can do without
+    its maximum, as the log of its sum is then KL(u || softmax) + entropy of u: never small, and above float32's 88 only
+    for a softmax that all but leaves out common words.
     """
 
     @staticmethod
@@ -306,7 +308,8 @@ class RelativeNLL(torch.autograd.Function):
         ctx, hidden: Tensor, weight: Tensor, bias: Tensor, batch: Batch, u: Tensor, table: Tensor, columns: Tensor
     ) -> Tensor:
         k, samples = hidden.shape[1], len(hidden) // len(batch)
-        # Bias and shift take part in the product, as two columns each: rounded, and what that leaves.
+        # Bias and shift take part in the product, as two columns each: rounded, and what that leaves. In bfloat16, a
+        # log-probability of -10 alone would be off by up to 0.03.
         columns[:, :k] = weight
         columns[:, k : k + 2] = in_two(bias, columns.dtype)
         columns[:, k + 2 :] = 1
@@ -320,14 +323,18 @@ class RelativeNLL(torch.autograd.Function):
         values, n = batch.values.repeat(samples), batch.n.repeat(samples)
         found = torch.take(logits, place).to(u.dtype)
         dot = torch.zeros_like(n).scatter_add_(0, row, values * found)
-        powers = logits.exp_()
-        # Some columns at a time, as bfloat16 rounds each sum; a sum in another type would copy the table.
-        total = sum(part.sum(1).to(u.dtype) for part in powers.split(1024, 1))
+        largest, total = torch.zeros_like(n), sum_of_powers(logits, u.dtype)
+        if not total.isfinite().all():
+            torch.mm(rows, columns.T, out=logits)
+            largest = logits.amax(1)
+            total = sum_of_powers(logits.sub_(largest[:, None]), u.dtype)
+            largest = largest.to(u.dtype)
+            found = found - largest[row]
         # d loss / d logits is n softmax - x; n / total is left out of the table here. Of x = c + u, the sparse c goes
         # into the table; u stays outside, as a rank-one term.
-        differences = found.exp_().addcmul_(values, (total / n)[row], value=-1).to(powers.dtype)
-        ctx.save_for_backward(hidden, powers, columns, u, mean, place, differences, n / total)
-        return batch.negentropy.repeat(samples) + n * total.log() - dot
+        differences = found.exp().addcmul_(values, (total / n)[row], value=-1).to(logits.dtype)
+        ctx.save_for_backward(hidden, logits, columns, u, mean, place, differences, n / total)
+        return batch.negentropy.repeat(samples) + n * (largest + total.log()) - dot
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -342,6 +349,12 @@ class RelativeNLL(torch.autograd.Function):
         grad_weight = product.addr_(u, grad @ hidden, alpha=-1)
         grad_bias = (table.T @ scale.to(table.dtype)).to(grad.dtype).sub_(u * grad.sum())
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def sum_of_powers(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Row sums, in `dtype`, of the exponentials, which take the place of the logits."""
+    # Some columns at a time, as bfloat16 rounds each sum; a sum in another type would copy the table.
+    return sum(part.sum(1).to(dtype) for part in logits.exp_().split(1024, 1))
 
 
 def in_two(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -395,8 +408,8 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor, batch: Batch, u: Tensor) -> Tensor:
         """z: (S, B, b) -> relative NLL, nats, (S, B)."""
         hidden = self.hidden(z.flatten(0, 1))
-        rounded = hidden.dtype == torch.float32 and torch.backends.mkldnn.matmul.fp32_precision == "bf16"
-        dtype = torch.bfloat16 if rounded else hidden.dtype
+        rounded = z.device.type == "cpu" and torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # products_in
+        dtype = torch.bfloat16 if rounded and hidden.dtype == torch.float32 else hidden.dtype
         table, columns = self.work.get(dtype, (u[:0], u))
         if len(table) < len(hidden) or table.device != u.device:
             table = hidden.new_empty(len(hidden), len(self.bias), dtype=dtype)
@@ -472,7 +485,7 @@ def kl_uniform(logits: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def products_in(precision: str) -> Iterator[None]:
-    """Let float32 matrix products on the CPU round their factors to `precision`, and the decoder its logits too."""
+    """Let float32 matrix products on the CPU round their factors to `precision`; the decoder takes its own in it."""
     matmul = torch.backends.mkldnn.matmul
     before, matmul.fp32_precision = matmul.fp32_precision, "bf16" if precision == "bfloat16" else "ieee"
     try:
@@ -485,6 +498,8 @@ class Trainer:
     """Model, optimiser, noise and history: all that a checkpoint holds."""
 
     def __init__(self, options: Options, corpus: Corpus, device: torch.device):
+        if options.precision == "bfloat16" and device.type != "cpu":
+            raise RunError(f"--precision bfloat16 is for the CPU, not for {device.type}")
         self.options = replace(options, precision=options.precision or native_precision(device))
         self.device = device
         self.corpus = corpus.name
@@ -861,7 +876,7 @@ class SweepOptions:
     patience: int | None = None
     """stop a cell when its selecting loss has had no new minimum for so many epochs; default: never"""
     precision: Literal["float32", "bfloat16"] | None = None
-    """rounding in training, as in the single run"""
+    """of training, as in the single run"""
     jobs: int = 1
     """cells trained at a time, which share the cores"""
     device: str | None = None

@@ -41,11 +41,13 @@ def smoothed(counts: scipy.sparse.csr_array, u: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(counts.toarray()).to(u) + u
 
 
-def compare_with_dense(counts: scipy.sparse.csr_array, u: torch.Tensor, rows: np.ndarray, k: int) -> None:
+def compare_with_dense(
+    counts: scipy.sparse.csr_array, u: torch.Tensor, rows: np.ndarray, k: int, scale: float = 1.0
+) -> None:
     batch = hashing.Documents(counts, u).batch(rows)
     generator = torch.Generator().manual_seed(0)
     shape = {"hidden": (2 * len(rows), k), "weight": (len(u), k), "bias": (len(u),)}
-    inputs = [torch.randn(s, generator=generator, dtype=u.dtype).requires_grad_() for s in shape.values()]
+    inputs = [(scale * torch.randn(s, generator=generator, dtype=u.dtype)).requires_grad_() for s in shape.values()]
     upstream = torch.rand(2 * len(rows), generator=generator, dtype=u.dtype) + 0.5
     table, columns = torch.empty(2 * len(rows) + 3, len(u), dtype=u.dtype), torch.empty(len(u), k + 4, dtype=u.dtype)
     value = hashing.RelativeNLL.apply(*inputs, batch, u, table, columns)
@@ -64,6 +66,26 @@ def unigram(counts: scipy.sparse.csr_array, dtype: torch.dtype = torch.float64) 
 def test_loss_and_gradients_equal_the_dense_formula() -> None:
     toy = corpus()
     compare_with_dense(toy.test, unigram(toy.train), np.arange(21), 5)
+
+
+def test_a_softmax_beyond_the_range_of_the_exponential_is_still_right() -> None:
+    toy = corpus()
+    compare_with_dense(toy.test, unigram(toy.train), np.arange(21), 5, scale=30.0)
+    u = unigram(toy.train, torch.float32)
+    batch = hashing.Documents(toy.train, u).batch(np.arange(20))
+    for precision, tolerance in (("float32", 1e-4), ("bfloat16", 0.05)):
+        torch.manual_seed(0)
+        decoder = hashing.Decoder(len(u), 3, 0)
+        with torch.no_grad():
+            decoder.weight.normal_(0, 100)
+        with hashing.products_in(precision):
+            loss = decoder(torch.ones(1, 20, 3), batch, u)
+            loss.sum().backward()
+        dense = dense_nll(smoothed(toy.train[:20], u), torch.ones(20, 3), decoder.weight, decoder.bias)
+        torch.testing.assert_close(loss[0], dense, rtol=tolerance, atol=0)
+        parameters = [decoder.weight, decoder.bias]
+        for parameter, expected in zip(parameters, torch.autograd.grad(dense.sum(), parameters), strict=True):
+            assert (parameter.grad - expected).norm() < tolerance * expected.norm()
 
 
 def test_loss_and_gradients_equal_the_dense_formula_on_real_documents(newsgroups_corpus: Corpus) -> None:
@@ -494,6 +516,8 @@ def test_bfloat16_products_are_close_and_only_training_uses_them() -> None:
         assert (exact - rounded).norm() < 0.05 * exact.norm()
     assert any(not torch.equal(*pair) for pair in zip(*gradients, strict=True))
     assert tests[0] == tests[1]
+    with pytest.raises(hashing.RunError, match="--precision bfloat16 is for the CPU, not for cuda"):
+        hashing.Trainer(trainer.options, toy, torch.device("cuda"))
     assert hashing.native_precision(CPU) in ("float32", "bfloat16")
     assert trainer.options.precision == "bfloat16"
 
