@@ -139,7 +139,7 @@ STEPS = {
                 *(("average", "--average 0"), ("prior", "--prior uniform"), ("rate", "--lr 1e-3")),
             )
         ),
-        Step("hashing", SWEEP, 150 * HOUR, resume=False),
+        Step("hashing", SWEEP, 100 * HOUR, resume=False),
         Step(
             "hashing_estimators",
             f"{SWEEP} --encoders e1 --bits 64 --decoder-layers 0 --estimators arm reinforce --seeds 1 2",

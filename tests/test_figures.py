@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,14 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
     def reached(name: str, stage: str, split: str = "train") -> float:
         return metrics[name][stage][split]["log_likelihood"]
 
+    def less_e1(encoder: str, bits: int) -> str:
+        """Difference of the minima over 200 epochs, d = 0: mean over three seeds, and 95% interval."""
+        seeds = ("", "_seed2", "_seed3")
+        here, e1 = ([RESULTS[f"{e}_b{bits}_d0{s}"]["history"]["test"][:200] for s in seeds] for e in (encoder, "e1"))
+        differences = [min(a) - min(b) for a, b in zip(here, e1, strict=True)]
+        interval = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(differences)
+        return f"{statistics.mean(differences):.1f} ± {interval:.1f}"
+
     def training(stage: str) -> list[float]:
         return RESULTS["exact_d0"]["history"][stage]["train_log_likelihood"]
 
@@ -191,7 +200,12 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
             ),
             *test("e4_b8_d1", "e4_b8_d2", "e4_b64_d1", "e4_b64_d2"),
         ),
-        "and gets to {} and {} in 200 (b = 8, 64)".format(*test("e3_b8_d1", "e3_b64_d1")),
+        "gets to {}, {}, {} and {} at d = 1 (b = 8 to 64), {}, {}, {} and {} at d = 2".format(
+            *test(*(f"e3_b{bits}_d{layers}" for layers in (1, 2) for bits in all_bits))
+        ),
+        "e4 less e1 is {} (95%) at b = 8 and {} at b = 16, e3 less e1 {} and {}.".format(
+            *(less_e1(encoder, bits) for encoder in ("e4", "e3") for bits in (8, 16))
+        ),
         "reaches {}, {}, {} and {}, fed counts, as the released loop does, {}, {}, {} and {}; the report has {}, {}, "
         "{} and {}.".format(*test(*e2[1]), *fed_said[1], *report[1]),
         "it is {}, {}, {} and {}, fed counts {}, {}, {} and {}, the report {}, {}, {} and {}.".format(
