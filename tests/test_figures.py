@@ -252,6 +252,11 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
         f"leave e1 {metrics['exact_long']['e1_frozen']['train']['gap']:.1f} nats below the likelihood",
         f"leaves {metrics['exact_d2']['e1_regressed']['train']['gap']:.2f}, and from there joint training ends only "
         f"{regressed[2]:.2f} below ({regressed[1]:.2f} at d = 1, {regressed[0]:.2f} at d = 0)",
+        "({:.1f} instead of {:.1f}), the three are {:.1f}, {:.2f} and {:.2f}.".format(
+            *(reached(name, "likelihood") for name in ("exact_long_again", "exact_long")),
+            *(metrics["exact_long_again"][f"e1_{stage}"]["train"]["gap"] for stage in ("frozen", "regressed")),
+            reached("exact_long_again", "likelihood_on") - reached("exact_long_again", "e1_regressed_joint"),
+        ),
         "from {:.1f} (d = 2) to {:.1f} by likelihood and to {:.1f} with e1".format(
             *(reached("exact_d2", stage, "test") for stage in ("likelihood", "likelihood_on", "e1_joint"))
         ),
