@@ -888,7 +888,7 @@ class SweepOptions:
     results: Path = Path("figures/results/hashing")
     """folder for one JSON a cell"""
     tables: Path = Path("figures")
-    """folder for table2, table3 and hashing_cells, each as Markdown and LaTeX, and as CSV"""
+    """folder for table2, table3, retrieval and hashing_cells, each as Markdown and LaTeX, and as CSV"""
     out: Path = Path("runs/sweep")
     """folder for one folder a cell, with checkpoint, model and log"""
 
@@ -1047,7 +1047,9 @@ def sweep(options: SweepOptions) -> None:
                     child.terminate()
             pool.shutdown(cancel_futures=True)
             raise
-    section5.write_tables(section5.read_cells(options.results), options.tables)
+    trained = section5.read_cells(options.results)
+    section5.write_tables(trained, options.tables)
+    section5.write_retrieval(trained, options.tables)
     print((options.tables / "table3.md").read_text())
     if failed:
         raise RunError(f"{len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")

@@ -362,6 +362,7 @@ def render(folder: Path) -> list[str]:
         ("section5", section5.draw_section5, (list(exact.values()), shown)),
         *((("best_parts", section5.write_parts, (parts,)),) if parts else ()),
         ("table2, table3 and hashing_cells", section5.write_tables, (cells,)),
+        ("retrieval", section5.write_retrieval, (cells,)),
     )
     missing = []
     for name, draw, inputs in tqdm(plan, desc="drawing", unit="figure"):

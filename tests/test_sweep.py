@@ -104,8 +104,13 @@ def test_tables_stand_beside_the_published_numbers(tmp_path: Path, runs: list[st
         assert newsgroups.NAME in text
         latex = (tmp_path / "figures" / f"{name}.tex").read_text()
         assert latex.count("not run") == 46
-    for name in ("table2", "table3", "hashing_cells"):
+    for name in ("table2", "table3", "retrieval", "hashing_cells"):
         assert not re.search(r"(?<!\\)[_%#]", (tmp_path / "figures" / f"{name}.tex").read_text())
+    metrics = json.loads((tmp_path / "figures/results/hashing/e3_b8_d0.json").read_text())["metrics"]
+    rows = list(csv.DictReader((tmp_path / "figures" / "retrieval.csv").open()))
+    assert rows[0]["e3"] == f"{100 * metrics['precision_at_100']:.1f}"
+    assert (len(rows), rows[1]["e3"]) == (12, "not run")
+    assert [row["AMMI, published"] for row in rows[::3]] == ["-", "55.18", "59.56", "63.98"]
     cells = list(csv.DictReader((tmp_path / "figures" / "hashing_cells.csv").open()))
     assert [(row["cell"], row["min, counts fed"] == "-") for row in cells] == [("e1_b8_d0", True), ("e3_b8_d0", False)]
 
@@ -196,3 +201,14 @@ def test_cells_of_another_protocol_stay_out_of_tables_2_and_3(tmp_path: Path, ru
     assert rows[0]["ours"] == f"{usual['metrics']['test_min']:.1f}"
     assert "1.0" not in {row["ours"] for row in rows}
     assert len(list(csv.DictReader((tmp_path / "hashing_cells.csv").open()))) == 7
+
+
+def test_table_3_has_the_honest_number_beside_the_minimum(tmp_path: Path, runs: list[str]) -> None:
+    assert sweep(tmp_path, "--held-out", 0, 0.1).returncode == 0
+    results = tmp_path / "figures" / "results" / "hashing"
+    metrics = json.loads((results / "e3_b8_d0_heldout0.1.json").read_text())["metrics"]
+    header, _, first, *others = (tmp_path / "figures" / "table3.md").read_text().splitlines()[2:]
+    assert header.endswith("| e4 | e1, chosen | e3, chosen |")
+    assert first.endswith(f"| {metrics['test_selected']:.1f} ({metrics['selected_epoch']}) |")
+    assert all(row.endswith("| not run | not run |") for row in others)
+    assert "chosen" not in (tmp_path / "figures" / "table2.md").read_text()
