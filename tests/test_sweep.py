@@ -203,7 +203,7 @@ def test_cells_of_another_protocol_stay_out_of_tables_2_and_3(tmp_path: Path, ru
     assert len(list(csv.DictReader((tmp_path / "hashing_cells.csv").open()))) == 7
 
 
-def test_table_3_has_the_honest_number_beside_the_minimum(tmp_path: Path, runs: list[str]) -> None:
+def test_table_3_has_held_out_choice_and_another_rate_beside_the_minimum(tmp_path: Path, runs: list[str]) -> None:
     assert sweep(tmp_path, "--held-out", 0, 0.1).returncode == 0
     results = tmp_path / "figures" / "results" / "hashing"
     metrics = json.loads((results / "e3_b8_d0_heldout0.1.json").read_text())["metrics"]
@@ -212,3 +212,8 @@ def test_table_3_has_the_honest_number_beside_the_minimum(tmp_path: Path, runs: 
     assert first.endswith(f"| {metrics['test_selected']:.1f} ({metrics['selected_epoch']}) |")
     assert all(row.endswith("| not run | not run |") for row in others)
     assert "chosen" not in (tmp_path / "figures" / "table2.md").read_text()
+    assert sweep(tmp_path, "--encoder-lr", 0.1).returncode == 0
+    metrics = json.loads((results / "e3_b8_d0_lr0.1.json").read_text())["metrics"]
+    header, _, first, *_ = (tmp_path / "figures" / "table3.md").read_text().splitlines()[2:]
+    assert header.endswith("| e3, chosen | e1, rate 0.1 | e3, rate 0.1 |")
+    assert first.endswith(f"| {metrics['test_min']:.1f} (2) |")
