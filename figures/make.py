@@ -152,8 +152,14 @@ STEPS = {
         Step("hashing", SWEEP, 100 * HOUR, resume=False),
         Step(
             "hashing_estimators",
-            f"{SWEEP} --encoders e1 --bits 64 --decoder-layers 0 --estimators disarm arm reinforce --seeds 1 2 3",
-            9 * HOUR,
+            f"{SWEEP} --encoders e1 --bits 64 --decoder-layers 0 --estimators arm reinforce --seeds 1 2 3",
+            6 * HOUR,
+            resume=False,
+        ),
+        Step(
+            "hashing_disarm_seeds",
+            f"{SWEEP} --encoders e1 --bits 64 --decoder-layers 0 --seeds 2 3",
+            2 * HOUR,
             resume=False,
         ),
         Step(
@@ -164,6 +170,14 @@ STEPS = {
         ),
         Step("hashing_held_out", f"{SWEEP} --encoders e1 --held-out 0.1", 25 * HOUR, resume=False),
         Step("hashing_rate", f"{SWEEP} --encoders e3 --encoder-lr 0.1", 25 * HOUR, resume=False),
+        *(
+            Step(f"hashing_rate_{name}", f"{SWEEP} --bits 64 {options}", hours * HOUR, resume=False)
+            for name, options, hours in (
+                ("e1", "--encoders e1 --decoder-layers 0 1 --encoder-lr 0.01", 4),
+                ("e1_lower", "--encoders e1 --decoder-layers 0 --encoder-lr 0.003", 1),
+                ("e2", "--encoders e2 --decoder-layers 0 --encoder-lr 0.01", 2),
+            )
+        ),
         Step("celeba/dcgan", "dcgan.py --out {self}", 25 * HOUR),
         *(
             Step(
@@ -328,9 +342,8 @@ def render(folder: Path) -> list[str]:
         return path and json.loads(path.read_text())
 
     mixture = first("mixture_released", "mixture")
-    dcgan, exact = first("celeba/dcgan"), {name: first(name) for name in sorted(found) if name.startswith("exact_d")}
-    repeated = [first(name) for name in sorted(found) if name.startswith("exact_seed")]
-    long = [result for name in ("exact_long", "exact_long_again") if (result := first(name))]
+    dcgan, exact = first("celeba/dcgan"), {name: first(name) for name in sorted(found) if name.startswith("exact_")}
+    drawn = {name: result for name, result in exact.items() if name.startswith("exact_d")}
     curves = first("hashing_e1_64_0", "hashing/e1_b64_d0", "hashing/e1_b8_d0")
     stages = {name: result for name in section4.STAGES if (result := first(f"celeba/{name}"))}
     tracked = {name: result for name, result in stages.items() if not name.startswith("encoder")}
@@ -351,9 +364,9 @@ def render(folder: Path) -> list[str]:
         ("table1", section4.write_table1, (dcgan, stages)),
         ("estimator_variance", section5.draw_estimator_variance, (first("disarm"),)),
         ("hashing_curves", section5.draw_hashing_curves, (curves,)),
-        *((f"hashing_{name}", section5.draw_exact, (result,)) for name, result in exact.items()),
-        ("exact", section5.write_exact, ([*exact.values(), *repeated, *long],)),
-        ("section5", section5.draw_section5, ([*exact.values(), *repeated, *long], section5.shown(cells))),
+        *((f"hashing_{name}", section5.draw_exact, (result,)) for name, result in drawn.items()),
+        ("exact", section5.write_exact, (exact,)),
+        ("section5", section5.draw_section5, (list(exact.values()), section5.shown(cells))),
         *((("best_parts", section5.write_parts, (parts,)),) if parts else ()),
         ("table2, table3 and hashing_cells", section5.write_tables, (cells,)),
         ("retrieval", section5.write_retrieval, (cells,)),

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -90,6 +90,15 @@ SHOWN = {  # cells whose test curves are in the section's figure, by b
     "e3_b{}_d0_lr0.1": "e3, encoder's rate x 100",
 }
 ENCODERS, BITS, LAYERS = ("e1", "e2", "e3", "e4"), (8, 16, 32, 64), (0, 1, 2)
+COLOUR = dict(zip(("e1", "e3", "e2", "e4"), style.COLOURS, strict=False))
+BESIDE = {  # columns of Table 3 beside the report's protocol, and what its caption says of them
+    "chosen": (
+        {"held_out": 0.1},
+        "trained on nine tenths of the training documents, tested at the epoch (in brackets) that the other tenth "
+        "chooses",
+    ),
+    "rate 0.1": ({"encoder_lr": 0.1}, "Adam's for the encoder, instead of 1e-3; the minimum (epochs)"),
+}
 
 
 def read_cells(results: Path) -> dict[str, dict]:
@@ -133,13 +142,14 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
     cells: of `read_cells`. folder: where table2, table3 and hashing_cells go.
     """
     grid = _grid(cells, PROTOCOL)
-    # Beside the minimum of the test loss: at the epoch chosen without the test set; with a rate that suits frequencies.
     beside: dict[str, dict[tuple[int, int], str]] = {}
-    for (encoder, *place), result in _grid(cells, PROTOCOL | {"held_out": 0.1}).items():
-        beside.setdefault(f"{encoder}, chosen", {})[tuple(place)] = held_out_choice(result)
-    for (encoder, *place), result in _grid(cells, PROTOCOL | {"encoder_lr": 0.1}).items():
-        text = f"{result['metrics']['test_min']:.1f} ({result['metrics']['epochs']})"
-        beside.setdefault(f"{encoder}, rate 0.1", {})[tuple(place)] = text
+    notes = {}
+    for column, (other, note) in BESIDE.items():
+        for (encoder, *place), result in _grid(cells, PROTOCOL | other).items():
+            lowest = f"{result['metrics']['test_min']:.1f} ({result['metrics']['epochs']})"
+            text = held_out_choice(result) if result["config"]["held_out"] else lowest
+            beside.setdefault(f"{encoder}, {column}", {})[tuple(place)] = text
+            notes[column] = f" {column.capitalize()}: {note}."
     of_the_report, corpora = _corpora(cells)
     for name, title, paper, key in (
         ("table2", "Train negative ELBO, last epoch", published.TABLE2, "train_final"),
@@ -163,10 +173,7 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
             f"{corpora}. The report has 1,500 epochs, and no e4."
         )
         if columns:
-            caption += (
-                " Chosen: trained on nine tenths of the training documents, tested at the epoch (in brackets) that the "
-                "other tenth chooses. Rate 0.1: Adam's for the encoder, instead of 1e-3; again (epochs)."
-            )
+            caption += "".join(notes.values())
         header = ("b", "d", *ENCODERS, *columns)
         style.write_table(folder / name, caption, header, wide)
         style.write_csv(folder / name, ("b", "d", "encoder", "report", "ours", "epochs"), rows)
@@ -276,11 +283,11 @@ TRAININGS = {  # names of the stages of `hashing.py exact`, after the encoder's 
 }
 
 
-def write_exact(results: Collection[dict], folder: Path) -> None:
-    """exact.md, .tex and .csv: what `hashing.py exact` measured after each training, run by run."""
+def write_exact(results: Mapping[str, dict], folder: Path) -> None:
+    """exact.md, .tex and .csv: what `hashing.py exact` measured after each training; results: by run."""
     columns = ("log_likelihood", "elbo", "gap", "factorization", "amortization", "posterior_entropy")
     rows, runs = [], {}
-    for result in results:
+    for run, result in results.items():
         config = result["config"]
         for stage, measured in result["metrics"].items():
             encoder, _, name = stage.partition("_")
@@ -290,9 +297,9 @@ def write_exact(results: Collection[dict], folder: Path) -> None:
             values = [measured["train"].get(key) for key in columns]
             values += [measured["test"].get(key) for key in columns[:2]]
             values = ("-" if value is None else f"{value:.2f}" for value in values)
-            rows.append((config["decoder_layers"], config["seed"], encoder, TRAININGS[name], epochs, *values))
+            rows.append((run, config["decoder_layers"], config["seed"], encoder, TRAININGS[name], epochs, *values))
         runs[f"b = {config['bits']}, Adam {config['lr']:g}, {result['corpus']}"] = None
-    header = ("d", "seed", "encoder", "training", "epochs", *(key.replace("_", " ") for key in columns))
+    header = ("run", "d", "seed", "encoder", "training", "epochs", *(key.replace("_", " ") for key in columns))
     header += ("test log likelihood", "test elbo")
     caption = (
         "Sums over all codes, means over documents, relative, nats (negative here, where losses are positive); of the "
@@ -358,10 +365,10 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
             start = f"{encoder}_regressed" if name == f"{encoder}_regressed_joint" else f"{encoder}_frozen"
             train = {stage: stages[stage]["train"] for stage in ("likelihood_on", start, name)}
             lost = train["likelihood_on"]["log_likelihood"] - train[name]["log_likelihood"]
-            look = {"color": style.COLOURS[(0, 2, 1, 3)[ENCODERS.index(encoder)]], "marker": style.MARKERS[layers]}
+            look = {"color": COLOUR[encoder], "marker": style.MARKERS[layers]}
             axis.plot(train[start]["gap"], lost, **look, linestyle="none", markersize=4)
     present = sorted({encoder for result in results for encoder in result["config"]["encoders"]})
-    keys = [Line2D([], [], color=style.COLOURS[(0, 2, 1, 3)[ENCODERS.index(e)]], linewidth=4, label=e) for e in present]
+    keys = [Line2D([], [], color=COLOUR[encoder], linewidth=4, label=encoder) for encoder in present]
     for layers in sorted({result["config"]["decoder_layers"] for result in results}):
         look = {"color": "0.35", "marker": style.MARKERS[layers], "linestyle": "none"}
         keys.append(Line2D([], [], **look, label=f"d = {layers}"))
@@ -370,13 +377,13 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     axis.set(
         xlabel="gap of the encoder before joint training (nats)",
         ylabel="train log-likelihood below\nlikelihood training (nats)",
-        title="(c) after joint training",
+        title="(c) what joint training costs",
         xscale="log",
     )
     axis.set_yscale("symlog", linthresh=1)
     axis.margins(y=0.08)
     for ticks in (axis.xaxis, axis.yaxis):
-        ticks.set_major_formatter(ScalarFormatter())
+        ticks.set_major_formatter("{x:g}")
     axis = axes[1, 1]
     curves = {label: cell["history"]["test"] for label, cell in cells.items()}
     for label, test in curves.items():

@@ -198,6 +198,16 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
     untrained = RESULTS["e2_b64_d2"]["history"]["test_counts"]
     above = [key for key, loss in published.TABLE3.items() if loss > 467.1 and key[0] != "e1"]
     assert sorted(above) == [("e2", 64, 1), ("e2", 64, 2), ("e3", 32, 2), ("e3", 64, 1), ("e3", 64, 2)]
+    # "losses above a nat come with gaps of 8 nats and more": of all joint training
+    costly = {
+        (gap > 7.9, reached(run, "likelihood_on") - reached(run, f"{stage}joint") > 1)
+        for run in (*names, *again, "exact_long", "exact_long_again")
+        for encoder in RESULTS[run]["config"]["encoders"]
+        for stage, before in ((f"{encoder}_", "frozen"), (f"{encoder}_regressed_", "regressed"))
+        if f"{stage}joint" in metrics[run]
+        for gap in [metrics[run][f"{encoder}_{before}"]["train"]["gap"]]
+    }
+    assert costly == {(True, True), (False, False)}
     parts = {
         path.stem: RESULTS[path.stem]["history"]["held_out"] for path in (ROOT / "figures/results/parts").iterdir()
     }
@@ -293,8 +303,8 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
         "gaps of {:.2f}, {:.1f} (e4), {:.1f} (e1) and {:.1f} nats (e3) at the start cost {:.1f}, {:.1f}, {:.1f} and "
         "{:.1f};".format(
             *(
-                metrics["exact_d2"][f"{e}"]["train"]["gap"]
-                for e in ("e1_regressed", "e4_frozen", "e1_frozen", "e3_frozen")
+                metrics["exact_d2"][start]["train"]["gap"]
+                for start in ("e1_regressed", "e4_frozen", "e1_frozen", "e3_frozen")
             ),
             *(regressed[2], losses["e4"][2], losses["e1"][2], losses["e3"][2]),
         ),
@@ -338,6 +348,12 @@ def test_readme_numbers_of_section_5_are_those_of_the_results() -> None:
             *(
                 exact[stage]["normaliser"]["rms"]
                 for stage in ("likelihood", "e1_joint", "e3_joint", "e1_scratch", "e1_scratch_exact")
+            )
+        ),
+        "with a second seed, {:.1f}, {:.1f} and {:.1f} ({:.1f}).".format(
+            *(
+                metrics["exact_seed2_d0"][stage]["normaliser"]["rms"]
+                for stage in ("likelihood", "e1_joint", "e1_scratch", "e1_scratch_exact")
             )
         ),
         "use {:.0f} and {:.0f} codes, that of likelihood {:.0f}".format(
