@@ -2,23 +2,27 @@
 
 Ground truth: z ~ N(0, I) in R^100, x ~ N(g*(z), sigma^2 I), sigma = 0.05, with g* the generator that `dcgan.py`
 selected. Encoder: q(z given x) = N(mu(x), diag s(x)^2), the discriminator's trunk and a 4x4 convolution to (mu, log s)
-that begins at zero. It is trained by maximising log q(z given x) on fresh pairs. What the report's text and its code do
-differently is --protocol:
+that begins at zero. It is trained by maximising log q(z given x) on fresh pairs. What the report's text and its
+released code do differently is --protocol:
 
-                     paper (default)                        published
+                     report (default)                       released
   batch norm of g*   evaluation mode: a fixed function      training mode: an image depends on its batch
   ... in the tests   evaluation mode                        ELBO in both modes; images for FID in training mode, one
                                                             at a time
   Adam               2e-4                                   2e-5, betas (0.5, 0.999)
 
-Under `paper` the encoder's batch norm learns its statistics in training, and takes them anew from 200 batches after it.
+Under `report` the encoder's batch norm learns its statistics in training, then takes them anew from 200 batches.
 
-The report at the end is shared with `celeba_joint.py`. On fresh samples of the ground truth: ELBO with its parts, lower
-bounds of log p(x) from many samples (importance weighting), the aggregate posterior, Fréchet distances between
-x* = g*(z) and its re-decoding g(z'), z' ~ q(z given x). And without an encoder, from the Jacobian of g* at the true z
-(Laplace): log p(x), and what the best factorized Gaussian would lose of it.
+The evaluation at the end is shared with `celeba_joint.py`. On fresh samples of the ground truth: ELBO with its parts,
+importance-weighted lower bounds of log p(x), the aggregate posterior, Fréchet distances between x* = g*(z) and its
+re-decoding g(z'), z' ~ q(z given x). And without an encoder, from the Jacobian of g* at the true z (Laplace): log p(x),
+and what the best factorized Gaussian would lose of it.
 
-All quantities are in nats an image, of 12,288 dimensions.
+All quantities are in nats per image, of 12,288 dimensions.
+
+    uv run celeba_encoder.py                                                       after dcgan.py
+    uv run celeba_encoder.py --iterations 10000 --fid-images 5000 --fid-dims 768   a hundredth of the training
+    uv run celeba_encoder.py quick                                                 after `dcgan.py quick`; no FID
 """
 
 import base64
@@ -26,10 +30,10 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,35 +41,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
+import dcgan
 from data import celeba, faces
-from dcgan import (
-    Discriminator,
-    Features,
-    Generator,
-    Moments,
-    frechet_distance,
-    inception,
-    initialise,
-    moments,
-    png,
-    trunk,
-)
-from figures import published, section4
-from figures.run import (
-    RunError,
-    as_config,
-    begin,
-    cli,
-    load_torch,
-    native_precision,
-    same_options,
-    save_result,
-    save_torch,
-    table,
-)
+from figures import run, section4
+from figures.cli import Count, Natural, Positive, RunError, Several, cli
+from figures.frechet import Features, Moments, frechet_distance, inception, moments
 
-Protocol = Literal["paper", "published"]
-ADAM = {"paper": (2e-4, (0.9, 0.999)), "published": (2e-5, (0.5, 0.999))}  # learning rate, betas
+Protocol = Literal["report", "released"]
+ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (2e-5, (0.5, 0.999))}  # learning rate, betas
 FREE_ON_RESUME = {"resume", "checkpoint_every", "images", "out"}
 IMPORTANCE_SAMPLES = (1, 10, 100)
 NETWORKS = ("truth", "encoder", "decoder")  # of a VAE
@@ -78,96 +61,64 @@ CALIBRATION = 200  # batches from which the encoder's batch norm takes its stati
 class TrainingOptions:
     """What this script and celeba_joint.py have in common."""
 
-    iterations: int = 1_000_000
+    iterations: Count = 1_000_000
     """steps of Adam"""
-    batch_size: int = 128
-    """fresh samples a step"""
-    lr: float | None = None
-    """learning rate; default: that of the protocol, paper 2e-4, published 2e-5 here and 1e-5 in celeba_joint.py"""
-    test_images: int = 10_000
+    batch_size: Count = 128
+    """fresh samples per step"""
+    lr: Positive | None = None
+    """learning rate; None: that of the protocol, report 2e-4, released 2e-5 here and 1e-5 in celeba_joint.py"""
+    test_images: Several = 10_000
     """fresh samples for ELBO and aggregate posterior"""
-    bound_images: int = 200
+    bound_images: Count = 200
     """fresh samples for importance-weighted bounds"""
-    laplace_images: int = 64
+    laplace_images: Count = 64
     """fresh samples for log p(x) from the Jacobian"""
-    fid_images: int = 200_000
-    """images a side for Fréchet distances; of real ones as many as there are, of drawn faces 10,000 at most"""
+    fid_images: Several = 200_000
+    """images per side for Fréchet distances; of real ones as many as there are, of drawn faces 10,000 at most"""
     fid_dims: Literal[0, 64, 192, 768, 2048] = 2048
     """which of Inception's features; 0: no FID"""
-    track: int = 20
+    track: Count = 20
     """how often ELBO and Fréchet distances are taken along the training"""
-    track_images: int = 1000
+    track_images: Several = 1000
     """images for these"""
     images: Path | None = None
     """real images to compare with, as in dcgan.py; CelebA is not downloaded for this"""
     precision: Literal["float32", "bfloat16"] | None = None
-    """arithmetic of training and of Inception; default: bfloat16 on a CPU with instructions for it, else float32"""
-    checkpoint_every: int = 1000
+    """arithmetic of training and of Inception; None: bfloat16 on a CPU with instructions for it, else float32"""
+    checkpoint_every: Count = 1000
     """steps between checkpoints"""
-    seed: int = 0
+    seed: Natural = 0
     """seed of initialisation and samples"""
     device: str | None = None
-    """where to train; default: the accelerator if there is one, else the CPU"""
+    """where to train; None: the accelerator if there is one, else the CPU"""
     resume: bool = False
     """go on from the checkpoint in --out, bit by bit as if never stopped (on the CPU)"""
-
-    GROUPS: ClassVar = {
-        "training": "iterations batch-size lr precision",
-        "evaluation": "test-images bound-images laplace-images fid-images fid-dims track track-images images",
-        "run": "checkpoint-every seed device resume out",
-    }
-
-    def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "bound_images", "laplace_images", "track", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        for name in ("test_images", "fid_images", "track_images"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 2, not {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must be at least 0, not {self.seed}")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise ValueError(f"--lr must be a positive number, not {self.lr}")
 
 
 @dataclass(frozen=True)
 class Options(TrainingOptions):
     ground_truth: Path = Path("runs/dcgan/ground_truth.pt")
     """generator and discriminator kept by dcgan.py"""
-    protocol: Protocol = "paper"
-    """batch norm and Adam as the report's text says, or as its code does"""
-    sigma: float = 0.05
+    protocol: Protocol = "report"
+    """batch norm and Adam as the report's text says, or as its released code does"""
+    sigma: Positive = 0.05
     """standard deviation of a pixel about g*(z), images being in [-1, 1]"""
     out: Path = Path("runs/celeba_encoder")
     """folder for model.pt, the figure and result.json"""
 
-    GROUPS: ClassVar = {"ground truth": "ground-truth protocol sigma"} | TrainingOptions.GROUPS
-    EXAMPLES: ClassVar = (
-        ("--protocol published --out runs/encoder_published", "after dcgan.py, as the released code does it"),
-        ("--iterations 10000 --fid-images 5000 --fid-dims 768", "one hundredth of the training, and a smaller FID"),
-    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.sigma < math.inf:
-            raise ValueError(f"--sigma must be a positive number, not {self.sigma}")
-
-
-QUICK = {
-    "test_images": 2000,
-    "bound_images": 50,
-    "laplace_images": 16,
-    "fid_images": 2000,
-    "fid_dims": 0,
-    "track": 6,
-    "track_images": 500,
-}
-PRESETS = {
-    "quick": (
-        Options(iterations=1000, batch_size=64, lr=1e-3, **QUICK),
-        "after `dcgan.py --preset quick`: minutes on two cores, no FID",
-    )
-}
+QUICK = Options(
+    iterations=1000,
+    batch_size=64,
+    lr=1e-3,
+    test_images=2000,
+    bound_images=50,
+    laplace_images=16,
+    fid_images=2000,
+    fid_dims=0,
+    track=6,
+    track_images=500,
+)
 
 
 # --- model ----------------------------------------------------------------------------------------------------------
@@ -179,10 +130,10 @@ class Encoder(nn.Module):
     def __init__(self, nz: int, ndf: int):
         super().__init__()
         self.nz = nz
-        self.trunk = trunk(ndf).apply(initialise)
+        self.trunk = dcgan.trunk(ndf).apply(dcgan.initialise)
         self.head = nn.Conv2d(8 * ndf, 2 * nz, 4)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mu, log_s = widened(self.head(self.trunk(x))).flatten(1).chunk(2, 1)
@@ -210,7 +161,7 @@ class VAE(nn.Module):
     sigma: of the ground truth. log_sigma: of the decoder, a scalar; apart from it only with --learn-sigma.
     """
 
-    def __init__(self, truth: Generator, encoder: Encoder, sigma: float, decoder: Generator | None = None):
+    def __init__(self, truth: dcgan.Generator, encoder: Encoder, sigma: float, decoder: dcgan.Generator | None = None):
         super().__init__()
         self.truth, self.encoder, self.decoder = truth.requires_grad_(False), encoder, decoder or truth
         self.nz, self.sigma = encoder.nz, sigma
@@ -247,7 +198,7 @@ def noise_surplus(x: Tensor, clean: Tensor, sigma: float) -> Tensor:
 
 
 @contextlib.contextmanager
-def modes(vae: VAE, *batch_statistics: str, learning: bool = False) -> Iterator[None]:
+def modes(vae: VAE, *batch_statistics: str, learning: bool = False) -> Generator[None]:
     """The named networks of `vae` normalise each batch by its own statistics; the others are in evaluation mode.
 
     learning: whether running statistics follow the batches. Those of g* never do.
@@ -268,31 +219,198 @@ def modes(vae: VAE, *batch_statistics: str, learning: bool = False) -> Iterator[
         vae.eval()
 
 
-# --- evaluation, shared with celeba_joint.py ------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """A training by Adam on fresh samples, tracked, with checkpoints: that of the encoder, and the joint one.
+
+    objective: a loss, nats per image, of latents z (N, nz), images x, and the noise's stream.
+    """
+
+    def __init__(
+        self,
+        vae: VAE,
+        objective: Callable[[Tensor, Tensor, torch.Generator], Tensor],
+        adam: tuple[float, tuple[float, float]],
+        options: Any,
+        spaces: Mapping[str, Features],
+        device: torch.device,
+    ):
+        self.vae, self.objective, self.options, self.spaces, self.device = vae, objective, options, spaces, device
+        parameters = [p for p in vae.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(parameters, options.lr or adam[0], betas=adam[1], fused=True)
+        self.noise = torch.Generator(device).manual_seed(options.seed)
+        self.history: dict[str, list] = {key: [] for key in ("iteration", "loss", "elbo", "data", "kl", "sigma")}
+        kinds = ("frechet",) if vae.decoder is vae.truth else ("frechet", "prior")
+        self.history |= {f"{kind}_{name}": [] for name in spaces for kind in kinds}
+        self.iteration, self.sum, self.seconds = 0, torch.zeros(()), 0.0
+        self.known: dict[str, Moments] = {}
+
+    def step(self) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
+            z = normal((self.options.batch_size, self.vae.nz), self.noise)
+            loss = self.objective(z, self.vae.sample(z, self.noise)[1], self.noise)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def track(self) -> None:
+        """Add a point to the curves."""
+        options, vae = self.options, self.vae
+        one_by_one = options.protocol == "released"
+        with modes(vae, *(NETWORKS if one_by_one else ())):
+            elbo = mean_elbo(vae, options.track_images, options, self.device)
+        images = Images(vae, options.track_images, options.batch_size, options.seed, self.device, one_by_one)
+        for name, features in self.spaces.items():
+            if name not in self.known:
+                self.known[name] = moments(features, images("truth"))
+            for kind, stream in (("frechet", "decoded"), ("prior", "prior")):
+                if f"{kind}_{name}" in self.history:
+                    distance = frechet_distance(self.known[name], moments(features, images(stream)))
+                    self.history[f"{kind}_{name}"].append(distance)
+        since = self.iteration - (self.history["iteration"][-1] if self.history["iteration"] else 0)
+        values = {"iteration": self.iteration, "loss": float(self.sum) / since if since else None}
+        values |= {key: elbo[key] for key in ("elbo", "data", "kl")} | {"sigma": vae.log_sigma.exp().item()}
+        for key, value in values.items():
+            if value is not None and not math.isfinite(value):
+                raise FloatingPointError(f"the {key} is {value} at iteration {self.iteration}; try a smaller --lr")
+            self.history[key].append(value)
+        self.sum = torch.zeros(())
+
+    def run(self, batch_statistics: tuple[str, ...], checkpoint: Path) -> None:
+        """Train to --iterations, from the checkpoint if there is one, with the named networks in training mode."""
+        total, options = self.options.iterations, self.options
+        points = {round(total * i / options.track) for i in range(options.track + 1)}
+        if checkpoint.exists():
+            self.load(checkpoint)
+        with tqdm(total=total, initial=self.iteration, desc="training", unit="step") as bar:
+            while True:
+                if self.iteration in points and self.iteration not in self.history["iteration"]:
+                    self.track()
+                    bar.set_postfix_str(f"ELBO {self.history['elbo'][-1]:.0f}")
+                if self.iteration and (self.iteration % options.checkpoint_every == 0 or self.iteration == total):
+                    self.save(checkpoint)
+                if self.iteration == total:
+                    return
+                start = time.perf_counter()
+                stop = min(total, (self.iteration // options.checkpoint_every + 1) * options.checkpoint_every)
+                stop = min([stop, *(point for point in points if point > self.iteration)])
+                with modes(self.vae, *batch_statistics, learning=True):
+                    while self.iteration < stop:
+                        self.sum = self.sum + self.step()
+                        self.iteration += 1
+                        bar.update()
+                self.seconds += time.perf_counter() - start
+
+    def save(self, path: Path) -> None:
+        state = {
+            "config": run.as_config(self.options),
+            "vae": self.vae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "noise": self.noise.get_state(),
+            "history": self.history,
+            "iteration": self.iteration,
+            "sum": self.sum,
+            "seconds": self.seconds,
+        }
+        run.save_torch(path, state)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other options."""
+        with run.reading(path, "checkpoint of such a run") as state:
+            run.same_options(path, state["config"], run.as_config(self.options), FREE_ON_RESUME)
+            if state["history"].keys() != self.history.keys():
+                had = "with" if "frechet_inception" in state["history"] else "without"
+                raise RunError(f"--resume: {path} was tracked {had} Inception's weights, which now is not so")
+            truth = self.vae.truth.named_parameters()
+            if not all(torch.equal(state["vae"][f"truth.{name}"], p.cpu()) for name, p in truth):
+                raise RunError(f"--resume: {path} is of another ground truth")
+            self.vae.load_state_dict(state["vae"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.noise.set_state(state["noise"])
+            self.history, self.iteration = state["history"], state["iteration"]
+            self.sum, self.seconds = state["sum"].to(self.device), state["seconds"]
+
+
+def networks_of(state: Mapping, device: torch.device) -> tuple[dcgan.Generator, dcgan.Discriminator, dict[str, Any]]:
+    """Generator and discriminator as kept by dcgan.py, in evaluation mode, and what else it said of them."""
+    width = state["width"]
+    generator, discriminator = dcgan.Generator(width["nz"], width["ngf"]), dcgan.Discriminator(width["ndf"])
+    generator.load_state_dict(state["generator"])
+    discriminator.load_state_dict(state["discriminator"])
+    for network in (generator, discriminator):
+        network.to(device).eval().requires_grad_(False)
+    return generator, discriminator, {key: state[key] for key in ("width", "epoch", "data", "seed")}
+
+
+def main(options: Options) -> None:
+    device, checkpoint = run.begin(options)
+    options = replace(options, precision=options.precision or run.native_precision(device))
+    with run.reading(options.ground_truth, "ground truth of dcgan.py") as ground_truth:
+        truth, discriminator, origin = networks_of(ground_truth, device)
+    torch.manual_seed(options.seed)
+    vae = VAE(truth, Encoder(origin["width"]["nz"], origin["width"]["ndf"]).to(device), options.sigma).to(device)
+    spaces, real = feature_spaces(options, discriminator, device), real_images(options, origin)
+
+    def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
+        return -log_normal(z, *vae.encoder(x)).mean()
+
+    trainer = Trainer(vae, objective, ADAM[options.protocol], options, spaces, device)
+    trainer.run(NETWORKS if options.protocol == "released" else ("encoder",), checkpoint)
+    if options.protocol == "report":
+        noise = torch.Generator(device).manual_seed(5_000_003 + options.seed)
+        latents = (normal((options.batch_size, vae.nz), noise) for _ in range(CALIBRATION))
+        update_bn((vae.sample(z, noise)[1] for z in latents), vae.encoder)
+    metrics, known = evaluate(vae, options, spaces, real, {}, device)
+    shared = {name: {kind: vars(of[kind]) for kind in SHARED & of.keys()} for name, of in known.items()}
+    run.save_torch(options.out / "moments.pt", shared | {"device": device.type})
+    model = {"encoder": vae.encoder.state_dict(), "config": run.as_config(options), "ground_truth": ground_truth}
+    run.save_torch(options.out / "model.pt", model)
+    finish(trainer, metrics, origin, "frozen")
+
+
+def finish(trainer: Trainer, metrics: dict, origin: Mapping, stage: str) -> None:
+    """Write result.json and the figure, and print the report, of a training that is done; stage: a row of Table 1."""
+    options, vae, device = trainer.options, trainer.vae, trainer.device
+    seconds = trainer.seconds + metrics.pop("seconds")
+    metrics |= {"iterations": trainer.iteration}
+    result = run.save_result(
+        *(options.out, options, device, seconds, metrics, trainer.history),
+        data=celeba.NAME if origin["data"] == "celeba" else faces.NAME,
+        ground_truth=dict(origin),
+        seconds_per_step=trainer.seconds / trainer.iteration,
+        strips=strips(vae, options, device),
+    )
+    section4.report_training(result, options.out, stage)
+
+
+# --- evaluation, shared with celeba_joint.py -------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def mean_elbo(vae: VAE, count: int, options: Any, device: torch.device) -> dict[str, Any]:
     """Means over `count` fresh samples, the same ones at each call; the networks' modes are the caller's.
 
-    elbo, data, kl: nats. log_q: of the true z. squared_error: of g(z) against x*, a pixel and channel.
+    elbo, data, kl: nats. log_q: of the true z. squared_error: of g(z) against x*, per pixel and channel.
     mean, variance: of the aggregate posterior, a list over dimensions.
     """
     noise = torch.Generator(device).manual_seed(1_000_003 + options.seed)
-    sums, first, second, done = {}, 0.0, 0.0, 0
-    while done < count:
-        z = normal((min(options.batch_size, count - done), vae.nz), noise)
+    sums: dict[str, Tensor] = {}
+    first, second = torch.zeros(2, vae.nz, dtype=torch.float64, device=device)
+    for start in range(0, count, options.batch_size):
+        z = normal((min(options.batch_size, count - start), vae.nz), noise)
         clean, x = vae.sample(z, noise)
-        found = vae.elbo(x, noise)
-        mu, log_s = found["mu"].double(), found["log_s"].double()
+        parts = vae.elbo(x, noise)
+        mu, log_s = parts["mu"].double(), parts["log_s"].double()
         surplus = noise_surplus(x, clean, vae.sigma)
-        values = {"elbo": found["elbo"] + surplus, "data": found["data"] + surplus, "kl": found["kl"]}
-        values["log_q"] = log_normal(z, found["mu"], found["log_s"])
-        values["squared_error"] = ((found["decoded"] - clean) ** 2).mean((1, 2, 3))
+        values = {"elbo": parts["elbo"] + surplus, "data": parts["data"] + surplus, "kl": parts["kl"]}
+        values["log_q"] = log_normal(z, parts["mu"], parts["log_s"])
+        values["squared_error"] = ((parts["decoded"] - clean) ** 2).mean((1, 2, 3))
         for key, value in values.items():
-            sums[key] = sums.get(key, 0.0) + value.double().sum()
+            sums[key] = sums.get(key, torch.zeros(())) + value.double().sum()
         first, second = first + mu.sum(0), second + (mu**2 + (2 * log_s).exp()).sum(0)
-        done += len(z)
     mean = first / count
     return {key: (value / count).item() for key, value in sums.items()} | {
         "mean": mean.tolist(),
@@ -334,7 +452,7 @@ def laplace(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
         e = normal(vae.truth(z).shape, noise)
         with warnings.catch_warnings():  # torch's own use of torch.jit
             warnings.simplefilter("ignore", FutureWarning)
-            # One image a direction: in evaluation mode they do not see each other.
+            # One copy per direction; in evaluation mode batch norm does not mix them.
             tangents = torch.func.jvp(vae.truth, (z.repeat(nz, 1),), (torch.eye(nz, device=device),))[1]
         jacobian = tangents.flatten(1).double()  # (nz, pixels)
         precision = torch.eye(nz, dtype=torch.float64, device=device) + jacobian @ jacobian.T / vae.sigma**2
@@ -373,11 +491,10 @@ class Images:
         noise, of_q, of_decoded = (
             torch.Generator(self.device).manual_seed(self.seed + 4_000_037 + i) for i in (prior, 2, 3)
         )
-        vae, done = self.vae, 0
+        vae = self.vae
         with modes(vae, *(NETWORKS if self.one_by_one else ())):
-            while done < self.count:
-                z = normal((min(self.batch_size, self.count - done), vae.nz), noise)
-                done += len(z)
+            for start in range(0, self.count, self.batch_size):
+                z = normal((min(self.batch_size, self.count - start), vae.nz), noise)
                 if prior:
                     yield self.each(vae.decoder if kind == "prior" else vae.truth, z)
                     continue
@@ -419,22 +536,22 @@ def frechet_distances(
     known: moments of streams that need not be computed again.
     """
     pairs = FROZEN_DISTANCES if images.vae.decoder is images.vae.truth else DISTANCES
-    found = dict(known)
+    present = dict(known)
     for kind in tqdm(dict.fromkeys(k for pair in pairs.values() for k in pair), desc="features", leave=False):
-        if kind == "real" and real is not None and kind not in found:
+        if kind == "real" and real is not None and kind not in present:
             starts = range(0, min(len(real), images.count), images.batch_size)
             parts = (torch.from_numpy(np.array(real[i : i + images.batch_size])) for i in starts)
-            found[kind] = moments(features, (part.to(images.device).float() / 127.5 - 1 for part in parts))
-        elif kind != "real" and kind not in found:
-            found[kind] = moments(features, images(kind))
+            present[kind] = moments(features, (part.to(images.device).float() / 127.5 - 1 for part in parts))
+        elif kind != "real" and kind not in present:
+            present[kind] = moments(features, images(kind))
     distances = {
-        name: frechet_distance(found[a], found[b]) if a in found and b in found else None
+        name: frechet_distance(present[a], present[b]) if a in present and b in present else None
         for name, (a, b) in pairs.items()
     }
-    return distances, found
+    return distances, present
 
 
-def feature_spaces(options: Any, discriminator: Discriminator, device: torch.device) -> dict[str, Features]:
+def feature_spaces(options: Any, discriminator: dcgan.Discriminator, device: torch.device) -> dict[str, Features]:
     """The trained discriminator's features; and Inception's, if its weights can be had and --fid-dims is not 0."""
     spaces: dict[str, Features] = {"discriminator": discriminator.features}
     if options.fid_dims:
@@ -455,7 +572,7 @@ def real_images(options: Any, ground_truth: Mapping) -> np.ndarray | None:
     return None if source is None else celeba.load(source)
 
 
-def report(
+def evaluate(
     vae: VAE,
     options: Any,
     spaces: Mapping[str, Features],
@@ -463,246 +580,39 @@ def report(
     known: Mapping,
     device: torch.device,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Moments]]]:
-    """All of the evaluation, and the moments of images that a later report need not compute again."""
+    """All of the evaluation, and the moments of images that a later evaluation need not compute again."""
     start = time.perf_counter()
     with modes(vae):
         metrics = mean_elbo(vae, options.test_images, options, device)
         metrics["bounds"] = importance_bounds(vae, options, device)
         metrics["laplace"] = laplace(vae, options, device)
-    if options.protocol == "published":
+    if options.protocol == "released":
         with modes(vae, *NETWORKS):
             metrics["batch_statistics"] = mean_elbo(vae, options.test_images, options, device)
-    images = Images(vae, options.fid_images, options.batch_size, options.seed, device, options.protocol == "published")
-    metrics["frechet"], kept = {}, {}
+    images = Images(vae, options.fid_images, options.batch_size, options.seed, device, options.protocol == "released")
+    metrics["frechet"], all_moments = {}, {}
     for name, features in spaces.items():
-        metrics["frechet"][name], kept[name] = frechet_distances(features, images, real, known.get(name, {}))
+        metrics["frechet"][name], all_moments[name] = frechet_distances(features, images, real, known.get(name, {}))
     metrics["sigma"] = vae.log_sigma.exp().item()
     metrics["seconds"] = time.perf_counter() - start
-    return metrics, kept
+    return metrics, all_moments
 
 
 def strips(vae: VAE, options: Any, device: torch.device) -> dict[str, str]:
     """Rows of images for the figure, as PNG in base64: x*, x, g(z') and g(z') with the decoder's noise."""
-    one_by_one = options.protocol == "published"
+    one_by_one = options.protocol == "released"
     kinds = {
         kind: next(Images(vae, COLUMNS, COLUMNS, options.seed, device, one_by_one)(kind))
         for kind in ("truth", "noisy", "decoded")
     }
     noise = torch.Generator(device).manual_seed(options.seed)
     kinds["sampled"] = kinds["decoded"] + vae.log_sigma.exp().detach() * normal(kinds["decoded"].shape, noise)
-    return {kind: base64.b64encode(png(images, COLUMNS)).decode() for kind, images in kinds.items()}
-
-
-# --- training -------------------------------------------------------------------------------------------------------
-
-
-class Trainer:
-    """A training by Adam on fresh samples, tracked, with checkpoints: that of the encoder, and the joint one.
-
-    objective: a loss, nats an image, of latents z (N, nz), images x, and the noise's stream.
-    """
-
-    def __init__(
-        self,
-        vae: VAE,
-        objective: Callable[[Tensor, Tensor, torch.Generator], Tensor],
-        adam: tuple[float, tuple[float, float]],
-        options: Any,
-        spaces: Mapping[str, Features],
-        device: torch.device,
-    ):
-        self.vae, self.objective, self.options, self.spaces, self.device = vae, objective, options, spaces, device
-        parameters = [p for p in vae.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, options.lr or adam[0], betas=adam[1], fused=True)
-        self.noise = torch.Generator(device).manual_seed(options.seed)
-        self.history: dict[str, list] = {key: [] for key in ("iteration", "loss", "elbo", "data", "kl", "sigma")}
-        kinds = ("frechet",) if vae.decoder is vae.truth else ("frechet", "prior")
-        self.history |= {f"{kind}_{name}": [] for name in spaces for kind in kinds}
-        self.iteration, self.sum, self.seconds, self.known = 0, 0.0, 0.0, {}
-
-    def step(self) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
-            z = normal((self.options.batch_size, self.vae.nz), self.noise)
-            loss = self.objective(z, self.vae.sample(z, self.noise)[1], self.noise)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
-
-    def track(self) -> None:
-        """Add a point to the curves."""
-        options, vae = self.options, self.vae
-        one_by_one = options.protocol == "published"
-        with modes(vae, *(NETWORKS if one_by_one else ())):
-            found = mean_elbo(vae, options.track_images, options, self.device)
-        images = Images(vae, options.track_images, options.batch_size, options.seed, self.device, one_by_one)
-        for name, features in self.spaces.items():
-            if name not in self.known:
-                self.known[name] = moments(features, images("truth"))
-            for kind, stream in (("frechet", "decoded"), ("prior", "prior")):
-                if f"{kind}_{name}" in self.history:
-                    distance = frechet_distance(self.known[name], moments(features, images(stream)))
-                    self.history[f"{kind}_{name}"].append(distance)
-        since = self.iteration - (self.history["iteration"][-1] if self.history["iteration"] else 0)
-        values = {"iteration": self.iteration, "loss": float(self.sum) / since if since else None}
-        values |= {key: found[key] for key in ("elbo", "data", "kl")} | {"sigma": vae.log_sigma.exp().item()}
-        for key, value in values.items():
-            if value is not None and not math.isfinite(value):
-                raise FloatingPointError(f"the {key} is {value} at iteration {self.iteration}; try a smaller --lr")
-            self.history[key].append(value)
-        self.sum = 0.0
-
-    def run(self, batch_statistics: tuple[str, ...], checkpoint: Path) -> None:
-        """Train to --iterations, from the checkpoint if there is one, with the named networks in training mode."""
-        total, options = self.options.iterations, self.options
-        points = {round(total * i / options.track) for i in range(options.track + 1)}
-        if checkpoint.exists():
-            self.load(checkpoint)
-        with tqdm(total=total, initial=self.iteration, desc="training", unit="step") as bar:
-            while True:
-                if self.iteration in points and self.iteration not in self.history["iteration"]:
-                    self.track()
-                    bar.set_postfix_str(f"ELBO {self.history['elbo'][-1]:.0f}")
-                if self.iteration and (self.iteration % options.checkpoint_every == 0 or self.iteration == total):
-                    self.save(checkpoint)
-                if self.iteration == total:
-                    return
-                start = time.perf_counter()
-                stop = min(total, (self.iteration // options.checkpoint_every + 1) * options.checkpoint_every)
-                stop = min([stop, *(point for point in points if point > self.iteration)])
-                with modes(self.vae, *batch_statistics, learning=True):
-                    while self.iteration < stop:
-                        self.sum = self.sum + self.step()
-                        self.iteration += 1
-                        bar.update()
-                self.seconds += time.perf_counter() - start
-
-    def save(self, path: Path) -> None:
-        state = {
-            "config": as_config(self.options),
-            "vae": self.vae.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "noise": self.noise.get_state(),
-            "history": self.history,
-            "iteration": self.iteration,
-            "sum": torch.as_tensor(self.sum),
-            "seconds": self.seconds,
-        }
-        save_torch(path, state)
-
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other options."""
-        state = load_torch(path, "checkpoint")
-        try:
-            same_options(path, state["config"], as_config(self.options), FREE_ON_RESUME)
-            if state["history"].keys() != self.history.keys():
-                had = "with" if "frechet_inception" in state["history"] else "without"
-                raise RunError(f"--resume: {path} was tracked {had} Inception's weights, which now is not so")
-            truth = self.vae.truth.named_parameters()
-            if not all(torch.equal(state["vae"][f"truth.{name}"], p.cpu()) for name, p in truth):
-                raise RunError(f"--resume: {path} is of another ground truth")
-            self.vae.load_state_dict(state["vae"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.noise.set_state(state["noise"])
-            self.history, self.iteration = state["history"], state["iteration"]
-            self.sum, self.seconds = state["sum"].to(self.device), state["seconds"]
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise RunError(f"{path} is no checkpoint of such a run: {str(error).splitlines()[0]}") from error
-
-
-def networks_of(kept: Any, path: Path, device: torch.device) -> tuple[Generator, Discriminator, dict[str, Any]]:
-    """Generator and discriminator as kept by dcgan.py, in evaluation mode, and what else it said of them.
-
-    Raises RunError, one line naming `path`, if `kept` is something else.
-    """
-    try:
-        width = kept["width"]
-        generator, discriminator = Generator(width["nz"], width["ngf"]), Discriminator(width["ndf"])
-        generator.load_state_dict(kept["generator"])
-        discriminator.load_state_dict(kept["discriminator"])
-        rest = {key: kept[key] for key in ("width", "epoch", "data", "seed")}
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise RunError(f"{path} is no ground truth of dcgan.py: {str(error).splitlines()[0]}") from error
-    networks = [network.to(device).eval().requires_grad_(False) for network in (generator, discriminator)]
-    return *networks, rest
-
-
-def main(options: Options) -> None:
-    device, checkpoint = begin(options)
-    options = replace(options, precision=options.precision or native_precision(device))
-    ground_truth = load_torch(options.ground_truth, "ground truth of dcgan.py")
-    truth, discriminator, kept = networks_of(ground_truth, options.ground_truth, device)
-    torch.manual_seed(options.seed)
-    vae = VAE(truth, Encoder(kept["width"]["nz"], kept["width"]["ndf"]).to(device), options.sigma).to(device)
-    spaces, real = feature_spaces(options, discriminator, device), real_images(options, kept)
-
-    def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
-        return -log_normal(z, *vae.encoder(x)).mean()
-
-    trainer = Trainer(vae, objective, ADAM[options.protocol], options, spaces, device)
-    trainer.run(NETWORKS if options.protocol == "published" else ("encoder",), checkpoint)
-    if options.protocol == "paper":
-        noise = torch.Generator(device).manual_seed(5_000_003 + options.seed)
-        latents = (normal((options.batch_size, vae.nz), noise) for _ in range(CALIBRATION))
-        update_bn((vae.sample(z, noise)[1] for z in latents), vae.encoder)
-    metrics, known = report(vae, options, spaces, real, {}, device)
-    shared = {name: {kind: vars(found[kind]) for kind in SHARED & found.keys()} for name, found in known.items()}
-    save_torch(options.out / "moments.pt", shared | {"device": device.type})
-    model = {"encoder": vae.encoder.state_dict(), "config": as_config(options), "ground_truth": ground_truth}
-    save_torch(options.out / "model.pt", model)
-    result = finish(trainer, metrics, kept)
-    print_report(result, "frozen")
-
-
-def finish(trainer: Trainer, metrics: dict, kept: Mapping) -> dict[str, Any]:
-    """Write result.json and the figure of a training that is done."""
-    options, vae, device = trainer.options, trainer.vae, trainer.device
-    seconds = trainer.seconds + metrics.pop("seconds")
-    result = save_result(
-        options.out,
-        options,
-        device,
-        seconds,
-        metrics | {"iterations": trainer.iteration},
-        trainer.history,
-        data=celeba.NAME if kept["data"] == "celeba" else faces.NAME,
-        ground_truth=dict(kept),
-        seconds_per_step=trainer.seconds / trainer.iteration,
-        strips=strips(vae, options, device),
-    )
-    section4.draw_training(result, options.out)
-    return result
-
-
-def print_report(result: Mapping, stage: str) -> None:
-    """The published numbers, where there are any of this stage, beside ours. stage: a row of Table 1."""
-    metrics, config = result["metrics"], result["config"]
-    paper = published.TABLE1.get(stage, {})
-    batch = metrics.get("batch_statistics")
-    rows = [
-        ("ELBO", None if batch else paper.get("elbo"), metrics["elbo"]),
-        *([("  each batch normalised by itself", paper.get("elbo"), batch["elbo"])] if batch else []),
-        ("  data term", None, metrics["data"]),
-        ("  KL", None, metrics["kl"]),
-        *((f"bound of log p(x), k = {k}", None, value) for k, value in metrics["bounds"].items()),
-        ("log p(x) of the truth, Laplace", None, metrics["laplace"]["evidence"]),
-        ("  less, best factorized Gaussian", None, metrics["laplace"]["factorization"]),
-        ("sigma of the decoder", published.SIGMA, metrics["sigma"]),
-    ]
-    for space, found in metrics["frechet"].items():
-        name = section4.fid_name(result) if space == "inception" else "Fréchet, discriminator"
-        for key, label in section4.DISTANCES.items():
-            if key in found:
-                shown = "no real images" if found[key] is None else found[key]
-                compared = space == "inception" and key == ("means" if stage == "frozen" else "noise_on_one_side")
-                rows.append((f"{name}: {label}", paper.get("fid") if compared else None, shown))
-    if config["fid_dims"] and "inception" not in metrics["frechet"]:
-        rows.append(("FID", paper.get("fid"), "no weights"))
-    rows.append(("iterations", published.SECTION4_ITERATIONS, metrics["iterations"]))
-    rows.append(("images a side", published.SECTION4_FID_IMAGES, config["fid_images"]))
-    print(table((f"Section 4: {stage} ({config['protocol']})", "paper", "ours"), rows, digits=3))
-    print(f"{result['seconds']:.0f} s on {result['environment']['device']}; result and figure in {config['out']}")
+    return {kind: base64.b64encode(dcgan.png(images, COLUMNS)).decode() for kind, images in kinds.items()}
 
 
 if __name__ == "__main__":
-    cli(Options, main, __doc__.splitlines()[0], PRESETS)
+    cli(
+        __doc__,
+        ("report", main, Options(), "the report's encoder, the default"),
+        ("quick", main, QUICK, "after `dcgan.py quick`: minutes on two cores, no FID"),
+    )

@@ -7,7 +7,7 @@ what the decoder loses, and from the decoder's own samples g(z) of other z.
 
 The protocol is that of the encoder's run:
 
-                     paper                                  published
+                     report                                 released
   batch norm         evaluation mode: what is trained is    training mode in all networks; images for FID one at a
                      what is tested                         time
   Adam               2e-4                                   1e-5
@@ -17,40 +17,42 @@ keeps its own. --freeze-decoder is the control that Table 1 lacks: its first row
 log q(z given x), not the ELBO, so part of what joint training gains is the encoder's. Here the encoder gets the
 ELBO, and the decoder stays g*.
 
-The report at the end is that of `celeba_encoder.py`, with three more distances: of x* and g(z') with noise of
+The evaluation at the end is that of `celeba_encoder.py`, with three more distances: of x* and g(z') with noise of
 sigma = 0.05 added to that only, as the released code does for Table 1; of x* and the prior's g(z); of that and real
 images.
 
-All quantities are in nats an image, of 12,288 dimensions.
+All quantities are in nats per image, of 12,288 dimensions.
+
+    uv run celeba_joint.py                                      after celeba_encoder.py
+    uv run celeba_joint.py --freeze-decoder --out runs/elbo     the control
+    uv run celeba_joint.py quick                                after `celeba_encoder.py quick`; no FID
 """
 
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from celeba_encoder import (
     NETWORKS,
-    QUICK,
     VAE,
     Encoder,
     Protocol,
     Trainer,
     TrainingOptions,
+    evaluate,
     feature_spaces,
     finish,
     networks_of,
-    print_report,
     real_images,
-    report,
 )
-from dcgan import Moments
-from figures.run import RunError, as_config, begin, cli, load_torch, native_precision, save_torch
+from figures import run
+from figures.cli import cli
+from figures.frechet import Moments
 
-ADAM = {"paper": (2e-4, (0.9, 0.999)), "published": (1e-5, (0.9, 0.999))}  # learning rate, betas
+ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (1e-5, (0.9, 0.999))}  # learning rate, betas
 
 
 @dataclass(frozen=True)
@@ -64,79 +66,75 @@ class Options(TrainingOptions):
     out: Path = Path("runs/celeba_joint")
     """folder for model.pt, the figure and result.json"""
 
-    GROUPS: ClassVar = {"what is trained": "encoder learn-sigma freeze-decoder"} | TrainingOptions.GROUPS
-    EXAMPLES: ClassVar = (
-        ("--encoder runs/encoder_published/model.pt", "go on from there, in the protocol of that run"),
-        ("--freeze-decoder --out runs/elbo", "the control: the encoder alone, by the same ELBO"),
-    )
 
-
-PRESETS = {
-    "quick": (
-        Options(iterations=1000, batch_size=64, **QUICK),
-        "after `celeba_encoder.py --preset quick`: minutes, no FID",
-    )
-}
+QUICK = Options(
+    iterations=1000,
+    batch_size=64,
+    test_images=2000,
+    bound_images=50,
+    laplace_images=16,
+    fid_images=2000,
+    fid_dims=0,
+    track=6,
+    track_images=500,
+)
 
 
 @dataclass(frozen=True)
 class Continued(Options):
     """The options, and what the encoder's run fixes."""
 
-    protocol: Protocol = "paper"
+    protocol: Protocol = "report"
     sigma: float = 0.05
 
 
 def main(options: Options) -> None:
-    device, checkpoint = begin(options)
-    before = load_torch(options.encoder, "encoder of celeba_encoder.py")
-    try:
-        config, state, ground_truth = (before[key] for key in ("config", "encoder", "ground_truth"))
-        protocol, sigma = config["protocol"], config["sigma"]
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{options.encoder} is no encoder of celeba_encoder.py: no {error}") from error
-    truth, discriminator, kept = networks_of(ground_truth, options.encoder, device)
-    options = replace(options, precision=options.precision or native_precision(device))
-    options = Continued(**vars(options), protocol=protocol, sigma=sigma)
-    encoder = Encoder(kept["width"]["nz"], kept["width"]["ndf"])
-    try:
-        encoder.load_state_dict(state)
-    except RuntimeError as error:
-        raise RunError(f"{options.encoder} has an encoder of another width than its ground truth") from error
+    device, checkpoint = run.begin(options)
+    with run.reading(options.encoder, "encoder of celeba_encoder.py") as before:
+        config = run.in_present_words(before["config"])
+        truth, discriminator, origin = networks_of(before["ground_truth"], device)
+        encoder = Encoder(origin["width"]["nz"], origin["width"]["ndf"])
+        encoder.load_state_dict(before["encoder"])
+    options = replace(options, precision=options.precision or run.native_precision(device))
+    options = Continued(**vars(options), protocol=config["protocol"], sigma=config["sigma"])
     decoder = truth if options.freeze_decoder else copy.deepcopy(truth).requires_grad_(True)
-    vae = VAE(truth, encoder.to(device), sigma, decoder).to(device)
+    vae = VAE(truth, encoder.to(device), options.sigma, decoder).to(device)
     vae.log_sigma.requires_grad_(options.learn_sigma)
-    spaces, real = feature_spaces(options, discriminator, device), real_images(options, kept)
+    spaces, real = feature_spaces(options, discriminator, device), real_images(options, origin)
 
     def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
         return -vae.elbo(x, noise)["elbo"].mean()
 
-    trainer = Trainer(vae, objective, ADAM[protocol], options, spaces, device)
-    trainer.run(NETWORKS if protocol == "published" else (), checkpoint)
-    metrics, _ = report(vae, options, spaces, real, known_moments(options, config, device), device)
-    model = {"encoder": vae.encoder.state_dict(), "decoder": vae.decoder.state_dict(), "config": as_config(options)}
-    save_torch(options.out / "model.pt", model | {"log_sigma": vae.log_sigma.detach()})
+    trainer = Trainer(vae, objective, ADAM[options.protocol], options, spaces, device)
+    trainer.run(NETWORKS if options.protocol == "released" else (), checkpoint)
+    metrics, _ = evaluate(vae, options, spaces, real, known_moments(options, config, device), device)
+    model = {"encoder": vae.encoder.state_dict(), "decoder": vae.decoder.state_dict(), "config": run.as_config(options)}
+    run.save_torch(options.out / "model.pt", model | {"log_sigma": vae.log_sigma.detach()})
     changed = "frozen, ELBO" if options.freeze_decoder else "joint"
-    print_report(finish(trainer, metrics, kept), changed + ", sigma learned" * options.learn_sigma)
+    finish(trainer, metrics, origin, changed + ", sigma learned" * options.learn_sigma)
 
 
-def known_moments(options: Continued, config: dict[str, Any], device: torch.device) -> dict[str, dict[str, Moments]]:
+def known_moments(options: Continued, config: dict, device: torch.device) -> dict[str, dict[str, Moments]]:
     """Moments of the ground truth's images from the encoder's run, if that took them as this run would."""
     path = options.encoder.with_name("moments.pt")
     same = ("seed", "batch_size", "fid_images", "fid_dims", "precision", "images")
-    if not path.is_file() or any(as_config(options)[key] != config[key] for key in same):
-        return {}
-    shared = load_torch(path, "moments of celeba_encoder.py")
-    if shared.pop("device") != device.type:  # its random numbers are others
+    if not path.is_file() or any(run.as_config(options)[key] != config[key] for key in same):
         return {}
     known: dict[str, dict[str, Moments]] = {}
-    for space, kinds in shared.items():
-        known[space] = {}
-        for kind, values in kinds.items():
-            known[space][kind] = Moments()
-            vars(known[space][kind]).update(values)
+    with run.reading(path, "file of moments of celeba_encoder.py") as shared:
+        if shared.pop("device") != device.type:  # its random numbers are others
+            return {}
+        for space, kinds in shared.items():
+            known[space] = {}
+            for kind, values in kinds.items():
+                known[space][kind] = Moments()
+                vars(known[space][kind]).update(values)
     return known
 
 
 if __name__ == "__main__":
-    cli(Options, main, __doc__.splitlines()[0], PRESETS)
+    cli(
+        __doc__,
+        ("report", main, Options(), "the report's joint training, the default"),
+        ("quick", main, QUICK, "after `celeba_encoder.py quick`: minutes on two cores, no FID"),
+    )

@@ -6,7 +6,7 @@ true posterior is not of that form. One run goes through the whole section, and 
 
   frozen       the encoder alone, trained with the ELBO under the true decoder: the gap is the approximation error
   joint        both, from there: the ELBO rises, the decoder's centres leave the data
-  consistent   the report's remedy, which its code leaves out: q = softmax(W x + c), one linear layer 2 -> 4. It holds
+  consistent   the report's remedy, not in the released code: q = softmax(W x + c), one linear layer 2 -> 4. It holds
                the true posterior exactly; trained alone, then jointly, its KL vanishes and the decoder stays
   oracle       no network: for each x the best factorized posterior, by coordinate ascent. Its gap is what the
                factorization costs; the rest of the frozen gap is the network's. Also with the decoder's centres fitted
@@ -14,21 +14,24 @@ true posterior is not of that form. One run goes through the whole section, and 
   assignments  the three ways to lay code words on components: which component is diagonally opposite which
   variances    the oracle's gap for variances 0.01 to 4, and networks trained at a few of them
 
-The text of the report says "identity covariance scaled by sigma = 0.01"; its numbers are those of variance 1, the
-default here. Its text has 2,000 points and Adam 1e-3 throughout, the defaults here; its code has 2,000 points for each
-component and 1e-4 for joint training: `--points-per-component 2000 --joint-lr 1e-4`.
+The report's text says "identity covariance scaled by sigma = 0.01"; its numbers are those of variance 1, the
+default here. Its text has 2,000 points and Adam 1e-3 throughout, the defaults here; its released code has 2,000 points
+for each component and 1e-4 for joint training: `--points-per-component 2000 --joint-lr 1e-4`.
 
 All quantities are in nats per point.
+
+    uv run mixture.py                                                          the settings of the report's text
+    uv run mixture.py --points-per-component 2000 --joint-lr 1e-4              those of its released code
+    uv run mixture.py quick                                                    a fifth of the steps, half a minute
 """
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -38,8 +41,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from disarm import codes
-from figures import published, section3
-from figures.run import RunError, as_config, cli, pick_device, save_result, table, write_json
+from figures import run, section3
+from figures.cli import Count, Natural, Positive, cli
 
 CENTRES = ((1.0, 1.0), (1.0, -1.0), (0.0, 0.0), (-1.0, 0.0))  # of code words 00, 01, 10, 11, as in the released code
 # For each class of assignments, the component (index into CENTRES) of each code word; 00 is opposite 11, 01 to 10.
@@ -49,71 +52,45 @@ ASSIGNMENTS = {
     "(1,1) opposite (0,0)": (0, 1, 3, 2),
 }
 EVERY = 50  # steps between two points of the curves
-GRID = 121  # nodes a side of the decision regions
+GRID = 121  # nodes per side of the decision regions
 SECTION_RUNS = 8  # trainings of --steps in `section`: factorized, consistent, two more assignments; two stages each
 HIDDEN = 64
 
 
 @dataclass(frozen=True)
 class Options:
-    points: int = 2000
+    points: Count = 2000
     """training points, z drawn first and then x, as the report's text says"""
-    points_per_component: int | None = None
+    points_per_component: Count | None = None
     """points for each of the four components, instead of --points; 2000 is what the released code has"""
-    variance: float = 1.0
+    variance: Positive = 1.0
     """variance of each component; the report's text says 0.01, its numbers need 1"""
-    steps: int = 10_000
+    steps: Count = 10_000
     """full-batch steps with the decoder frozen, and again with both trained"""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """learning rate of Adam with the decoder frozen"""
-    joint_lr: float = 1e-3
+    joint_lr: Positive = 1e-3
     """learning rate of the new Adam of joint training; the released code has 1e-4"""
-    variances: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+    variances: tuple[Positive, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
     """variances at which the oracle's gap is computed"""
-    trained_variances: tuple[float, ...] = (0.01, 4.0)
+    trained_variances: tuple[Positive, ...] = (0.01, 4.0)
     """variances at which networks are trained, besides --variance"""
-    oracle_points: int = 50_000
+    oracle_points: Count = 50_000
     """fresh points for the oracle's gap"""
-    seeds: int = 1
+    seeds: Count = 1
     """repeat stages and assignments for this many seeds and report mean and 95% interval"""
-    seed: int = 0
+    seed: Natural = 0
     """first seed, of data and initialisation"""
     device: str | None = None
-    """where to train; default: the accelerator if there is one, else the CPU"""
+    """where to train; None: the accelerator if there is one, else the CPU"""
     resume: bool = False
     """keep the finished seeds of an interrupted run in --out"""
     out: Path = Path("runs/mixture")
     """folder for result.json and the figures"""
 
-    GROUPS: ClassVar = {
-        "data": "points points-per-component variance",
-        "training": "steps lr joint-lr",
-        "gap against variance": "variances trained-variances oracle-points",
-        "run": "seeds seed device resume out",
-    }
-    EXAMPLES: ClassVar = (
-        ("", "all of Section 3, with the settings of the report's text"),
-        ("--points-per-component 2000 --joint-lr 1e-4 --out runs/released", "with those of its code"),
-    )
 
-    def __post_init__(self) -> None:
-        for name in ("points", "points_per_component", "steps", "oracle_points", "seeds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-        for name in ("variance", "lr", "joint_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} must be a positive number, not {getattr(self, name)}")
-        if not all(0 < variance < math.inf for variance in self.variances + self.trained_variances):
-            raise ValueError("--variances and --trained-variances must be positive numbers")
-
-
-PRESETS = {
-    "quick": (
-        Options(steps=2000, lr=3e-3, joint_lr=3e-3, oracle_points=20_000),
-        "a fifth of the steps at three times the rate, half a minute",
-    )
-}
+# Three times the rates, for there are few steps.
+QUICK = Options(steps=2000, lr=3e-3, joint_lr=3e-3, oracle_points=20_000)
 
 
 # --- ground truth ---------------------------------------------------------------------------------------------------
@@ -200,7 +177,7 @@ class Encoder:
         """Make the tables for forward and backward passes over the points x, (N, 2)."""
         self.outputs = [x.new_empty(len(x), len(bias)) for _, bias in self.layers]
         self.grad_top, self.spare = torch.empty_like(self.outputs[-1]), torch.empty_like(self.outputs[-2:][0])
-        self.exponent, self.kept = x.new_empty(2, 4, len(x))
+        self.exponent, self.log_softmax = x.new_empty(2, 4, len(x))
 
     def log_q(self, x: Tensor, keep: bool = False) -> Tensor:
         """log q(z given x), (4, N). With `keep` the layers' outputs stay in the tables, for `backward`."""
@@ -209,7 +186,7 @@ class Encoder:
             if i + 1 < len(self.layers):
                 x.relu_()
         exponent = torch.mm(self.statistics, x.T, out=self.exponent if keep else None)
-        return torch.log_softmax(exponent, 0, out=self.kept if keep else None)
+        return torch.log_softmax(exponent, 0, out=self.log_softmax if keep else None)
 
     def backward(self, x: Tensor, grad: Tensor) -> None:
         """Write theta.grad, given the gradient in the unnormalised log q, (4, N), of the last kept forward pass.
@@ -321,16 +298,16 @@ def fit_means(x: Tensor, means: Tensor, variance: float, posterior: Callable[[Te
         value, _, grad = elbo(posterior(log_joint(x, mu, variance)), mu)
         return -value.mean().item(), -grad.cpu().numpy().ravel() / len(x)
 
-    found = scipy.optimize.minimize(
+    optimum = scipy.optimize.minimize(
         objective, means.double().cpu().numpy().ravel(), jac=True, method="L-BFGS-B", options={"gtol": 1e-7}
     )
-    return torch.from_numpy(found.x.reshape(4, 2)).to(x)
+    return torch.from_numpy(optimum.x.reshape(4, 2)).to(x)
 
 
 # --- report ---------------------------------------------------------------------------------------------------------
 
 
-def measure(x: Tensor, log_q: Tensor, means: Tensor, truth: Tensor, variance: float) -> dict[str, float]:
+def measure(x: Tensor, log_q: Tensor, means: Tensor, truth: Tensor, variance: float) -> dict[str, Any]:
     """ELBO, log evidence and KLs of one state, in float64, and how far each centre is from the true one."""
     x, log_q, means, truth = x.double(), log_q.double(), means.double(), truth.double()
     log_p = log_joint(x, means, variance)
@@ -411,14 +388,18 @@ def section(options: Options, seed: int, device: torch.device, bar: tqdm) -> dic
     metrics["assignments"] = {}
     for name, order in ASSIGNMENTS.items():
         laid = truth[list(order)]
-        found = {"oracle": measure(x, oracle(log_joint(x, laid, variance)), laid, laid, variance)}
+        of_assignment: dict[str, dict] = {
+            "oracle": measure(x, oracle(log_joint(x, laid, variance)), laid, laid, variance)
+        }
         means = fit_means(x, laid, variance, oracle)
-        found["oracle_joint"] = measure(x, oracle(log_joint(x.double(), means, variance)), means, laid, variance)
+        of_assignment["oracle_joint"] = measure(
+            x, oracle(log_joint(x.double(), means, variance)), means, laid, variance
+        )
         if order == (0, 1, 2, 3):
-            found |= {stage: metrics[stage] for stage in ("frozen", "joint")}
+            of_assignment |= {stage: metrics[stage] for stage in ("frozen", "joint")}
         else:
-            found |= {stage: m for stage, m, *_ in two_stages(options, factorized, x, laid, seed, bar)}
-        metrics["assignments"][name] = found
+            of_assignment |= {stage: m for stage, m, *_ in two_stages(options, factorized, x, laid, seed, bar)}
+        metrics["assignments"][name] = of_assignment
     return {"metrics": metrics, "history": history, "panels": panels}
 
 
@@ -439,25 +420,13 @@ def against_variance(options: Options, device: torch.device, bar: tqdm) -> tuple
     return gaps, networks
 
 
-def one_seed(options: Options, seed: int, device: torch.device, bar: tqdm) -> dict:
-    """`section` for one seed, kept in --out as soon as it is done; with --resume, a kept one is taken as it is."""
-    path = options.out / f"seed-{seed}.json"
-    config = as_config(options)
-    config = {key: config[key] for key in config.keys() - {"seed", "seeds", "resume", "out"}}
-    if options.resume and path.exists():
-        try:
-            kept = json.loads(path.read_text())
-            if kept["config"] == config:
-                bar.update(SECTION_RUNS * options.steps)
-                return kept
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path} is no kept seed of this script: {error}") from error
-        raise RunError(f"--resume: {path} was run with other options")
-    start = time.perf_counter()
-    done = section(options, seed, device, bar) | {"config": config}
-    done["seconds"] = time.perf_counter() - start
-    write_json(path, done)
-    return done
+def one_seed(options: Options, seed: int, device: torch.device, bar: tqdm) -> dict[str, Any]:
+    """`section` for one seed, kept in --out as soon as it is finished, and taken from there with --resume."""
+    before = bar.n
+    path, free = options.out / f"seed-{seed}.pt", {"seed", "seeds", "resume", "out"}
+    kept = run.keep(path, options, free, lambda: section(options, seed, device, bar))
+    bar.update(before + SECTION_RUNS * options.steps - bar.n)
+    return kept
 
 
 def interval(values: list[float]) -> dict[str, float]:
@@ -466,21 +435,8 @@ def interval(values: list[float]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "half_width": float(half), "n": len(values)}
 
 
-def scalars(metrics: dict, prefix: str = "") -> dict[str, float]:
-    """The numbers of nested metrics by dotted name; of `drift` the largest; centres are left out."""
-    found = {}
-    for key, value in metrics.items():
-        if isinstance(value, dict):
-            found |= scalars(value, f"{prefix}{key}.")
-        elif key == "drift":
-            found[f"{prefix}drift"] = max(value)
-        elif not isinstance(value, list):
-            found[prefix + key] = value
-    return found
-
-
 def main(options: Options) -> None:
-    device = pick_device(options.device)
+    device = run.pick_device(options.device)
     runs = SECTION_RUNS * options.seeds + 2 * len(options.trained_variances)
     with tqdm(total=runs * options.steps, desc="mixture", unit="step", unit_scale=True) as bar:
         seeds = [one_seed(options, options.seed + i, device, bar) for i in range(options.seeds)]
@@ -489,62 +445,17 @@ def main(options: Options) -> None:
     seconds = time.perf_counter() - start + sum(seed["seconds"] for seed in seeds)
     metrics = seeds[0]["metrics"] | {"variances": gaps, "networks": networks}
     if options.seeds > 1:
-        every = [scalars(seed["metrics"]) for seed in seeds]
+        every = [section3.scalars(seed["metrics"]) for seed in seeds]
         metrics["seeds"] = {key: interval([values[key] for values in every]) for key in every[0]}
-    result = save_result(options.out, options, device, seconds, metrics, seeds[0]["history"], panels=seeds[0]["panels"])
-    report(result)
-    for draw in (section3.draw_figure1, section3.draw_gap, section3.draw_curves):
-        draw(result, options.out)
-    print(f"{seconds:.0f} s on {result['environment']['device']}; result and figures in {options.out}")
-
-
-def report(result: dict) -> None:
-    """Print the stages beside the published numbers, then assignments and variances."""
-    metrics = result["metrics"]
-    flat = scalars({key: value for key, value in metrics.items() if key not in ("variances", "networks", "seeds")})
-    spread = metrics.get("seeds", {})
-
-    def over_seeds(key: str) -> str | None:
-        return f"{spread[key]['mean']:.4f} +- {spread[key]['half_width']:.4f}" if key in spread else None
-
-    names = {"elbo": "ELBO", "evidence": "log evidence", "kl": "KL(q, posterior)", "kl_true": "KL(q, true posterior)"}
-    rows = []
-    for stage in (
-        "truth",
-        "frozen",
-        "oracle",
-        "joint",
-        "oracle_joint",
-        "consistent_frozen",
-        "consistent_joint",
-        "maximum_likelihood",
-    ):
-        for quantity in ("evidence",) if stage == "truth" else (*names, "drift"):
-            key = f"{stage}.{quantity}"
-            label = f"{stage.replace('_', ' ')}: {names.get(quantity, 'farthest centre')}"
-            mine = (flat[key], over_seeds(key))[: 2 if spread else 1]
-            rows.append((label, published.MIXTURE_PAPER.get(key), published.MIXTURE_CODE.get(key), *mine))
-    seeds = [f"{next(iter(spread.values()))['n']} seeds, 95%"] if spread else []
-    print(table(("nats per point", "paper", "published code", "ours", *seeds), rows))
-    quantities = ("oracle.kl", "frozen.kl", "oracle_joint.elbo", "joint.elbo")
-    rows = [
-        (
-            name,
-            *(flat[f"assignments.{name}.{key}"] for key in quantities),
-        )
-        for name in ASSIGNMENTS
-    ]
-    print(table(("assignment", "oracle gap", "frozen gap", "best joint ELBO", "joint ELBO"), rows))
-    rows = [(f"{gap['variance']:g}", gap["evidence"], gap["elbo"], f"{gap['kl']:.1e}") for gap in metrics["variances"]]
-    print(table(("variance (oracle)", "log evidence", "ELBO", "gap"), rows))
-    stages = (("frozen", "evidence"), ("frozen", "elbo"), ("frozen", "kl"), ("joint", "elbo"), ("joint", "kl_true"))
-    networks = [*metrics["networks"], {"variance": result["config"]["variance"]} | metrics]
-    rows = [
-        (f"{network['variance']:g}", *(network[stage][key] for stage, key in stages))
-        for network in sorted(networks, key=lambda network: network["variance"])
-    ]
-    print(table(("variance (network)", "log evidence", "frozen ELBO", "gap", "joint ELBO", "KL to truth"), rows))
+    result = run.save_result(
+        options.out, options, device, seconds, metrics, seeds[0]["history"], panels=seeds[0]["panels"]
+    )
+    section3.report_mixture(result, options.out)
 
 
 if __name__ == "__main__":
-    cli(Options, main, __doc__.splitlines()[0], PRESETS)
+    cli(
+        __doc__,
+        ("report", main, Options(), "the settings of the report's text, the default"),
+        ("quick", main, QUICK, "a fifth of the steps at three times the rate, half a minute"),
+    )

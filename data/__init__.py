@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -38,8 +39,8 @@ class Corpus:
 
     train, test: CSR, float32, shapes (documents, words), indices sorted within a row.
     train_labels, test_labels: int64, shape (documents,), index into `groups`. Never used in training.
-    train_titles, test_titles: one string a document; in 20 Newsgroups split and number, as in its files.
-    words: one string a column. groups: one string a class. name: what reports call this corpus.
+    train_titles, test_titles: one string per document; in 20 Newsgroups split and number, as in its files.
+    words: one string per column. groups: one string per class. name: what reports call this corpus.
     """
 
     name: str
@@ -69,7 +70,7 @@ def cached(path: Path, make: Callable[[], Corpus]) -> Corpus:
 
 
 def _write(path: Path, corpus: Corpus) -> None:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split in SPLITS:
         counts = getattr(corpus, split)
         arrays |= {f"{split}_{part}": getattr(counts, part) for part in ("data", "indices", "indptr")}

@@ -14,14 +14,14 @@ import os
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torchvision import transforms
 from torchvision.datasets import CelebA
-from torchvision.transforms import functional as transforms
 from tqdm import tqdm
 
 from data import DataError
@@ -32,6 +32,7 @@ ARCHIVE = "img_align_celeba.zip"
 FOLDER = "img_align_celeba"
 ENVIRONMENT_VARIABLE = "CELEBA_IMAGES"
 SIZE = 64
+PREPARE = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE)])
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 NAMED = 5  # unreadable images that are named; the others are counted
 
@@ -81,7 +82,7 @@ def _downloaded(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _opened(source: Path) -> Iterator[tuple[list[str], str, Callable[[str], bytes]]]:
+def _opened(source: Path) -> Generator[tuple[list[str], str, Callable[[str], bytes]]]:
     """The images' names, a digest that changes with the source, and what reads one."""
     if source.is_dir():
         paths = sorted(path for path in source.rglob("*") if _is_image(path.relative_to(source)))
@@ -119,8 +120,7 @@ def _decode(source: Path, names: list[str], read: Callable[[str], bytes], path: 
     def decoded(name: str) -> np.ndarray | None:
         try:
             with Image.open(io.BytesIO(read(name))) as image:
-                small = transforms.resize(image.convert("RGB"), SIZE)
-                return np.asarray(transforms.center_crop(small, SIZE)).transpose(2, 0, 1)
+                return np.asarray(PREPARE(image.convert("RGB"))).transpose(2, 0, 1)
         except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError):
             return None
 

@@ -72,7 +72,7 @@ def docstrings(file: tuple[Path, str]) -> list[Docstring]:
         return []
     found = []
 
-    def visit(node: ast.AST, name: str) -> None:
+    def visit(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> None:
         text = ast.get_docstring(node, clean=False)
         if text and len(WORD.findall(text.lower())) >= SHORTEST:
             found.append((name, text))

@@ -58,7 +58,9 @@ class _Canvas:
         u, v = (x + tilt * y) / rx, (y - tilt * x) / ry
         return self.inside((np.sqrt(u * u + v * v) - 1) * np.minimum(rx, ry))
 
-    def paint(self, rows: slice, coverage: np.ndarray, colour: np.ndarray, shade: np.ndarray | float = 1.0) -> None:
+    def paint(
+        self, rows: slice, coverage: np.ndarray | np.floating, colour: np.ndarray, shade: np.ndarray | float = 1.0
+    ) -> None:
         """Lay a colour, (CHUNK, 3) or (3,), over the pixels of `rows`, as far as they are covered."""
         for c in range(3):
             part = self.image[:, c, rows]

@@ -131,9 +131,9 @@ def _members(path: Path) -> dict[str, bytes]:
                     raise DataError(f"{path}: refusing an archive with a link or device, {member.name!r}")
                 if member.size > LARGEST_MEMBER:
                     raise DataError(f"{path}: {member.name!r} claims {member.size} bytes")
-                if member.isfile() and member.name.startswith(INNER):
-                    files[member.name.removeprefix(INNER)] = archive.extractfile(member).read()
-            while archive.fileobj.read(1 << 20):  # to the end, where gzip checks its sum
+                if (file := archive.extractfile(member)) is not None and member.name.startswith(INNER):
+                    files[member.name.removeprefix(INNER)] = file.read()
+            while archive.fileobj and archive.fileobj.read(1 << 20):  # to the end, where gzip checks its sum
                 pass
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise DataError(f"{path}: truncated or corrupted, not a whole .tgz archive ({error})") from error

@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 
-from figures import published, style
+from figures import reference, style
+from figures.run import print_closing, print_table
 
 CODE_WORDS = ("00", "01", "10", "11")
 CURVES = {"elbo": "ELBO", "evidence": "log evidence", "kl": "KL to posterior", "kl_true": "KL to true posterior"}
@@ -92,7 +93,7 @@ def draw_gap(result: dict, folder: Path) -> None:
     axes[1].plot(variances, [gap["evidence"] for gap in gaps], label="log evidence, true decoder", **look[0])
     elbo = [network["frozen"]["elbo"] for network in networks]
     axes[1].plot(trained, elbo, label="ELBO, network, decoder frozen", linestyle="none", **look[1])
-    reported = published.MIXTURE_PAPER["frozen.elbo"]
+    reported = reference.MIXTURE_REPORT["frozen.elbo"]
     axes[1].axhline(
         reported, color=style.REFERENCE, linestyle="-.", linewidth=1, label=f"report, decoder frozen: {reported:g}"
     )
@@ -128,3 +129,67 @@ def draw_curves(result: dict, folder: Path) -> None:
     axes[0].legend(fontsize=8, loc="upper right")
     axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.08, 1.0))
     style.save(figure, folder, "mixture_curves")
+
+
+def scalars(metrics: dict, prefix: str = "") -> dict[str, float]:
+    """The numbers of nested metrics by dotted name; of `drift` the largest; centres are left out."""
+    numbers = {}
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            numbers |= scalars(value, f"{prefix}{key}.")
+        elif key == "drift":
+            numbers[f"{prefix}drift"] = max(value)
+        elif not isinstance(value, list):
+            numbers[prefix + key] = value
+    return numbers
+
+
+def report_mixture(result: dict, folder: Path) -> None:
+    """Draw the figures, and print the stages beside the report's numbers, then assignments and variances."""
+    for draw in (draw_figure1, draw_gap, draw_curves):
+        draw(result, folder)
+    metrics = result["metrics"]
+    flat = scalars({key: value for key, value in metrics.items() if key not in ("variances", "networks", "seeds")})
+    spread = metrics.get("seeds", {})
+
+    def over_seeds(key: str) -> str | None:
+        return f"{spread[key]['mean']:.4f} +- {spread[key]['half_width']:.4f}" if key in spread else None
+
+    names = {"elbo": "ELBO", "evidence": "log evidence", "kl": "KL(q, posterior)", "kl_true": "KL(q, true posterior)"}
+    rows = []
+    for stage in (
+        "truth",
+        "frozen",
+        "oracle",
+        "joint",
+        "oracle_joint",
+        "consistent_frozen",
+        "consistent_joint",
+        "maximum_likelihood",
+    ):
+        for quantity in ("evidence",) if stage == "truth" else (*names, "drift"):
+            key = f"{stage}.{quantity}"
+            label = f"{stage.replace('_', ' ')}: {names.get(quantity, 'farthest centre')}"
+            mine = (flat[key], over_seeds(key))[: 2 if spread else 1]
+            rows.append((label, reference.MIXTURE_REPORT.get(key), reference.MIXTURE_RELEASED_CODE.get(key), *mine))
+    seeds = [f"{next(iter(spread.values()))['n']} seeds, 95%"] if spread else []
+    print_table(("nats per point", "report", "released code", "ours", *seeds), rows)
+    quantities = ("oracle.kl", "frozen.kl", "oracle_joint.elbo", "joint.elbo")
+    rows = [
+        (
+            name,
+            *(flat[f"assignments.{name}.{key}"] for key in quantities),
+        )
+        for name in metrics["assignments"]
+    ]
+    print_table(("assignment", "oracle gap", "frozen gap", "best joint ELBO", "joint ELBO"), rows)
+    rows = [(f"{gap['variance']:g}", gap["evidence"], gap["elbo"], f"{gap['kl']:.1e}") for gap in metrics["variances"]]
+    print_table(("variance (oracle)", "log evidence", "ELBO", "gap"), rows)
+    stages = (("frozen", "evidence"), ("frozen", "elbo"), ("frozen", "kl"), ("joint", "elbo"), ("joint", "kl_true"))
+    networks = [*metrics["networks"], {"variance": result["config"]["variance"]} | metrics]
+    rows = [
+        (f"{network['variance']:g}", *(network[stage][key] for stage, key in stages))
+        for network in sorted(networks, key=lambda network: network["variance"])
+    ]
+    print_table(("variance (network)", "log evidence", "frozen ELBO", "gap", "joint ELBO", "KL to truth"), rows)
+    print_closing(result)

@@ -7,7 +7,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from data import faces
-from figures import published, style
+from figures import reference, style
+from figures.run import print_closing, print_table
 
 
 def draw_dcgan(result: dict, folder: Path) -> None:
@@ -18,7 +19,7 @@ def draw_dcgan(result: dict, folder: Path) -> None:
     for i, key in enumerate(("discriminator_loss", "generator_loss")):
         look = {"color": style.COLOURS[i], "linestyle": style.LINES[i]}
         axes[0].plot(epochs, history[key], label=key.replace("_", "'s "), **look)
-    axes[0].set(xlabel="epoch", ylabel="loss (nats an image)")
+    axes[0].set(xlabel="epoch", ylabel="loss (nats per image)")
     axes[0].legend()
     axes[1].plot(epochs, history["frechet"], color=style.COLOURS[0])
     axes[1].plot(
@@ -34,6 +35,21 @@ def draw_dcgan(result: dict, folder: Path) -> None:
     style.save(figure, folder, "dcgan_curves")
 
 
+def report_dcgan(result: dict, folder: Path) -> None:
+    """Draw the curves of the GAN, and print what it selected beside the released code's."""
+    draw_dcgan(result, folder)
+    config, metrics = result["config"], result["metrics"]
+    rows = [
+        ("epoch selected", reference.DCGAN_EPOCH, metrics["selected_epoch"]),
+        (f"  {result['space']}", None, metrics["frechet_selected"]),
+        (f"  at the last epoch, {metrics['epochs']}", None, metrics["frechet_last"]),
+        ("images", reference.CELEBA_IMAGES, result["images"]),
+        ("ngf, ndf", "64, 64", f"{config['ngf']}, {config['ndf']}"),
+    ]
+    print_table(("ground truth of Section 4", "released code", "ours"), rows, digits=2)
+    print_closing(result)
+
+
 # What a Fréchet distance of Section 4 compares, by its name in the results.
 DISTANCES = {
     "means": "x* and decoded",
@@ -47,12 +63,12 @@ DISTANCES = {
 
 
 STAGES = {  # of a folder of results, by name: where it stands in Table 1, and how figures call it
-    "encoder_paper": ("frozen", "paper", "encoder alone"),
-    "elbo_paper": ("frozen, ELBO", "paper", "encoder alone, by the ELBO"),
-    "joint_paper": ("joint", "paper", "joint"),
-    "joint_paper_sigma": ("joint, sigma learned", "paper", "joint, sigma learned"),
-    "encoder_published": ("frozen", "published", "encoder alone, released code's protocol"),
-    "joint_published": ("joint", "published", "joint, released code's protocol"),
+    "encoder_report": ("frozen", "report", "encoder alone"),
+    "elbo_report": ("frozen, ELBO", "report", "encoder alone, by the ELBO"),
+    "joint_report": ("joint", "report", "joint"),
+    "joint_report_sigma": ("joint, sigma learned", "report", "joint, sigma learned"),
+    "encoder_released": ("frozen", "released", "encoder alone, released code's protocol"),
+    "joint_released": ("joint", "released", "joint, released code's protocol"),
 }
 ROWS = {"truth": "$x^* = g^*(z)$", "noisy": "$x = x^* + \\sigma\\epsilon$"}
 
@@ -65,6 +81,37 @@ def fid_name(result: dict) -> str:
 def draw_training(result: dict, folder: Path) -> None:
     """ELBO, and Fréchet distance of x* and its re-decoding, along one training of Section 4."""
     _draw_curves({f"{result['config']['protocol']} protocol": result}, folder, "training")
+
+
+def report_training(result: dict, folder: Path, stage: str) -> None:
+    """Draw one training, and print what was measured beside the report's numbers; stage: a row of Table 1."""
+    draw_training(result, folder)
+    metrics, config = result["metrics"], result["config"]
+    report = reference.TABLE1.get(stage, {})
+    batch = metrics.get("batch_statistics")
+    rows = [
+        ("ELBO", None if batch else report.get("elbo"), metrics["elbo"]),
+        *([("  each batch normalised by itself", report.get("elbo"), batch["elbo"])] if batch else []),
+        ("  data term", None, metrics["data"]),
+        ("  KL", None, metrics["kl"]),
+        *((f"bound of log p(x), k = {k}", None, value) for k, value in metrics["bounds"].items()),
+        ("log p(x) of the truth, Laplace", None, metrics["laplace"]["evidence"]),
+        ("  less, best factorized Gaussian", None, metrics["laplace"]["factorization"]),
+        ("sigma of the decoder", reference.SIGMA, metrics["sigma"]),
+    ]
+    for space, of_space in metrics["frechet"].items():
+        name = fid_name(result) if space == "inception" else "Fréchet, discriminator"
+        for key, label in DISTANCES.items():
+            if key in of_space:
+                shown = "no real images" if of_space[key] is None else of_space[key]
+                compared = space == "inception" and key == ("means" if stage == "frozen" else "noise_on_one_side")
+                rows.append((f"{name}: {label}", report.get("fid") if compared else None, shown))
+    if config["fid_dims"] and "inception" not in metrics["frechet"]:
+        rows.append(("FID", report.get("fid"), "no weights"))
+    rows.append(("iterations", reference.SECTION4_ITERATIONS, metrics["iterations"]))
+    rows.append(("images a side", reference.SECTION4_FID_IMAGES, config["fid_images"]))
+    print_table((f"Section 4: {stage} ({config['protocol']})", "report", "ours"), rows, digits=3)
+    print_closing(result)
 
 
 def draw_section4(results: dict[str, dict], folder: Path) -> None:
@@ -80,7 +127,7 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
     space = "inception" if has_fid else "discriminator"
     distance = fid_name(some) if has_fid else "Fréchet distance in the\ndiscriminator's features"
     panels = {
-        "elbo": "ELBO (nats an image)",
+        "elbo": "ELBO (nats per image)",
         f"frechet_{space}": f"{distance}:\n$x^*$ and decoded",
         f"prior_{space}": f"{distance}:\n$x^*$ and $g(z)$ of other $z$",
     }
@@ -103,16 +150,16 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
     if min(values) < -20_000 < max(values):  # the first steps gain by far the most; 19,376 nats are the largest ELBO
         axes[0].set_yscale("symlog", linthresh=20_000)
     handles, labels = axes[0].get_legend_handles_labels()
-    title = f"{some['data']}, {some['config']['track_images']:,} images a point"
+    title = f"{some['data']}, {some['config']['track_images']:,} images per point"
     figure.legend(handles, labels, loc="outside lower center", ncols=2, title=title, title_fontsize=8)
     style.save(figure, folder, name)
 
 
 def draw_rows(results: dict[str, dict], folder: Path) -> None:
     """Rows of generated images: x*, x, and for each decoder g(z'), z' ~ q(z given x), and that with its noise."""
-    first = results["encoder_paper"]["strips"]
+    first = results["encoder_report"]["strips"]
     rows = {label: first[kind] for kind, label in ROWS.items()}
-    for name in ("encoder_paper", "elbo_paper", "joint_paper", "joint_paper_sigma"):
+    for name in ("encoder_report", "elbo_report", "joint_report", "joint_report_sigma"):
         if name in results:
             label = STAGES[name][2].replace("sigma", "$\\sigma$").replace(", ", ",\n")
             rows[f"{label}:\nmean"] = results[name]["strips"]["decoded"]
@@ -123,7 +170,7 @@ def draw_rows(results: dict[str, dict], folder: Path) -> None:
         axis.set(xticks=[], yticks=[])
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         axis.spines[:].set_visible(False)
-    figure.get_layout_engine().set(w_pad=0.1)
+    figure.set_layout_engine("constrained", w_pad=0.1)
     style.save(figure, folder, "celeba_rows")
 
 
@@ -163,23 +210,24 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
     }
     wide, long = [], []
     for stage, words in experiments.items():
-        row, reported = [words], published.TABLE1.get(stage, {})
+        row: list[object] = [words]
+        reported = reference.TABLE1.get(stage, {})
         for quantity in ("elbo", "fid"):
             row.append(reported.get(quantity, "-"))
-            for protocol in ("paper", "published"):
-                found = [results[n] for n, place in STAGES.items() if n in results and place[:2] == (stage, protocol)]
-                row.append(_cell(found[0], quantity) if found else "not run")
-                iterations = found[0]["metrics"]["iterations"] if found else 0
+            for protocol in ("report", "released"):
+                there = [results[n] for n, place in STAGES.items() if n in results and place[:2] == (stage, protocol)]
+                row.append(_cell(there[0], quantity) if there else "not run")
+                iterations = there[0]["metrics"]["iterations"] if there else 0
                 long.append((words, protocol, quantity, reported.get(quantity, "-"), row[-1], iterations))
         wide.append(row)
     iterations = sorted({result["metrics"]["iterations"] for result in results.values()})
-    reduced = width["ngf"] < 64 or iterations[0] < 1_000_000 or dcgan["images"] < 0.9 * published.CELEBA_IMAGES
+    reduced = width["ngf"] < 64 or iterations[0] < 1_000_000 or dcgan["images"] < 0.9 * reference.CELEBA_IMAGES
     caption = (
-        f"{'Reduced run, not the full protocol. ' if reduced else ''}ELBO (nats an image) and FID of x* and its "
+        f"{'Reduced run, not the full protocol. ' if reduced else ''}ELBO (nats per image) and FID of x* and its "
         f"re-decoding. Report: 202,599 images, ngf = ndf = 64, 1,000,000 iterations each, FID at 2048 dimensions "
-        f"on 200,000 images a side, with noise on the joint side only. Ours: {dcgan['images']:,} images of "
+        f"on 200,000 images per side, with noise on the joint side only. Ours: {dcgan['images']:,} images of "
         f"{dcgan['data']}, ngf = {width['ngf']}, ndf = {width['ndf']}, {' or '.join(f'{n:,}' for n in iterations)} "
-        f"iterations each, {fid_name(some)}, on {config['fid_images']:,} images a side; of joint training "
+        f"iterations each, {fid_name(some)}, on {config['fid_images']:,} images per side; of joint training "
         f"FID with noise on neither side / on the joint side only."
     )
     header = ("experiment", "ELBO: report", "ours, paper's text", "ours, released code's protocol")
@@ -192,7 +240,7 @@ def _cell(result: dict, quantity: str) -> str:
     metrics = result["metrics"]
     if quantity == "elbo":
         return f"{metrics.get('batch_statistics', metrics)['elbo']:.1f}"
-    found = metrics["frechet"].get("inception")
-    if found is None:
+    fid = metrics["frechet"].get("inception")
+    if fid is None:
         return "no weights" if result["config"]["fid_dims"] else "no FID"
-    return f"{found['means']:.3f}" + (f" / {found['noise_on_one_side']:.3f}" if "noise_on_one_side" in found else "")
+    return f"{fid['means']:.3f}" + (f" / {fid['noise_on_one_side']:.3f}" if "noise_on_one_side" in fid else "")

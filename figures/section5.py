@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
-from data import newsgroups
-from figures import published, style
+from data import SPLITS, newsgroups
+from figures import reference, style
+from figures.run import print_closing, print_table
 
 
 def draw_estimator_variance(result: dict, folder: Path) -> None:
@@ -56,19 +57,19 @@ def draw_hashing_curves(result: dict, folder: Path) -> None:
         label=f"test minimum, {lowest:.1f}",
     )
     cell = config["encoder"], config["bits"], config["decoder_layers"]
-    lines = [(published.TABLE3.get(cell), "report (DisARM), test minimum", "-.")]
+    lines = [(reference.TABLE3.get(cell), "report (DisARM), test minimum", "-.")]
     if cell[::2] == ("e1", 0):
-        lines.append((published.HASHING_ORIGINAL.get(config["bits"]), "original paper (ARM), test minimum", ":"))
+        lines.append((reference.HASHING_ORIGINAL.get(config["bits"]), "original paper (ARM), test minimum", ":"))
     if result["corpus"] == newsgroups.NAME:
         for value, label, line in lines:
             if value is not None:
                 axis.axhline(value, color=style.REFERENCE, linestyle=line, linewidth=1, label=f"{label}, {value:g}")
     if len(epochs) > config["epochs"]:
         axis.axvline(config["epochs"], color="0.7", linewidth=0.8)
-        text = f"then {config['pairs']} pairs a step "
+        text = f"then {config['pairs']} pairs per step "
         axis.text(config["epochs"], 0.02, text, transform=axis.get_xaxis_transform(), ha="right", fontsize=8)
     top = sorted(history["test"])[-max(1, len(history["test"]) // 50)]  # the first few epochs would flatten the rest
-    axis.set(xlabel="epoch", ylabel="relative negative ELBO\n(nats a document)", ylim=(None, top * 1.01))
+    axis.set(xlabel="epoch", ylabel="relative negative ELBO\n(nats per document)", ylim=(None, top * 1.01))
     axis.set_title(
         f"{result['corpus']}\n{config['encoder']}, b = {config['bits']}, d = {config['decoder_layers']}, "
         f"{config['estimator']}, {len(epochs)} epochs, seed {config['seed']}",
@@ -142,7 +143,7 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
     cells: of `read_cells`. folder: where table2, table3 and hashing_cells go.
     """
     grid = _grid(cells, PROTOCOL)
-    beside: dict[str, dict[tuple[int, int], str]] = {}
+    beside: dict[str, dict[tuple, str]] = {}
     notes = {}
     for column, (other, note) in BESIDE.items():
         for (encoder, *place), result in _grid(cells, PROTOCOL | other).items():
@@ -151,16 +152,16 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
             beside.setdefault(f"{encoder}, {column}", {})[tuple(place)] = text
             notes[column] = f" {column.capitalize()}: {note}."
     of_the_report, corpora = _corpora(cells)
-    for name, title, paper, key in (
-        ("table2", "Train negative ELBO, last epoch", published.TABLE2, "train_final"),
-        ("table3", "Test negative ELBO, minimum over epochs", published.TABLE3, "test_min"),
+    for name, title, report, key in (
+        ("table2", "Train negative ELBO, last epoch", reference.TABLE2, "train_final"),
+        ("table3", "Test negative ELBO, minimum over epochs", reference.TABLE3, "test_min"),
     ):
         rows, wide = [], []
         columns = beside if key == "test_min" else {}
         for bits, layers in itertools.product(BITS, LAYERS):
             wide.append([bits, layers])
             for encoder in ENCODERS:
-                reported = paper.get((encoder, bits, layers), "-") if of_the_report else "-"
+                reported = report.get((encoder, bits, layers), "-") if of_the_report else "-"
                 result = grid.get((encoder, bits, layers))
                 ours, epochs = "not run", 0
                 if result is not None:
@@ -169,7 +170,7 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
                 wide[-1].append(f"{reported} / {ours}" + (f" ({epochs})" if epochs else ""))
             wide[-1] += [column.get((bits, layers), "not run") for column in columns.values()]
         caption = (
-            f"{title}, relative to the documents' entropy, nats a document: report / ours (epochs). "
+            f"{title}, relative to the documents' entropy, nats per document: report / ours (epochs). "
             f"{corpora}. The report has 1,500 epochs, and no e4."
         )
         if columns:
@@ -193,7 +194,7 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
     caption = (
         "Every cell trained: minimum of the test negative ELBO over epochs; the same with counts fed to an encoder "
         "made for frequencies; test value at the epoch that held-out documents choose, and that epoch (such "
-        "cells train on the other documents only); precision@100 at the chosen epoch; seconds an epoch x threads, "
+        "cells train on the other documents only); precision@100 at the chosen epoch; seconds per epoch x threads, "
         f"whatever else the machine was doing. {corpora}."
     )
     style.write_table(folder / "hashing_cells", caption, header, rows)
@@ -209,7 +210,7 @@ def write_retrieval(cells: dict[str, dict], folder: Path) -> None:
         for i, encoder in enumerate(ENCODERS):
             if (encoder, bits, layers) in grid:
                 ours[i] = f"{100 * grid[encoder, bits, layers]['metrics']['precision_at_100']:.1f}"
-        rows.append((bits, layers, *ours, published.RETRIEVAL_AMMI.get(bits, "-") if of_the_report else "-"))
+        rows.append((bits, layers, *ours, reference.RETRIEVAL_AMMI.get(bits, "-") if of_the_report else "-"))
     caption = (
         "Precision@100 in per cent: training documents of the query's group among the 100 nearest by Hamming distance "
         "(the expected number among equally near ones); test documents as queries, codes of the epoch with the lowest "
@@ -226,6 +227,41 @@ def held_out_choice(result: dict) -> str:
     return f"{result['metrics']['test_selected']:.1f} ({result['metrics']['selected_epoch']})"
 
 
+def report_hashing(result: dict, folder: Path) -> None:
+    """Draw the curves of one run of hashing.py, and print its losses beside those of the report."""
+    draw_hashing_curves(result, folder)
+    config, metrics = result["config"], result["metrics"]
+    cell: tuple = tuple(config[key] for key in ("encoder", "bits", "decoder_layers"))
+    if result["corpus"] != newsgroups.NAME:
+        print(f"corpus: {result['corpus']}, not that of the report")
+        cell = (None, None, None)
+    original = reference.HASHING_ORIGINAL.get(cell[1]) if cell[::2] == ("e1", 0) else None
+    chosen = "last epoch" if config["last"] else "held-out documents' choice" if config["held_out"] else None
+    noisy = config["average"] or config["word_dropout"]  # "train" is then of another model, or with words hidden
+    train = "train, last epoch" + " (while training)" * bool(noisy)
+    rows = [
+        ("test, minimum over epochs", reference.TABLE3.get(cell), original, metrics["test_min"]),
+        ("  reached after epoch", None, None, metrics["test_min_epoch"]),
+        *([(f"test, {chosen}", None, None, metrics["test_selected"])] if chosen else []),
+        *([("  with refined posteriors", None, None, metrics["test_refined"])] if config["refine"] else []),
+        (train, reference.TABLE2.get(cell), None, metrics["train_final"]),
+        ("epochs trained", 1500, None, metrics["epochs"]),
+        ("precision@100, in per cent", None, None, 100 * metrics["precision_at_100"]),
+    ]
+    print_table(("relative -ELBO, nats per document", "report", "original paper", "ours"), rows, digits=1)
+    print_closing(result)
+
+
+def report_exact(result: dict, folder: Path) -> None:
+    """Draw the stages of one run of `hashing.py exact`, and print what was measured after each."""
+    draw_exact(result, folder)
+    columns = ("log_likelihood", "elbo", "gap", "factorization", "amortization", "total_correlation")
+    for split in SPLITS:
+        rows = [(name, *(m[split].get(key) for key in columns)) for name, m in result["metrics"].items()]
+        print_table((f"{split}, nats per document", *(key.replace("_", " ") for key in columns)), rows, digits=2)
+    print_closing(result)
+
+
 def draw_exact(result: dict, folder: Path) -> None:
     """Exact log-likelihood and ELBO through the stages, for each encoder; the train set above, the test set below."""
     config = result["config"]
@@ -237,7 +273,7 @@ def draw_exact(result: dict, folder: Path) -> None:
             axis.set_title(f"{encoder}, {split}")
         column[1].set_xlabel("epoch")
     for axis in axes[:, 0]:
-        axis.set_ylabel("relative, nats a document")
+        axis.set_ylabel("relative, nats per document")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(
         f"{result['corpus']}\nb = {config['bits']}, d = {config['decoder_layers']}, seed {config['seed']}", fontsize=8
@@ -334,7 +370,7 @@ def write_parts(results: Mapping[str, dict], folder: Path) -> None:
         rows.append((PARTS[name], f"{lowest[name]:.1f}", more, epoch + 1, len(history["test"]), test))
     caption = (
         "What each part of `--preset best` gives: lowest relative negative ELBO of the held-out tenth of the training "
-        "documents, nats a document, with one part left out; e1, b = 64, d = 0, seed 1."
+        "documents, nats per document, with one part left out; e1, b = 64, d = 0, seed 1."
     )
     style.write_table(folder / "best_parts", caption, header, rows)
     style.write_csv(folder / "best_parts", header, rows)
@@ -354,7 +390,7 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     ):
         config = result["config"]
         _stages(axis, result, encoder, "train")
-        axis.set(xlabel="epoch", ylabel="relative, nats a document")
+        axis.set(xlabel="epoch", ylabel="relative, nats per document")
         axis.set_title(f"({panel}) train, {encoder}, b = {config['bits']}, d = {config['decoder_layers']}, all codes")
     axes[0, 0].legend(loc="lower right", fontsize=6.5, handlelength=1.5)
     axis = axes[1, 0]
@@ -370,8 +406,8 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     present = sorted({encoder for result in results for encoder in result["config"]["encoders"]})
     keys = [Line2D([], [], color=COLOUR[encoder], linewidth=4, label=encoder) for encoder in present]
     for layers in sorted({result["config"]["decoder_layers"] for result in results}):
-        look = {"color": "0.35", "marker": style.MARKERS[layers], "linestyle": "none"}
-        keys.append(Line2D([], [], **look, label=f"d = {layers}"))
+        marker = style.MARKERS[layers]
+        keys.append(Line2D([], [], color="0.35", marker=marker, linestyle="none", label=f"d = {layers}"))
     axis.legend(handles=keys, fontsize=7, loc="upper left")
     axis.axhline(0, color="0.7", linewidth=0.8)
     axis.set(

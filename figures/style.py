@@ -4,7 +4,7 @@ import contextlib
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -43,7 +43,7 @@ plt.rcParams.update(
 
 
 @contextlib.contextmanager
-def headed(line: str) -> Iterator[None]:
+def headed(line: str) -> Generator[None]:
     """Everything written inside has this line on top; an empty line changes nothing."""
     HEADING.extend([line] if line else [])
     try:

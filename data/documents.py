@@ -1,0 +1,255 @@
+"""Batches of smoothed, sparse documents, and the two products of Section 5 with them.
+
+Every document is smoothed: the training unigram distribution u, shape (V,), one word's worth of mass, is added to its
+counts c. With x = c + u, shape (B, V), and n = sum_v x_v, the two products are, written densely,
+
+  SmoothedProduct  x @ weight
+  RelativeNLL      sum_v x_v (log(x_v / n) - log softmax(hidden @ weight.T + bias)_v)
+
+the first layer of an encoder, and the reconstruction term of the loss, relative to the document's own entropy. Here x
+is never made: products with c touch its non-zeros only, and the smoothing is a rank-one term. The only dense work is
+the softmax's normaliser and its gradient. tests/test_hashing.py compares both with these formulas, in float64.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor, nn
+
+from data import Corpus, DataError, docstrings, newsgroups
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B documents. What the encoder sees is stored twice, `counts` (B, V) and `transposed` (V, B), sparse CSR; what the
+    decoder has to explain is `values` at (`rows`, `words`). The smoothing u is left out of these, and part of `n` and
+    `negentropy`.
+    """
+
+    counts: Tensor
+    transposed: Tensor
+    rows: Tensor  # (nnz,) int64: document of each non-zero
+    words: Tensor  # (nnz,) int64: its word
+    values: Tensor  # (nnz,): its count
+    n: Tensor  # (B,): length with the smoothing's one word
+    negentropy: Tensor  # (B,): sum_v x_v log(x_v / n), nats
+    u: Tensor  # (V,): the smoothing
+
+    def __len__(self) -> int:
+        return len(self.n)
+
+
+def unigram(counts: scipy.sparse.csr_array) -> np.ndarray:
+    """The smoothing distribution u, shape (V,): the training counts, 1/10,000 added to each word, normalised."""
+    total = counts.sum(0, dtype=np.float64) + 1e-4
+    return total / total.sum()
+
+
+def hold_out(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `count` documents to train on, and which to hold out, ascending. Raises DataError if one has none."""
+    order = np.random.default_rng(seed).permutation(count)
+    size = round(fraction * count)
+    if not 0 < size < count:
+        raise DataError(f"--held-out {fraction} of {count} training documents leaves none")
+    return np.sort(order[size:]), np.sort(order[:size])
+
+
+def counts_of_text(text: str, words: list[str]) -> tuple[scipy.sparse.csr_array, list[str]]:
+    """Counts (1, V) of the words of a text, and those of its words that are not among `words`."""
+    index = {word: i for i, word in enumerate(words)}
+    tokens = re.findall(r"[^\W_]+", text.lower())
+    columns = np.array([index[token] for token in tokens if token in index], np.int64)
+    row = np.bincount(columns, minlength=len(words)).astype(np.float32)
+    return scipy.sparse.csr_array(row[None]), list(dict.fromkeys(token for token in tokens if token not in index))
+
+
+def load_corpus(name: str, archive: Path | None) -> Corpus:
+    """20 Newsgroups from its archive, or docstrings. Raises DataError, one line, if it cannot be had."""
+    if name == "docstrings":
+        if archive is not None:
+            raise DataError("--archive is of 20 Newsgroups; it does not go with --corpus docstrings")
+        return docstrings.load()
+    return newsgroups.load(archive)
+
+
+class Documents:
+    """One split of the corpus, smoothed with the unigram distribution `u` of shape (V,)."""
+
+    def __init__(self, counts: scipy.sparse.csr_array, u: Tensor):
+        self.counts = counts.astype(torch.empty(0, dtype=u.dtype).numpy().dtype)
+        self.u = u
+        p = u.double().cpu().numpy()
+        c = counts.data.astype(np.float64)
+        at = p[counts.indices]
+        document = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+        x_log_x = np.bincount(document, (c + at) * np.log(c + at) - at * np.log(at), minlength=counts.shape[0])
+        n = np.bincount(document, c, minlength=counts.shape[0]) + 1.0
+        self.n = torch.from_numpy(n).to(u)
+        self.negentropy = torch.from_numpy(x_log_x + p @ np.log(p) - n * np.log(n)).to(u)
+
+    def __len__(self) -> int:
+        return len(self.n)
+
+    def batch(self, documents: np.ndarray, dropout: float = 0.0, generator: torch.Generator | None = None) -> Batch:
+        """dropout: hide this fraction of each document's distinct words from the encoder, and scale up the others."""
+        device = self.u.device
+        part = self.counts[documents]
+        seen = part
+        if dropout:
+            visible = torch.rand(part.nnz, generator=generator).numpy() >= dropout
+            seen = scipy.sparse.csr_array((part.data * visible / (1 - dropout), part.indices, part.indptr), part.shape)
+            seen.data = seen.data.astype(part.dtype)
+        rows = np.repeat(np.arange(len(documents)), np.diff(part.indptr))
+        index = torch.from_numpy(documents).to(device)
+        return Batch(
+            _csr(seen, device),
+            _csr(seen.T.tocsr(), device),
+            torch.from_numpy(rows).to(device),
+            torch.from_numpy(part.indices.astype(np.int64)).to(device),
+            torch.from_numpy(part.data).to(device),
+            self.n[index],
+            self.negentropy[index],
+            self.u,
+        )
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        for i in range(0, len(self), size):
+            yield self.batch(np.arange(i, min(i + size, len(self))))
+
+
+def _csr(matrix: scipy.sparse.csr_array, device: torch.device) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        parts = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))
+        return torch.sparse_csr_tensor(*parts, size=matrix.shape, check_invariants=False).to(device)
+
+
+class SmoothedProduct(torch.autograd.Function):
+    """x @ weight for a batch of documents x, (B, V) times (V, k) -> (B, k).
+
+    Only the non-zeros of c, and u once, are multiplied; the gradient in the weight is dense, for Adam.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, batch: Batch) -> Tensor:
+        ctx.batch = batch
+        return _sparse_product(batch.counts, weight).add_(batch.u @ weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,), batch = grads, ctx.batch
+        return _sparse_product(batch.transposed, grad.contiguous()).addr_(batch.u, grad.sum(0)), None
+
+
+def _sparse_product(matrix: Tensor, dense: Tensor) -> Tensor:
+    """matrix @ dense for a sparse CSR matrix, as weighted sums of rows: faster than torch's own product."""
+    return nn.functional.embedding_bag(
+        matrix.col_indices(),
+        dense,
+        matrix.crow_indices(),
+        mode="sum",
+        per_sample_weights=matrix.values(),
+        include_last_offset=True,
+    )
+
+
+class Workspace:
+    """Memory that RelativeNLL writes its logits to, and its factors: fresh memory would cost as much as the products.
+
+    One call of RelativeNLL uses it at a time, until its backward pass is done; autograd raises RuntimeError else.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+
+    def take(self, rows: int, words: int, k: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Room for logits, at least (rows, words), and for factors (words, k + 4)."""
+        logits, factors = self.tensors.get(dtype, (None, None))
+        if logits is None or factors is None or len(logits) < rows or logits.device != device:
+            logits = torch.empty(rows, words, dtype=dtype, device=device)
+            factors = torch.empty(words, k + 4, dtype=dtype, device=device)
+            self.tensors[dtype] = logits, factors
+        return logits, factors
+
+
+class RelativeNLL(torch.autograd.Function):
+    """sum_v x_v (log(x_v / n) - log softmax(hidden @ weight.T + bias)_v), nats, (R,).
+
+    hidden (R, k) holds S = R / B samples for each of the B documents, sample after sample; weight (V, k); bias (V,).
+    dtype: what the products over the vocabulary and the softmax are computed in.
+
+    The softmax does not change when the logits of a row are shifted. Shifted to mean zero under u, those of common
+    words are small, which suits bfloat16; the smoothing drops out of sum_v x_v logits_v; and the softmax can do without
+    its maximum, as the log of its sum is then KL(u || softmax) + entropy of u: never small, and above float32's 88 only
+    for a softmax that all but leaves out common words.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, batch: Batch, workspace: Workspace, dtype: torch.dtype
+    ) -> Tensor:
+        k, u, samples = hidden.shape[1], batch.u, len(hidden) // len(batch)
+        room, factors = workspace.take(len(hidden), len(bias), k, dtype, u.device)
+        # Bias and shift take part in the product, as two columns each: rounded, and what that leaves. In bfloat16, a
+        # log-probability of -10 alone would be off by up to 0.03.
+        factors[:, :k] = weight
+        factors[:, k : k + 2] = _rounded_and_remainder(bias, dtype)
+        factors[:, k + 2 :] = 1
+        mean = u @ weight
+        shift = _rounded_and_remainder(-(hidden @ mean + u @ bias), dtype)
+        rows = torch.cat([hidden.to(dtype), torch.ones_like(shift), shift], 1)
+        logits = torch.mm(rows, factors.T, out=room[: len(hidden)])
+        # Place of each non-zero count in the flattened (R, V) logits, for every sample.
+        row = (torch.arange(samples, device=u.device)[:, None] * len(batch) + batch.rows).ravel()
+        place = row * len(bias) + batch.words.repeat(samples)
+        values, n = batch.values.repeat(samples), batch.n.repeat(samples)
+        at_words = torch.take(logits, place).to(u.dtype)
+        dot = torch.zeros_like(n).scatter_add_(0, row, values * at_words)
+        largest, total = torch.zeros_like(n), _exponentiate_and_sum(logits, u.dtype)
+        if not math.isfinite(total.sum()):
+            torch.mm(rows, factors.T, out=logits)
+            largest = logits.amax(1)
+            total = _exponentiate_and_sum(logits.sub_(largest[:, None]), u.dtype)
+            largest = largest.to(u.dtype)
+            at_words = at_words - largest[row]
+        # d loss / d logits is n softmax - x; n / total is left out of `logits` here. Of x = c + u, the sparse c goes
+        # into `logits`; u stays outside, as a rank-one term.
+        differences = at_words.exp().addcmul_(values, (total / n)[row], value=-1).to(logits.dtype)
+        ctx.save_for_backward(hidden, logits, factors, u, mean, place, differences, n / total)
+        return batch.negentropy.repeat(samples) + n * (largest + total.log()) - dot
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        hidden, exponentials, factors, u, mean, place, differences, scale = ctx.saved_tensors
+        exponentials.view(-1).put_(place, differences)
+        scale = grad * scale
+        grad_hidden = None
+        if ctx.needs_input_grad[0]:
+            product = (exponentials @ factors[:, : len(mean)]).to(grad.dtype)
+            grad_hidden = product.mul_(scale[:, None]).addr_(grad, mean, alpha=-1)
+        product = (exponentials.T @ (hidden * scale[:, None]).to(exponentials.dtype)).to(grad.dtype)
+        grad_weight = product.addr_(u, grad @ hidden, alpha=-1)
+        grad_bias = (exponentials.T @ scale.to(exponentials.dtype)).to(grad.dtype).sub_(u * grad.sum())
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _exponentiate_and_sum(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Put exp(logits) in the place of the logits (R, V); their sums over the words, (R,), in `dtype`."""
+    # Some columns at a time, as bfloat16 rounds each sum; a sum in another type would copy all of them.
+    parts = [part.sum(1).to(dtype) for part in logits.exp_().split(2560, 1)]
+    return sum(parts[1:], parts[0])
+
+
+def _rounded_and_remainder(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (N,) as sums of two numbers of a type that may be narrower, (N, 2)."""
+    rounded = x.to(dtype)
+    return torch.stack([rounded, (x - rounded).to(dtype)], 1)

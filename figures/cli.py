@@ -1,0 +1,99 @@
+"""Command lines: bounds of options, subcommands by tyro, and one line for anything foreseeable that fails."""
+
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import tyro
+
+from data import DataError
+
+ROOT = Path(__file__).parent.parent
+
+
+class RunError(Exception):
+    """The run cannot start or go on; the message is one line that says why and what to do."""
+
+
+class Terminated(BaseException):
+    """SIGTERM, as `kill`, `timeout` and batch systems send it, made an exception: what was started can be stopped."""
+
+
+def _bounded(kind: type, holds: Callable[[Any], bool], bound: str) -> tyro.constructors.PrimitiveConstructorSpec:
+    """How tyro reads a number for which `holds` is true; `bound` says which, in --help and in the error."""
+
+    def read(words: list[str]) -> Any:
+        value = kind(words[0])
+        if not holds(value):
+            raise ValueError(f"must be {bound}, not {value}")
+        return value
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper() + bound,
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, (int, kind)),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+Natural = Annotated[int, _bounded(int, lambda x: x >= 0, ">=0")]
+Count = Annotated[int, _bounded(int, lambda x: x >= 1, ">=1")]
+Several = Annotated[int, _bounded(int, lambda x: x >= 2, ">=2")]
+Positive = Annotated[float, _bounded(float, lambda x: 0 < x < math.inf, ">0")]
+NonNegative = Annotated[float, _bounded(float, lambda x: 0 <= x < math.inf, ">=0")]
+Fraction = Annotated[float, _bounded(float, lambda x: 0 <= x < 1, ">=0,<1")]
+
+
+def cli(description: str | None, *runs: tuple[str, Callable[[Any], None], Any, str]) -> None:
+    """Read the options from the command line and run the experiment; anything foreseeable fails in one line.
+
+    description: the script's docstring, which --help shows.
+    runs: what the script can do, the default first: the subcommand's name, the function, its options, which other
+        options on the command line change, and what --help says of it. One type of options belongs to one function.
+    Exit codes: 0 done, 1 failed or nobody reads the output, 2 bad options, 130 interrupted, 143 terminated.
+    """
+    path = Path(sys.argv[0]).absolute()
+    script = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    functions = {type(options): function for _, function, options, _ in runs}
+    kinds = tyro.extras.subcommand_type_from_defaults(
+        {name: options for name, _, options, _ in runs}, {name: words for name, _, _, words in runs}
+    )
+    hint = ""
+
+    def fail(message: object, code: int) -> NoReturn:
+        print(f"{script}: {' '.join(str(message).split())}", file=sys.stderr)
+        sys.exit(code)
+
+    def terminate(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would disturb the tidying up
+        raise Terminated
+
+    try:
+        options = tyro.cli(
+            kinds,
+            prog=script,
+            description=description,
+            default=runs[0][2],
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.CascadeSubcommandArgs),
+        )
+        hint = "; go on from what was saved with --resume" if hasattr(options, "resume") else ""
+        before = signal.signal(signal.SIGTERM, terminate)
+        try:
+            functions[type(options)](options)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        fail(f"interrupted{hint}", 130)
+    except Terminated:
+        fail(f"terminated{hint}", 143)
+    except BrokenPipeError:  # as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unsaid goes there at exit
+        sys.exit(1)
+    except (RunError, DataError, OSError, FloatingPointError) as error:  # others are bugs: traceback
+        fail(error, 1)

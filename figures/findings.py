@@ -1,0 +1,171 @@
+"""What was found, in words: the pages section3.md, section4.md and section5.md, rendered from the committed results.
+
+Each page has a template beside this module, where its prose and its numbers stand, once. Templates see `m`, the metrics
+of every result by name, and what the functions here compute from several results.
+"""
+
+import itertools
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import scipy.stats
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from data import write_aside
+from figures import reference
+from figures.run import in_present_words
+
+BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
+WITHOUT_CODES = 467.1  # test loss of a model without codes; tests/test_hashing.py computes it from the corpus
+PAGES = ("section3.md", "section4.md", "section5.md")
+
+
+def read(folder: Path) -> dict[str, dict]:
+    """Every result below a folder by its path there, such as celeba/dcgan; options in the words of today."""
+    results = {}
+    for path in sorted(folder.rglob("*.json")):
+        result = json.loads(path.read_text())
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        results[name] = result | {"config": in_present_words(result.get("config", {}))}
+    return results
+
+
+def fixed(value: float | Sequence[float], digits: int = 1) -> str:
+    """A number, or several as "a, b and c", with so many digits."""
+    if isinstance(value, int | float):
+        return f"{value:,.{digits}f}"
+    *most, last = (f"{x:,.{digits}f}" for x in value)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def interval(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and 95% t-interval, such as 6.6 ± 0.8."""
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
+    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
+
+
+def of_section5(results: dict[str, dict]) -> dict[str, Any]:
+    """What the page of Section 5 says of several results together."""
+
+    def cell(name: str) -> dict:
+        return results[f"hashing/{name}"]
+
+    def lowest(name: str, epochs: int = 300) -> float:
+        """Minimum of the test loss over the first epochs."""
+        return min(cell(name)["history"]["test"][:epochs])
+
+    def column(encoder: str, layers: int, key: str = "test_min", end: str = "") -> list[float]:
+        """A metric of a column of the grid, by b."""
+        return [cell(f"{encoder}_b{bits}_d{layers}{end}")["metrics"][key] for bits in BITS]
+
+    def published(encoder: str, layers: int) -> list[float]:
+        """That column of the report's Table 3."""
+        return [reference.TABLE3[encoder, bits, layers] for bits in BITS]
+
+    def less_e1(encoder: str, bits: int) -> str:
+        """Difference of the minima over 200 epochs, d = 0, three seeds."""
+        seeds = ("", "_seed2", "_seed3")
+        here, e1 = ([lowest(f"{e}_b{bits}_d0{seed}", 200) for seed in seeds] for e in (encoder, "e1"))
+        return interval([a - b for a, b in zip(here, e1, strict=True)])
+
+    def reached(run: str, stage: str, split: str = "train") -> float:
+        return results[run]["metrics"][stage][split]["log_likelihood"]
+
+    def lost(run: str, stage: str) -> float:
+        """Train likelihood of a stage of joint training below likelihood training for as long."""
+        return reached(run, "likelihood_on") - reached(run, stage)
+
+    def gain(run: str, stage: str, epochs: int = 20) -> float:
+        curve = results[run]["history"][stage]["train_log_likelihood"]
+        return curve[-1] - curve[-1 - epochs]
+
+    exact = [f"exact_d{layers}" for layers in LAYERS]
+    again = [f"exact_seed2_d{layers}" for layers in LAYERS]
+    places = list(itertools.product(BITS, LAYERS))
+    grid = [f"b{bits}_d{layers}" for bits, layers in places]
+    e1 = [lowest(f"e1_{place}") for place in grid]
+    held = [(cell(f"e1_{place}_heldout0.1")["metrics"], cell(f"e1_{place}")["metrics"]) for place in grid]
+    disarm, arm, reinforce = (
+        [f"e1_b64_d0{estimator}{seed}" for seed in ("", "_seed2", "_seed3")] for estimator in ("", "_arm", "_reinforce")
+    )
+    histories = [result["history"] for name, result in results.items() if name.startswith("hashing/")]
+    batched = [min(zip(h["test"], h["test_per_document"], strict=True)) for h in histories]
+    parts = {name: results[f"parts/{name}"]["history"]["held_out"] for name in PARTS}
+    best = [results[f"best_seed{seed}"]["metrics"] for seed in (1, 2, 3)]
+    # Of e2, all but b = 8, d = 0, which is undecided: published less ours, fed frequencies and fed counts.
+    e2 = [(layers, i) for layers in LAYERS for i in range(len(BITS))][1:]
+    gains = [published("e2", d)[i] - column("e2", d)[i] for d, i in e2]
+    misfits = [published("e2", d)[i] - column("e2", d, "test_counts_min")[i] for d, i in e2]
+    untrained = cell("e2_b64_d2")["history"]["test_counts"]
+    joint_runs = [*exact, *again, "exact_long_again"]
+    return {
+        "lowest": lowest,
+        "column": column,
+        "published": published,
+        "less_e1": less_e1,
+        "reached": reached,
+        "lost": lost,
+        "gain": gain,
+        "cell": lambda name: cell(name)["metrics"],
+        "exact": exact,
+        "again": again,
+        "e1_misfit": max(
+            abs(cell(f"e1_b{b}_d{d}")["metrics"]["test_min"] - reference.TABLE3["e1", b, d]) for b, d in places
+        ),
+        "e4_less_e1": max(abs(lowest(f"e4_{place}") - value) for place, value in zip(grid, e1, strict=True)),
+        "tuned_less_e1": max(lowest(f"e3_{place}_lr0.1") - value for place, value in zip(grid, e1, strict=True)),
+        "behind": [reference.TABLE3["e3", b, d] - reference.TABLE3["e1", b, d] for b, d in places],
+        "chosen": [chosen["test_selected"] - chosen["test_min"] for chosen, _ in held],
+        "chosen_to_all": [chosen["test_selected"] - everything["test_min"] for chosen, everything in held],
+        "estimators": {"disarm": disarm, "arm": arm, "reinforce": reinforce},
+        "minima": lambda names: [cell(name)["metrics"]["test_min"] for name in names],
+        "epochs_of": lambda names: [cell(name)["metrics"]["test_min_epoch"] for name in names],
+        "arm_gain": interval(
+            [cell(a)["metrics"]["test_min"] - cell(b)["metrics"]["test_min"] for a, b in zip(arm, disarm, strict=True)]
+        ),
+        "batched": [of_batches - of_documents for of_batches, of_documents in batched],
+        "cells": len(histories),
+        "part_costs": [min(parts[name]) - min(parts["full"]) for name in PARTS if name != "full"],
+        "part_epoch": parts["full"].index(min(parts["full"])),
+        "part_tests": results["parts/full"]["history"]["test"],
+        "best": {key: [metrics[key] for metrics in best] for key in ("test_selected", "test_refined")},
+        "gains": gains,
+        "fed_misfit": max(map(abs, misfits)),
+        "untrained_epoch": untrained.index(min(untrained)) + 1,
+        "untrained_later": min(untrained[9:]),
+        "without_codes": WITHOUT_CODES,
+        "above_without_codes": sorted(key for key, loss in reference.TABLE3.items() if loss > WITHOUT_CODES),
+        "family": max(
+            results[run]["metrics"]["e1_frozen"]["train"]["factorization"] for run in [*joint_runs, "exact_long"]
+        ),
+        "regression_gap": max(results[run]["metrics"]["e1_regressed"]["train"]["gap"] for run in joint_runs),
+        "from_regression": [lost(run, "e1_regressed_joint") for run in joint_runs],
+    }
+
+
+PARTS = ("full", "dropout", "decay", "average", "prior", "rate")
+
+
+def write_pages(folder: Path) -> None:
+    """Render the pages into `folder` from the results in folder/results."""
+    results = read(folder / "results")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["f"] = fixed
+    values = {
+        "r": results,
+        "m": {name: result["metrics"] for name, result in results.items()},
+        "reference": reference,
+        "along": lambda name, iteration: dict(
+            zip(results[name]["history"]["iteration"], results[name]["history"]["elbo"], strict=True)
+        )[iteration],
+    } | of_section5(results)
+    for page in PAGES:
+        write_aside(folder / page, environment.get_template(f"{page}.j2").render(values).encode())

@@ -1,0 +1,182 @@
+"""Runs scripts as Dask tasks: in this process's own threads, or on the workers of a cluster that is already up.
+
+Each task is one script, run as a process of its own. Tasks that need others wait for them; one that fails does not stop
+the others. A worker that is lost has its task run by another one, where a script with --resume goes on from its
+checkpoint, provided that all see the same folders. No process outlives the worker or the command that it belongs to.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, LocalCluster, as_completed, get_worker
+from distributed.worker import thread_state
+
+from figures.cli import ROOT, Count, RunError
+from figures.run import write_json
+
+RECORD, LOG = "step.json", "log.txt"
+CHILDREN: set[subprocess.Popen] = set()  # of this process
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    jobs: Count = 1
+    """scripts run at a time on this machine, which share its cores"""
+    scheduler: str | None = None
+    """address (tcp://host:8786) or scheduler file of a Dask cluster to run on; None: this machine"""
+    resource: str | None = None
+    """what each script takes one of from its worker, such as GPU for workers begun with --resources GPU=1"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A script with its arguments, to be run in the repository; its record and log go to `folder`."""
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+    needs: tuple[str, ...] = ()  # names of tasks that have to succeed first
+    title: str | None = None  # printed at the start of a script that has the terminal to itself; None: it writes a log
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """What is recorded of the last run in a folder: `command`, `begun`, `seconds` of all runs, `finished`; else {}."""
+    try:
+        return json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def run_task(task: Task, before: Sequence[tuple[str, str | None]]) -> tuple[str, str | None]:
+    """Run the script; returns the task's name, and why it failed or could not begin, or None.
+
+    before: what this returned for the tasks that are needed.
+    """
+    if lost := [name for name, reason in before if reason]:
+        return task.name, f"goes on from {lost[0]}"
+    worker, key = get_worker(), thread_state.key
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // worker.state.nthreads))
+    command = [sys.executable, str(ROOT / "figures" / "child.py"), str(ROOT / task.command[0]), *task.command[1:]]
+    entry: dict[str, Any] = {"command": list(task.command), "begun": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+    entry |= {"seconds": record(task.folder).get("seconds", 0.0), "finished": False}
+    write_json(task.folder / RECORD, entry)
+    start = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        log = None
+        if task.title is None:
+            log = stack.enter_context((task.folder / LOG).open("ab"))
+        else:
+            print(task.title, flush=True)
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=None if log is None else subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": threads},
+        )
+        CHILDREN.add(child)
+        while child.poll() is None:
+            time.sleep(0.1)
+            ours = worker.state.tasks.get(key)  # released when the command that submitted it is gone
+            if ours is None or ours.state == "cancelled":
+                stop(child)
+        CHILDREN.discard(child)
+    entry |= {"seconds": round(entry["seconds"] + time.perf_counter() - start, 3), "finished": child.returncode == 0}
+    write_json(task.folder / RECORD, entry)
+    return task.name, None if child.returncode == 0 else f"exit code {child.returncode}{last_words(task)}"
+
+
+def last_words(task: Task) -> str:
+    """The last line of a task's log, to stand behind its exit code."""
+    if task.title is not None:
+        return ""
+    lines = (task.folder / LOG).read_bytes().decode(errors="replace").replace("\r", "\n").split("\n")
+    return ": " + next((line for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def stop(child: subprocess.Popen) -> None:
+    """End a script and wait for it."""
+    if child.stdin is not None:
+        child.stdin.close()
+    try:
+        child.wait(10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def stop_children() -> None:
+    """End all scripts of this process."""
+    for child in list(CHILDREN):
+        stop(child)
+
+
+@contextlib.contextmanager
+def connected(options: ClusterOptions) -> Generator[Client]:
+    """A client of the cluster that the options name, or of one in this process, which opens no ports.
+
+    Raises RunError if there is no scheduler where the options say.
+    """
+    if options.scheduler is None:
+        local: dict[str, Any] = {"n_workers": 1, "threads_per_worker": options.jobs, "processes": False}
+        resources = {options.resource: options.jobs} if options.resource else None
+        with (
+            LocalCluster(**local, dashboard_address=None, silence_logs=logging.ERROR, resources=resources) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+        return
+    named = (
+        {"scheduler_file": options.scheduler} if Path(options.scheduler).exists() else {"address": options.scheduler}
+    )
+    try:
+        client = Client(**named, timeout=10)
+    except (OSError, ValueError) as error:
+        raise RunError(f"no Dask scheduler at {options.scheduler}: {error}") from error
+    with client:
+        yield client
+
+
+def run_tasks(
+    tasks: Sequence[Task], options: ClusterOptions, ended: Callable[[str, str | None], None] = lambda name, reason: None
+) -> dict[str, str]:
+    """Run all tasks, in their order where there is a choice; returns why, of each that failed or could not begin.
+
+    ended: called with the name of each task that has ended, and why it failed, or None.
+    """
+    if not tasks:
+        return {}
+    failed: dict[str, str] = {}
+    with connected(options) as client:
+        futures: dict[str, Any] = {}
+        resources = {options.resource: 1} if options.resource else None
+        for i, task in enumerate(tasks):
+            before = [futures[name] for name in task.needs if name in futures]
+            name = f"{task.name}-{uuid.uuid4().hex[:8]}"
+            futures[task.name] = client.submit(run_task, task, before, key=name, priority=-i, resources=resources)
+        names = {future.key: name for name, future in futures.items()}
+        try:
+            for future in as_completed(futures.values()):
+                error = future.exception()
+                reason = f"lost: {error}" if error is not None else future.result()[1]
+                if reason is not None:
+                    failed[names[future.key]] = reason
+                ended(names[future.key], reason)
+        except BaseException:
+            for future in futures.values():
+                future.cancel()
+            client.run(stop_children)
+            raise
+    return {task.name: failed[task.name] for task in tasks if task.name in failed}
