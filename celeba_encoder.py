@@ -44,7 +44,7 @@ from tqdm import tqdm
 import dcgan
 from data import celeba, faces
 from figures import run, section4
-from figures.cli import Count, Natural, Positive, RunError, Several, cli
+from figures.cli import Count, Natural, OptionalPositive, Positive, RunError, Several, cli
 from figures.frechet import Features, Moments, frechet_distance, inception, moments
 
 Protocol = Literal["report", "released"]
@@ -65,7 +65,7 @@ class TrainingOptions:
     """steps of Adam"""
     batch_size: Count = 128
     """fresh samples per step"""
-    lr: Positive | None = None
+    lr: OptionalPositive = None
     """learning rate; None: that of the protocol, report 2e-4, released 2e-5 here and 1e-5 in celeba_joint.py"""
     test_images: Several = 10_000
     """fresh samples for ELBO and aggregate posterior"""
@@ -610,9 +610,10 @@ def strips(vae: VAE, options: Any, device: torch.device) -> dict[str, str]:
     return {kind: base64.b64encode(dcgan.png(images, COLUMNS)).decode() for kind, images in kinds.items()}
 
 
+RUNS = (
+    ("report", main, Options(), "the report's encoder, the default"),
+    ("quick", main, QUICK, "after `dcgan.py quick`: minutes on two cores, no FID"),
+)
+
 if __name__ == "__main__":
-    cli(
-        __doc__,
-        ("report", main, Options(), "the report's encoder, the default"),
-        ("quick", main, QUICK, "after `dcgan.py quick`: minutes on two cores, no FID"),
-    )
+    cli(__doc__, *RUNS)

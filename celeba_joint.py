@@ -132,9 +132,10 @@ def known_moments(options: Continued, config: dict, device: torch.device) -> dic
     return known
 
 
+RUNS = (
+    ("report", main, Options(), "the report's joint training, the default"),
+    ("quick", main, QUICK, "after `celeba_encoder.py quick`: minutes on two cores, no FID"),
+)
+
 if __name__ == "__main__":
-    cli(
-        __doc__,
-        ("report", main, Options(), "the report's joint training, the default"),
-        ("quick", main, QUICK, "after `celeba_encoder.py quick`: minutes on two cores, no FID"),
-    )
+    cli(__doc__, *RUNS)

@@ -387,9 +387,10 @@ def main(options: Options) -> None:
     section4.report_dcgan(result, options.out)
 
 
+RUNS = (
+    ("report", main, Options(), "the report's GAN, the default"),
+    ("quick", main, QUICK, "drawn faces, narrow networks, a minute or two on two cores"),
+)
+
 if __name__ == "__main__":
-    cli(
-        __doc__,
-        ("report", main, Options(), "the report's GAN, the default"),
-        ("quick", main, QUICK, "drawn faces, narrow networks, a minute or two on two cores"),
-    )
+    cli(__doc__, *RUNS)

@@ -238,5 +238,7 @@ def main(options: Options) -> None:
     print_closing(result)
 
 
+RUNS = (("measure", main, Options(), "measure the variance of the gradients"),)
+
 if __name__ == "__main__":
-    cli(__doc__, ("measure", main, Options(), "measure the variance of the gradients"))
+    cli(__doc__, *RUNS)

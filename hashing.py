@@ -57,7 +57,7 @@ from data.documents import (
 )
 from disarm import ESTIMATORS, best_factorized, codes, disarm, exact_elbo, log_bernoulli, sampled_elbo
 from figures import run, section5
-from figures.cli import Count, Fraction, Natural, NonNegative, Positive, RunError, cli
+from figures.cli import Count, Fraction, Natural, NonNegative, OptionalCount, OptionalPositive, Positive, RunError, cli
 
 HIDDEN = 512
 LEAK = 0.01  # slope of LeakyReLU
@@ -100,7 +100,7 @@ class Options(CommonOptions):
     """pairs of samples per step in the fine epochs"""
     lr: Positive = 1e-3
     """learning rate of Adam"""
-    encoder_lr: Positive | None = None
+    encoder_lr: OptionalPositive = None
     """learning rate of the encoder; None: --lr"""
     weight_decay: NonNegative = 0.0
     """L2 penalty, as Adam's `weight_decay`, of the weights over the vocabulary"""
@@ -116,7 +116,7 @@ class Options(CommonOptions):
     """fraction of the training documents kept for selecting the epoch; 0: the test set selects, as in the report"""
     last: bool = False
     """keep the last epoch, not the one of lowest loss: when another run has chosen the number of epochs"""
-    patience: Count | None = None
+    patience: OptionalCount = None
     """stop when the selecting loss has had no new minimum for so many epochs; None: never"""
     test_counts: bool = False
     """test a second time with counts fed to an encoder trained on frequencies, as the released code does"""
@@ -730,7 +730,7 @@ class Exact:
             joint = self.log_joint(log_p, batch)
             elbo = exact_elbo(model.encoder(batch), joint, self.z)
             sums += [joint.logsumexp(1).double().sum().item(), elbo.double().sum().item()]
-        return sums[0] / len(documents), sums[1] / len(documents)
+        return float(sums[0] / len(documents)), float(sums[1] / len(documents))
 
     def fit(self, model: VAE, stage: Stage) -> dict[str, list[float]]:
         """Train parts of the model, in place; returns log-likelihood and ELBO of each split per epoch.
@@ -889,11 +889,12 @@ def exact(options: ExactOptions) -> None:
     section5.report_exact(result, options.out)
 
 
+RUNS = (
+    ("report", main, Options(), "train one configuration by the report's protocol, the default"),
+    ("best", main, BEST, "the same with a model of the same size that generalises better"),
+    ("exact", exact, ExactOptions(), "sum over all codes of few bits, and take the claim apart"),
+    ("search", search, SearchOptions(), "find documents with a trained model"),
+)
+
 if __name__ == "__main__":
-    cli(
-        __doc__,
-        ("report", main, Options(), "train one configuration by the report's protocol, the default"),
-        ("best", main, BEST, "the same with a model of the same size that generalises better"),
-        ("exact", exact, ExactOptions(), "sum over all codes of few bits, and take the claim apart"),
-        ("search", search, SearchOptions(), "find documents with a trained model"),
-    )
+    cli(__doc__, *RUNS)

@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from disarm import codes
 from figures import run, section3
-from figures.cli import Count, Natural, Positive, cli
+from figures.cli import Count, Natural, OptionalCount, Positive, cli
 
 CENTRES = ((1.0, 1.0), (1.0, -1.0), (0.0, 0.0), (-1.0, 0.0))  # of code words 00, 01, 10, 11, as in the released code
 # For each class of assignments, the component (index into CENTRES) of each code word; 00 is opposite 11, 01 to 10.
@@ -61,7 +61,7 @@ HIDDEN = 64
 class Options:
     points: Count = 2000
     """training points, z drawn first and then x, as the report's text says"""
-    points_per_component: Count | None = None
+    points_per_component: OptionalCount = None
     """points for each of the four components, instead of --points; 2000 is what the released code has"""
     variance: Positive = 1.0
     """variance of each component; the report's text says 0.01, its numbers need 1"""
@@ -453,9 +453,10 @@ def main(options: Options) -> None:
     section3.report_mixture(result, options.out)
 
 
+RUNS = (
+    ("report", main, Options(), "the settings of the report's text, the default"),
+    ("quick", main, QUICK, "a fifth of the steps at three times the rate, half a minute"),
+)
+
 if __name__ == "__main__":
-    cli(
-        __doc__,
-        ("report", main, Options(), "the settings of the report's text, the default"),
-        ("quick", main, QUICK, "a fifth of the steps at three times the rate, half a minute"),
-    )
+    cli(__doc__, *RUNS)

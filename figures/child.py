@@ -4,7 +4,6 @@ Standard input is a pipe from the parent. Its end, when the parent closes it or 
 This works alike on every platform, where signals and process groups do not.
 """
 
-import _thread
 import os
 import runpy
 import signal
@@ -19,7 +18,7 @@ GRACE = 5.0  # seconds for the script to stop by itself, as after SIGTERM
 def stop_at_end_of_input() -> None:
     while os.read(0, 1024):
         pass
-    _thread.interrupt_main(signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # which ends the process at once where nothing handles it, as on Windows
     time.sleep(GRACE)
     os._exit(143)
 

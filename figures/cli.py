@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -23,10 +23,17 @@ class Terminated(BaseException):
     """SIGTERM, as `kill`, `timeout` and batch systems send it, made an exception: what was started can be stopped."""
 
 
-def _bounded(kind: type, holds: Callable[[Any], bool], bound: str) -> tyro.constructors.PrimitiveConstructorSpec:
-    """How tyro reads a number for which `holds` is true; `bound` says which, in --help and in the error."""
+def _bounded(
+    kind: type, holds: Callable[[Any], bool], bound: str, optional: bool = False
+) -> tyro.constructors.PrimitiveConstructorSpec:
+    """How tyro reads a number for which `holds` is true; `bound` says which, in --help and in the error.
+
+    optional: "None" is read, too.
+    """
 
     def read(words: list[str]) -> Any:
+        if optional and words == ["None"]:
+            return None
         value = kind(words[0])
         if not holds(value):
             raise ValueError(f"must be {bound}, not {value}")
@@ -34,9 +41,9 @@ def _bounded(kind: type, holds: Callable[[Any], bool], bound: str) -> tyro.const
 
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar=kind.__name__.upper() + bound,
+        metavar="{None}|" * optional + kind.__name__.upper() + bound,
         instance_from_str=read,
-        is_instance=lambda value: isinstance(value, (int, kind)),
+        is_instance=lambda value: isinstance(value, (int, kind)) or (optional and value is None),
         str_from_instance=lambda value: [str(value)],
     )
 
@@ -46,23 +53,42 @@ Count = Annotated[int, _bounded(int, lambda x: x >= 1, ">=1")]
 Several = Annotated[int, _bounded(int, lambda x: x >= 2, ">=2")]
 Positive = Annotated[float, _bounded(float, lambda x: 0 < x < math.inf, ">0")]
 NonNegative = Annotated[float, _bounded(float, lambda x: 0 <= x < math.inf, ">=0")]
+OptionalCount = Annotated[int | None, _bounded(int, lambda x: x >= 1, ">=1", optional=True)]
+OptionalPositive = Annotated[float | None, _bounded(float, lambda x: 0 < x < math.inf, ">0", optional=True)]
 Fraction = Annotated[float, _bounded(float, lambda x: 0 <= x < 1, ">=0,<1")]
 
 
-def cli(description: str | None, *runs: tuple[str, Callable[[Any], None], Any, str]) -> None:
-    """Read the options from the command line and run the experiment; anything foreseeable fails in one line.
+Run = tuple[str, Callable[[Any], None], Any, str]
+
+
+def read_options(description: str | None, runs: Sequence[Run], prog: str, args: Sequence[str] | None = None) -> Any:
+    """The options of one of the runs, from the command line or `args`. Raises SystemExit, as tyro does: 0 help, 2 bad.
 
     description: the script's docstring, which --help shows.
     runs: what the script can do, the default first: the subcommand's name, the function, its options, which other
         options on the command line change, and what --help says of it. One type of options belongs to one function.
+    """
+    default = runs[0][2]
+    kinds = tyro.extras.subcommand_type_from_defaults(
+        {name: options for name, _, options, _ in runs}, {name: words for name, _, _, words in runs}
+    )
+    return tyro.cli(
+        kinds if len(runs) > 1 else type(default),
+        prog=prog,
+        description=description,
+        args=args,
+        default=default,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.CascadeSubcommandArgs),
+    )
+
+
+def cli(description: str | None, *runs: Run) -> None:
+    """Read the options, as `read_options` does, and run the function; anything foreseeable fails in one line.
+
     Exit codes: 0 done, 1 failed or nobody reads the output, 2 bad options, 130 interrupted, 143 terminated.
     """
     path = Path(sys.argv[0]).absolute()
     script = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
-    functions = {type(options): function for _, function, options, _ in runs}
-    kinds = tyro.extras.subcommand_type_from_defaults(
-        {name: options for name, _, options, _ in runs}, {name: words for name, _, _, words in runs}
-    )
     hint = ""
 
     def fail(message: object, code: int) -> NoReturn:
@@ -74,17 +100,12 @@ def cli(description: str | None, *runs: tuple[str, Callable[[Any], None], Any, s
         raise Terminated
 
     try:
-        options = tyro.cli(
-            kinds,
-            prog=script,
-            description=description,
-            default=runs[0][2],
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.CascadeSubcommandArgs),
-        )
+        options = read_options(description, runs, script)
+        function = {type(options): function for _, function, options, _ in runs}[type(options)]
         hint = "; go on from what was saved with --resume" if hasattr(options, "resume") else ""
         before = signal.signal(signal.SIGTERM, terminate)
         try:
-            functions[type(options)](options)
+            function(options)
         finally:
             signal.signal(signal.SIGTERM, before)
         sys.stdout.flush()

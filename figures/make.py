@@ -46,7 +46,7 @@ HEADINGS = {"quick": "Quick run: a small version of every experiment, not the re
 @dataclass(frozen=True)
 class Options(ClusterOptions):
     preset: Literal["quick", "report"] = "quick"
-    """quick: minutes on two cores, offline; report: the full protocol with real data, which takes weeks without a GPU"""
+    """quick: minutes on two cores, offline; report: the full protocol on real data, weeks without a GPU"""
     dry_run: bool = False
     """say what would be run, what it needs and what is missing, and stop"""
     render: bool = False
@@ -125,7 +125,7 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
         title = f"\n[{len(steps) - len(waiting) + i + 1}/{len(steps)}] {step.name}: about {duration(step.seconds)}; "
         title += f"all that is left: about {duration(left)}\n$ {shlex.join(command)}"
         needs = tuple(need for need in step.needs if need not in finished)
-        tasks.append(Task(step.name, command, out / "steps" / step.name, needs, title if alone else None))
+        tasks.append(Task(step.name, command, out / "steps" / step.name, needs, title=title if alone else None))
     with tqdm(total=len(steps), initial=len(finished), desc="steps", unit="step", disable=alone) as bar:
 
         def ended(name: str, reason: str | None) -> None:
@@ -230,5 +230,7 @@ def main(options: Options) -> None:
         raise RunError(f"{len(failed)} of {len(steps)} steps failed: {reasons}{lacking}")
 
 
+RUNS = (("make", main, Options(), "run, draw, and put on one page"),)
+
 if __name__ == "__main__":
-    cli(__doc__, ("make", main, Options(), "run, draw, and put on one page"))
+    cli(__doc__, *RUNS)

@@ -128,6 +128,8 @@ def same_options(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], 
     before = in_present_words(before)
     for key in sorted((before.keys() | now.keys()) - set(free)):
         if before.get(key) != now.get(key):
+            if key == "documents":
+                raise RunError(f"--resume: {path} was trained on {before.get(key)}, not on {now.get(key)}")
             name = key.replace("_", "-")
             raise RunError(f"--resume: {path} was trained with --{name} {before.get(key)}, not {now.get(key)}")
 

@@ -14,18 +14,20 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, LocalCluster, as_completed, get_worker
+from distributed import Client, Scheduler, SpecCluster, Worker, as_completed, get_worker
 from distributed.worker import thread_state
 
-from figures.cli import ROOT, Count, RunError
+from figures.cli import ROOT, Count, OptionalCount, RunError
 from figures.run import write_json
 
 RECORD, LOG = "step.json", "log.txt"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # Dask's nannies set each to 1
+TIMEOUT = 10  # seconds to find the scheduler
 CHILDREN: set[subprocess.Popen] = set()  # of this process
 
 
@@ -33,6 +35,8 @@ CHILDREN: set[subprocess.Popen] = set()  # of this process
 class ClusterOptions:
     jobs: Count = 1
     """scripts run at a time on this machine, which share its cores"""
+    threads: OptionalCount = None
+    """threads of each script; None: the machine's cores, divided by --jobs or by the --nthreads of the Dask worker"""
     scheduler: str | None = None
     """address (tcp://host:8786) or scheduler file of a Dask cluster to run on; None: this machine"""
     resource: str | None = None
@@ -47,30 +51,35 @@ class Task:
     command: tuple[str, ...]
     folder: Path
     needs: tuple[str, ...] = ()  # names of tasks that have to succeed first
+    threads: int | None = None
     title: str | None = None  # printed at the start of a script that has the terminal to itself; None: it writes a log
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """What is recorded of the last run in a folder: `command`, `begun`, `seconds` of all runs, `finished`; else {}."""
+    """What is recorded of a folder's last run: `command`, `session`, `begun`, `seconds` of all, `finished`; else {}."""
     try:
         return json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):
         return {}
 
 
-def run_task(task: Task, before: Sequence[tuple[str, str | None]]) -> tuple[str, str | None]:
+def run_task(task: Task, session: str, before: Sequence[tuple[str, str | None]]) -> tuple[str, str | None]:
     """Run the script; returns the task's name, and why it failed or could not begin, or None.
 
+    session: of `run_tasks`. Dask runs a task again if the worker is lost that had its result, though not its files.
     before: what this returned for the tasks that are needed.
     """
+    entry: dict[str, Any] = record(task.folder)
+    if entry.get("session") == session and entry["finished"]:
+        return task.name, None
     if lost := [name for name, reason in before if reason]:
         return task.name, f"goes on from {lost[0]}"
     worker, key = get_worker(), thread_state.key
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, cores // worker.state.nthreads))
+    threads = str(task.threads or max(1, cores // worker.state.nthreads))
     command = [sys.executable, str(ROOT / "figures" / "child.py"), str(ROOT / task.command[0]), *task.command[1:]]
-    entry: dict[str, Any] = {"command": list(task.command), "begun": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
-    entry |= {"seconds": record(task.folder).get("seconds", 0.0), "finished": False}
+    entry |= {"command": list(task.command), "session": session, "begun": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+    entry |= {"seconds": entry.get("seconds", 0.0), "finished": False}
     write_json(task.folder / RECORD, entry)
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -84,7 +93,7 @@ def run_task(task: Task, before: Sequence[tuple[str, str | None]]) -> tuple[str,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=None if log is None else subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": threads},
+            env=os.environ | dict.fromkeys(THREADS, threads),
         )
         CHILDREN.add(child)
         while child.poll() is None:
@@ -123,6 +132,20 @@ def stop_children() -> None:
         stop(child)
 
 
+class PortlessScheduler(Scheduler):
+    """Without the web server that Dask opens a port for even within a process."""
+
+    def start_http_server(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+class PortlessWorker(Worker):
+    """The same."""
+
+    def start_http_server(self, *_: Any, **__: Any) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def connected(options: ClusterOptions) -> Generator[Client]:
     """A client of the cluster that the options name, or of one in this process, which opens no ports.
@@ -130,19 +153,17 @@ def connected(options: ClusterOptions) -> Generator[Client]:
     Raises RunError if there is no scheduler where the options say.
     """
     if options.scheduler is None:
-        local: dict[str, Any] = {"n_workers": 1, "threads_per_worker": options.jobs, "processes": False}
-        resources = {options.resource: options.jobs} if options.resource else None
-        with (
-            LocalCluster(**local, dashboard_address=None, silence_logs=logging.ERROR, resources=resources) as cluster,
-            Client(cluster) as client,
-        ):
+        settings = {"nthreads": options.jobs, "resources": {options.resource: options.jobs} if options.resource else {}}
+        scheduler = {"cls": PortlessScheduler, "options": {"protocol": "inproc://", "dashboard": False}}
+        workers = {0: {"cls": PortlessWorker, "options": settings}}
+        with SpecCluster(workers, scheduler, silence_logs=logging.ERROR) as cluster, Client(cluster) as client:
             yield client
         return
     named = (
         {"scheduler_file": options.scheduler} if Path(options.scheduler).exists() else {"address": options.scheduler}
     )
     try:
-        client = Client(**named, timeout=10)
+        client = Client(**named, timeout=TIMEOUT)
     except (OSError, ValueError) as error:
         raise RunError(f"no Dask scheduler at {options.scheduler}: {error}") from error
     with client:
@@ -161,11 +182,14 @@ def run_tasks(
     failed: dict[str, str] = {}
     with connected(options) as client:
         futures: dict[str, Any] = {}
-        resources = {options.resource: 1} if options.resource else None
+        resources, session = {options.resource: 1} if options.resource else None, uuid.uuid4().hex[:8]
         for i, task in enumerate(tasks):
             before = [futures[name] for name in task.needs if name in futures]
-            name = f"{task.name}-{uuid.uuid4().hex[:8]}"
-            futures[task.name] = client.submit(run_task, task, before, key=name, priority=-i, resources=resources)
+            key = f"{task.name}-{session}"
+            task = replace(task, threads=options.threads)
+            futures[task.name] = client.submit(
+                run_task, task, session, before, key=key, priority=-i, resources=resources
+            )
         names = {future.key: name for name, future in futures.items()}
         try:
             for future in as_completed(futures.values()):

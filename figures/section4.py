@@ -230,7 +230,7 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
         f"iterations each, {fid_name(some)}, on {config['fid_images']:,} images per side; of joint training "
         f"FID with noise on neither side / on the joint side only."
     )
-    header = ("experiment", "ELBO: report", "ours, paper's text", "ours, released code's protocol")
+    header = ("experiment", "ELBO: report", "ours, report's text", "ours, released code's protocol")
     header += ("FID: report", *header[2:])
     style.write_table(folder / "table1", caption, header, wide)
     style.write_csv(folder / "table1", ("experiment", "protocol", "quantity", "report", "ours", "iterations"), long)

@@ -347,7 +347,7 @@ def write_exact(results: Mapping[str, dict], folder: Path) -> None:
     style.write_csv(folder / "exact", header, rows)
 
 
-PARTS = {  # what is left out of `--preset best` in runs on nine tenths of the training documents
+PARTS = {  # what is left out of `hashing.py best` in runs on nine tenths of the training documents
     "full": "nothing",
     "dropout": "hiding words from the encoder",
     "decay": "L2 penalty",
@@ -359,7 +359,7 @@ PARTS = {  # what is left out of `--preset best` in runs on nine tenths of the t
 
 
 def write_parts(results: Mapping[str, dict], folder: Path) -> None:
-    """best_parts.md, .tex and .csv: what held-out documents say of each part of `--preset best`; results: by PARTS."""
+    """best_parts.md, .tex, .csv: what held-out documents say of the parts of `hashing.py best`; results: by PARTS."""
     header = ("left out", "held-out loss", "more than with all", "at epoch", "of epochs", "test loss there")
     rows, lowest = [], {name: min(result["history"]["held_out"]) for name, result in results.items()}
     for name in (name for name in PARTS if name in results):
@@ -369,8 +369,8 @@ def write_parts(results: Mapping[str, dict], folder: Path) -> None:
         test = f"{history['test'][epoch]:.1f}"
         rows.append((PARTS[name], f"{lowest[name]:.1f}", more, epoch + 1, len(history["test"]), test))
     caption = (
-        "What each part of `--preset best` gives: lowest relative negative ELBO of the held-out tenth of the training "
-        "documents, nats per document, with one part left out; e1, b = 64, d = 0, seed 1."
+        "What each part of `hashing.py best` gives: lowest relative negative ELBO of the held-out tenth of the "
+        "training documents, nats per document, with one part left out; e1, b = 64, d = 0, seed 1."
     )
     style.write_table(folder / "best_parts", caption, header, rows)
     style.write_csv(folder / "best_parts", header, rows)

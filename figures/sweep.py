@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data.documents import load_corpus
 from figures import section5
-from figures.cli import Count, Fraction, Natural, Positive, RunError, cli
+from figures.cli import Count, Fraction, Natural, OptionalCount, OptionalPositive, RunError, cli
 from figures.run import same_options
 from figures.runner import ClusterOptions, Task, run_tasks
 
@@ -39,13 +39,13 @@ class Options(ClusterOptions):
     """seeds"""
     held_out: tuple[Fraction, ...] = (0.0,)
     """fractions held out for selection; 0: train on all documents and select on the test set, as the report does"""
-    encoder_lr: Positive | None = None
+    encoder_lr: OptionalPositive = None
     """learning rate of the encoder; None: that of the decoder, 1e-3"""
     epochs: Natural = 1000
     """epochs with one pair of samples per step"""
     fine_epochs: Natural = 500
     """epochs after those, with ten pairs"""
-    patience: Count | None = None
+    patience: OptionalCount = None
     """stop a cell when its selecting loss has had no new minimum for so many epochs; None: never"""
     precision: Literal["float32", "bfloat16"] | None = None
     """of training, as in hashing.py"""
@@ -151,5 +151,7 @@ def main(options: Options) -> None:
         raise RunError(f"{len(failed)} of {len(grid)} cells failed: {reasons}")
 
 
+RUNS = (("report", main, Options(), "train the grid"),)
+
 if __name__ == "__main__":
-    cli(__doc__, ("report", main, Options(), "train the grid"))
+    cli(__doc__, *RUNS)

@@ -6,6 +6,10 @@ import pytest
 
 from data import newsgroups
 
+# pytest-xdist runs one process per core: two of two threads each would slow each other down several times.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell starts what is in its background with SIGINT ignored, which the scripts that tests interrupt would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -12,6 +12,8 @@ from toy import corpus, main, the_one_line
 
 import disarm
 import hashing
+from data import newsgroups
+from data.documents import Batch, Documents, SmoothedProduct
 
 CPU = torch.device("cpu")
 SMALL = hashing.ExactOptions(
@@ -28,38 +30,38 @@ SMALL = hashing.ExactOptions(
 STAGES = ["frozen", "frozen_disarm", "joint", "regressed", "scratch"]
 
 
-def doubled(bits: int = 3, layers: int = 0, scale: float = 6.0) -> tuple[hashing.Exact, hashing.VAE, hashing.Batch]:
+def doubled(bits: int = 3, layers: int = 0, scale: float = 6.0) -> tuple[hashing.Exact, hashing.VAE, Batch]:
     """A model in float64 on the toy corpus, its decoder far from trivial, and a batch of 12 documents."""
-    world = hashing.Exact(replace(SMALL, bits=bits, decoder_layers=layers), corpus(), CPU)
-    world.u, world.z, world.log_prior = world.u.double(), world.z.double(), world.log_prior.double()
-    world.documents = {split: hashing.Documents(d.counts, world.u) for split, d in world.documents.items()}
-    model = world.model("e1").double()
+    sums = hashing.Exact(replace(SMALL, bits=bits, decoder_layers=layers), corpus(), CPU)
+    sums.u, sums.z, sums.log_prior = sums.u.double(), sums.z.double(), sums.log_prior.double()
+    sums.documents = {split: Documents(d.counts, sums.u) for split, d in sums.documents.items()}
+    model = sums.model("e1").double()
     with torch.no_grad():
         model.decoder.weight.mul_(scale)
-    return world, model, world.documents["train"].batch(np.arange(12))
+    return sums, model, sums.documents["train"].batch(np.arange(12))
 
 
 @pytest.mark.parametrize("layers", [0, 2])
 def test_joint_of_all_codes_is_the_dense_formula(layers: int) -> None:
-    world, model, batch = doubled(layers=layers)
-    found = hashing.log_joint(hashing.log_decoder(model, world.z), batch, world.u, world.log_prior)
-    nll = model.decoder(world.z[:, None].expand(-1, len(batch), -1), batch, world.u)  # what the sampled training uses
+    sums, model, batch = doubled(layers=layers)
+    found = sums.log_joint(hashing.log_decoder(model, sums.z), batch)
+    nll = model.decoder(sums.z[:, None].expand(-1, len(batch), -1), batch)  # what the sampled training uses
     torch.testing.assert_close(found, -nll.T - 3 * np.log(2))
-    x = torch.from_numpy(corpus().train[:12].toarray()).double() + world.u
-    log_p = torch.log_softmax(model.decoder.hidden(world.z) @ model.decoder.weight.T + model.decoder.bias, 1)
+    x = torch.from_numpy(corpus().train[:12].toarray()).double() + sums.u
+    log_p = torch.log_softmax(model.decoder.hidden(sums.z) @ model.decoder.weight.T + model.decoder.bias, 1)
     dense = x @ log_p.T - (x * (x / x.sum(1, keepdim=True)).log()).sum(1, keepdim=True) - 3 * np.log(2)
     torch.testing.assert_close(found, dense)
 
 
 def test_enumeration_gradients_equal_finite_differences() -> None:
-    world, model, batch = doubled(bits=2)
+    sums, model, batch = doubled(bits=2)
     decoder = model.decoder
 
     def objective(weight: torch.Tensor, bias: torch.Tensor, encoder_weight: torch.Tensor) -> torch.Tensor:
-        log_p = torch.log_softmax(weight @ world.z.T + bias[:, None], 0)
-        joint = hashing.log_joint(log_p, batch, world.u, world.log_prior)
-        logits = hashing.SmoothedProduct.apply(encoder_weight, batch, world.u)
-        return torch.stack([hashing.exact_elbo(logits, joint, world.z).mean(), joint.logsumexp(1).mean()])
+        log_p = torch.log_softmax(weight @ sums.z.T + bias[:, None], 0)
+        joint = sums.log_joint(log_p, batch)
+        logits = SmoothedProduct.apply(encoder_weight, batch)
+        return torch.stack([disarm.exact_elbo(logits, joint, sums.z).mean(), joint.logsumexp(1).mean()])
 
     inputs = [p.detach().clone().requires_grad_() for p in (decoder.weight, decoder.bias, model.encoder.weight)]
     assert torch.autograd.gradcheck(objective, inputs)
@@ -67,14 +69,14 @@ def test_enumeration_gradients_equal_finite_differences() -> None:
 
 def test_exact_elbo_is_what_sampling_gives() -> None:
     """8 bits, within 3 standard errors; and no document has a bound above its likelihood."""
-    world, model, batch = doubled(bits=8)
-    joint = hashing.log_joint(hashing.log_decoder(model, world.z), batch, world.u, world.log_prior).detach()
-    logits = (model.encoder(batch, world.u) * 8).detach()
-    elbo = hashing.exact_elbo(logits, joint, world.z)
+    sums, model, batch = doubled(bits=8)
+    joint = sums.log_joint(hashing.log_decoder(model, sums.z), batch).detach()
+    logits = (model.encoder(batch) * 8).detach()
+    elbo = disarm.exact_elbo(logits, joint, sums.z)
     assert (joint.logsumexp(1) >= elbo).all()
     q, samples = torch.sigmoid(logits), 4000
     z = (torch.rand(samples, *q.shape, generator=torch.Generator().manual_seed(1), dtype=q.dtype) < q).double()
-    values = -hashing.kl_uniform(logits) - model.decoder(z, batch, world.u).detach()
+    values = -hashing.kl_uniform(logits) - model.decoder(z, batch).detach()
     assert (values.mean() - elbo.mean()).abs() < 3 * (values.var(0) / samples).mean().div(len(batch)).sqrt()
     assert values.std(0).mean() > 0.1
 
@@ -93,23 +95,23 @@ def test_sampled_loss_of_a_trained_model_is_the_exact_one(tmp_path: Path) -> Non
 
 
 def test_disarm_on_the_table_is_unbiased() -> None:
-    world, model, batch = doubled()
-    joint = hashing.log_joint(hashing.log_decoder(model, world.z), batch, world.u, world.log_prior).detach()
+    sums, model, batch = doubled()
+    joint = sums.log_joint(hashing.log_decoder(model, sums.z), batch).detach()
     joint.requires_grad_()
-    logits = model.encoder(batch, world.u).detach().requires_grad_()
-    exact = torch.autograd.grad(hashing.exact_elbo(logits, joint, world.z).sum(), (logits, joint))
+    logits = model.encoder(batch).detach().requires_grad_()
+    exact = torch.autograd.grad(disarm.exact_elbo(logits, joint, sums.z).sum(), (logits, joint))
     many, noise = 20_000, torch.Generator().manual_seed(0)
-    sums = [torch.zeros_like(g) for g in exact]
+    totals = [torch.zeros_like(g) for g in exact]
     squares = [torch.zeros_like(g) for g in exact]
     for _ in range(many // 100):
         repeated = logits.detach().repeat(100, 1).requires_grad_()
         table = joint.detach().repeat(100, 1).requires_grad_()
-        value = hashing.disarm_elbo(repeated, table, world.z, noise).sum()
+        value = disarm.sampled_elbo(repeated, table, sums.z, noise).sum()
         for i, g in enumerate(torch.autograd.grad(value, (repeated, table))):
             g = g.view(100, len(batch), -1)
-            sums[i] += g.sum(0)
+            totals[i] += g.sum(0)
             squares[i] += g.square().sum(0)
-    for g, total, square in zip(exact, sums, squares, strict=True):
+    for g, total, square in zip(exact, totals, squares, strict=True):
         mean = total / many
         error = ((square / many - mean**2).clamp_min(1e-12) / many).sqrt()
         assert ((mean - g).abs() / error).max() < 4.5
@@ -117,67 +119,67 @@ def test_disarm_on_the_table_is_unbiased() -> None:
 
 def test_best_factorized_posterior() -> None:
     """Against the best of a fine grid for two bits; never below its start, never above the likelihood."""
-    world, model, batch = doubled(bits=2, scale=10)
-    joint = hashing.log_joint(hashing.log_decoder(model, world.z), batch, world.u, world.log_prior).detach()
-    start = model.encoder(batch, world.u).detach()
-    found = hashing.exact_elbo(hashing.best_factorized(joint, start, world.z), joint, world.z)
+    sums, model, batch = doubled(bits=2, scale=10)
+    joint = sums.log_joint(hashing.log_decoder(model, sums.z), batch).detach()
+    start = model.encoder(batch).detach()
+    found = disarm.exact_elbo(disarm.best_factorized(joint, start, sums.z), joint, sums.z)
     grid = torch.tensor(list(itertools.product(np.linspace(-12, 12, 121), repeat=2)), dtype=torch.float64)
-    best = torch.stack([hashing.exact_elbo(grid, row.expand(len(grid), -1), world.z).max() for row in joint])
+    best = torch.stack([disarm.exact_elbo(grid, row.expand(len(grid), -1), sums.z).max() for row in joint])
     assert (found >= best - 1e-9).all()
     assert (found <= joint.logsumexp(1) + 1e-12).all()
-    assert (found >= hashing.exact_elbo(start, joint, world.z)).all()
-    assert (found - hashing.exact_elbo(start, joint, world.z)).mean() > 0.01
+    assert (found >= disarm.exact_elbo(start, joint, sums.z)).all()
+    assert (found - disarm.exact_elbo(start, joint, sums.z)).mean() > 0.01
 
 
 def test_a_factorized_posterior_leaves_no_gap() -> None:
     z = disarm.codes(4, torch.empty(0, dtype=torch.float64))
     logits = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
-    joint = hashing.log_posterior(logits, z) - 5.0
-    found = hashing.best_factorized(joint, torch.zeros_like(logits), z)
+    joint = disarm.log_posterior(logits, z) - 5.0
+    found = disarm.best_factorized(joint, torch.zeros_like(logits), z)
     torch.testing.assert_close(found, logits)
-    torch.testing.assert_close(hashing.exact_elbo(found, joint, z), torch.full((7,), -5.0, dtype=torch.float64))
+    torch.testing.assert_close(disarm.exact_elbo(found, joint, z), torch.full((7,), -5.0, dtype=torch.float64))
 
 
 def test_measure_splits_the_gap() -> None:
-    world, model, _ = doubled()
+    sums, model, _ = doubled()
     for split in ("train", "test"):
-        m = world.measure(model, split)
+        m = sums.measure(model, split)
         assert m["gap"] == pytest.approx(m["log_likelihood"] - m["elbo"])
         assert m["gap"] == pytest.approx(m["factorization"] + m["amortization"])
         assert min(m["factorization"], m["amortization"], m["total_correlation"]) >= 0
-        assert (m["log_likelihood"], m["elbo"]) == pytest.approx(world.totals(model, split))
+        assert (m["log_likelihood"], m["elbo"]) == pytest.approx(sums.totals(model, split))
 
 
 def test_regression_finds_the_best_linear_map_to_the_marginals() -> None:
     """Where the gradient of the cross-entropy to the exact marginals is zero, whatever the scale of the features."""
-    world, model, _ = doubled()
-    batch = world.documents["train"].batch(np.arange(len(world.documents["train"])))
-    joint = hashing.log_joint(hashing.log_decoder(model, world.z), batch, world.u, world.log_prior)
-    marginals = (torch.softmax(joint, 1) @ world.z).detach()
-    world.regress(model, 20, "regression")
-    error = torch.sigmoid(model.encoder(batch, world.u)) - marginals
-    assert ((batch.counts.to_dense() + world.u).T @ error).abs().max() < 1e-3
+    sums, model, _ = doubled()
+    batch = sums.documents["train"].batch(np.arange(len(sums.documents["train"])))
+    joint = sums.log_joint(hashing.log_decoder(model, sums.z), batch)
+    marginals = (torch.softmax(joint, 1) @ sums.z).detach()
+    sums.regress(model, hashing.Stage("regression", "e1", "regression", 20, ("encoder",)))
+    error = torch.sigmoid(model.encoder(batch)) - marginals
+    assert ((batch.counts.to_dense() + sums.u).T @ error).abs().max() < 1e-3
     assert error.square().mean() < (marginals - marginals.mean(0)).square().mean() / 2
 
 
 def test_normaliser_is_the_part_of_the_posterior_that_is_not_additive() -> None:
     """The exact posterior's log-odds interactions are n times those of A, and of nothing else."""
-    world, model, batch = doubled(bits=2)
-    joint = hashing.log_joint(hashing.log_decoder(model, world.z), batch, world.u, world.log_prior)
-    a = (world.z @ model.decoder.weight.T + model.decoder.bias).logsumexp(1)
+    sums, model, batch = doubled(bits=2)
+    joint = sums.log_joint(hashing.log_decoder(model, sums.z), batch)
+    a = (sums.z @ model.decoder.weight.T + model.decoder.bias).logsumexp(1)
     interaction = torch.tensor([1.0, -1, -1, 1], dtype=torch.float64)
     torch.testing.assert_close(joint @ interaction, -batch.n * (a @ interaction))
-    found = world.normaliser(model)
+    found = sums.normaliser(model)
     assert 0 < found["fraction"] < 1
     assert found["rms"] > 0
     assert 1 <= found["codes_used"] <= 4
     with torch.no_grad():  # a bit that changes no word's probability leaves A affine in the other
         model.decoder.weight[:, 0] = 0
-    assert world.normaliser(model)["rms"] < 1e-6
+    assert sums.normaliser(model)["rms"] < 1e-6
 
 
 def test_stages_repeat_resume_and_tell_what_they_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hashing.newsgroups, "load", lambda archive: corpus())
+    monkeypatch.setattr(newsgroups, "load", lambda archive: corpus())
     options = replace(SMALL, likelihood_epochs=40, encoder_epochs=40, joint_epochs=10, out=tmp_path / "a")
     hashing.exact(options)
     result = json.loads((tmp_path / "a" / "result.json").read_text())
@@ -201,4 +203,4 @@ def test_stages_repeat_resume_and_tell_what_they_should(tmp_path: Path, monkeypa
     assert (again["metrics"], again["history"]) == (result["metrics"], result["history"])
     (tmp_path / "a" / "likelihood.pt").write_bytes(b"no checkpoint")
     line = the_one_line(main(hashing, "exact", "--bits", 3, "--resume", "--out", tmp_path / "a"))
-    assert "is no stage" in line
+    assert "is no finished stage" in line

@@ -138,7 +138,7 @@ def test_an_interrupted_decoding_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(celeba.transforms, "center_crop", stop)
+        patch.setattr(celeba, "PREPARE", stop)
         with pytest.raises(KeyboardInterrupt):
             celeba.load(archive, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]

@@ -8,15 +8,7 @@ import torch
 from toy import corpus, main, the_one_line
 
 import hashing
-
-
-@pytest.mark.parametrize("bits", [1, 8, 13, 64, 70, 130])
-def test_distances_of_packed_codes_are_those_of_the_codes(bits: int) -> None:
-    rng = np.random.default_rng(bits)
-    a, b = rng.integers(2, size=(9, bits)), rng.integers(2, size=(7, bits))
-    packed = hashing.pack(a)
-    assert packed.shape == (9, -(-bits // 64))
-    np.testing.assert_array_equal(hashing.hamming(packed, hashing.pack(b)), (a[:, None] != b).sum(-1))
+from data import newsgroups
 
 
 @pytest.mark.parametrize("k", [1, 5, 40, 100])
@@ -25,7 +17,7 @@ def test_precision_equals_a_plain_count(k: int) -> None:
     rng = np.random.default_rng(0)
     queries, database = rng.integers(2, size=(6, 5)), rng.integers(2, size=(50, 5))
     query_labels, labels = rng.integers(3, size=6), rng.integers(3, size=50)
-    found = hashing.precision_at(k, hashing.pack(queries), query_labels, hashing.pack(database), labels)
+    found = hashing.precision_at(k, queries, query_labels, database, labels)
     counted = []
     for _ in range(600):
         for query, label in zip(queries, query_labels, strict=True):
@@ -40,13 +32,13 @@ def test_precision_without_ties_is_exact() -> None:
     labels = np.arange(21) % 3
     for k in (1, 4, 10, 21):
         expected = np.mean(labels[:k] == 1)
-        zero = hashing.pack(np.zeros((1, 20), int))
-        assert hashing.precision_at(k, zero, np.array([1]), hashing.pack(database), labels) == pytest.approx(expected)
+        zero = np.zeros((1, 20), int)
+        assert hashing.precision_at(k, zero, np.array([1]), database, labels) == pytest.approx(expected)
 
 
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(hashing.newsgroups, "load", lambda archive: corpus())
+    monkeypatch.setattr(newsgroups, "load", lambda archive: corpus())
     arguments = ("--bits", 6, "--epochs", 30, "--fine-epochs", 0, "--lr", 0.05, "--batch-size", 16)
     done = main(hashing, *arguments, "--device", "cpu", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -91,7 +83,7 @@ def test_bad_searches_are_one_line(trained: Path, tmp_path: Path) -> None:
     assert "search with one of" in error("word3", "--document", 1, "--model", trained)
     assert "from 1 to 71, not 72" in error("--document", 72, "--model", trained)
     assert "no-file" in error("--file", tmp_path / "no-file", "--model", trained)
-    assert "no model at" in error("word3", "--model", tmp_path / "none.pt")
+    assert "no model of hashing.py at" in error("word3", "--model", tmp_path / "none.pt")
     (tmp_path / "bad.pt").write_bytes(trained.read_bytes()[:500])
-    assert "is no model" in error("word3", "--model", tmp_path / "bad.pt")
-    assert "is no model" in error("word3", "--model", tmp_path / "checkpoint.pt")
+    assert "is no model of hashing.py" in error("word3", "--model", tmp_path / "bad.pt")
+    assert "is no model of hashing.py" in error("word3", "--model", tmp_path / "checkpoint.pt")

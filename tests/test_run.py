@@ -20,8 +20,9 @@ import disarm
 import hashing
 import mixture
 from data import write_aside
-from figures import make
-from figures.run import RunError, environment, pick_device, table, write_json
+from figures import make, sweep
+from figures.cli import Run, RunError
+from figures.run import environment, in_present_words, keep, pick_device, print_table, reading, save_torch, write_json
 
 
 def test_write_aside_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,51 +56,101 @@ def test_device() -> None:
     assert environment(torch.device("cpu"))["torch"] == torch.__version__.partition("+")[0]
 
 
-def test_table_aligns() -> None:
-    lines = table(("what", "paper", "ours"), [("a", None, 1.25), ("long name", -3.37, 2)], digits=2).splitlines()
-    assert lines[1:] == [
-        "what       paper  ours",
-        "----------------------",
-        "a              -  1.25",
-        "long name  -3.37     2",
+def test_table_aligns(capsys: pytest.CaptureFixture) -> None:
+    print_table(("what", "report", "ours"), [("a", None, 1.25), ("long name", -3.37, 2)], digits=2)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "what       report  ours",
+        "-----------------------",
+        "a               -  1.25",
+        "long name   -3.37     2",
     ]
 
 
-SCRIPTS = [mixture, disarm, hashing, dcgan, celeba_encoder, celeba_joint, make]
-COMMANDS = [(module, command) for module in SCRIPTS for command in ("", *getattr(module, "COMMANDS", {}))]
+def test_what_cannot_be_read_or_used_is_one_line_of_our_own(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    with pytest.raises(RunError, match="no checkpoint at"), reading(path, "checkpoint"):
+        pass
+    for content in (b"", b"text", b"PK" + bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises(RunError) as error, reading(path, "checkpoint"):
+            pass
+        assert str(error.value) == f"{path} is no checkpoint"  # never a library's advice on loading it otherwise
+    save_torch(path, {"a": 1})
+    with reading(path, "checkpoint") as state:
+        assert state == {"a": 1}
+    with pytest.raises(RunError, match="is no checkpoint"), reading(path, "checkpoint") as state:
+        state["b"]
+    with pytest.raises(RunError, match="is of another run"), reading(path, "checkpoint"):
+        raise RunError("is of another run")
 
 
-@pytest.mark.parametrize(("module", "command"), COMMANDS, ids=lambda part: getattr(part, "__name__", part))
-def test_help_explains_every_option_in_groups_with_two_examples(module: ModuleType, command: str) -> None:
-    options = module.COMMANDS[command][0] if command else module.Options
-    names = [field.name.replace("_", "-") for field in dataclasses.fields(options)]
-    grouped = " ".join(options.GROUPS.values()).split()
-    assert sorted(grouped) == sorted(names)
-    done = main(module, *([command] if command else []), "--help")
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    out: Path
+    lr: float = 0.1
+    resume: bool = False
+
+
+def test_a_stage_is_kept_and_taken_with_resume_only(tmp_path: Path) -> None:
+    calls = []
+
+    def run() -> dict:
+        calls.append(1)
+        return {"value": 3.0}
+
+    path, options = tmp_path / "stage.pt", Kept(tmp_path)
+    first = keep(path, options, {"resume"}, run, documents="toy")
+    assert first["seconds"] >= 0
+    with pytest.raises(RunError, match="already holds a run"):
+        keep(path, options, {"resume"}, run, documents="toy")
+    again = dataclasses.replace(options, resume=True)
+    assert keep(path, again, {"resume"}, run, documents="toy") == first
+    assert len(calls) == 1
+    with pytest.raises(RunError, match=r"--lr 0\.1, not 0\.2"):
+        keep(path, dataclasses.replace(again, lr=0.2), {"resume"}, run, documents="toy")
+    with pytest.raises(RunError, match="trained on toy, not on another"):
+        keep(path, again, {"resume"}, run, documents="another")
+
+
+def test_results_of_old_names_are_read_in_those_of_today() -> None:
+    assert in_present_words({"protocol": "paper", "encoder": "paper"}) == {"protocol": "report", "encoder": "paper"}
+    assert in_present_words({"protocol": "published"}) == {"protocol": "released"}
+    assert in_present_words({"protocol": "released"}) == {"protocol": "released"}
+
+
+SCRIPTS = [mixture, disarm, hashing, dcgan, celeba_encoder, celeba_joint, make, sweep]
+
+
+@pytest.mark.parametrize(
+    ("module", "run"), [(module, run) for module in SCRIPTS for run in module.RUNS], ids=lambda part: str(part)[:20]
+)
+def test_help_explains_every_option(module: ModuleType, run: Run) -> None:
+    default = run[0] == module.RUNS[0][0]
+    done = main(module, *([] if default else [run[0]]), "--help")
     assert done.returncode == 0, done.stderr
-    shown = re.findall(r"^  (?:--(\S+)|STR \.\.\.)(.*(?:\n   .*)*)", done.stdout.partition("\nexamples:")[0], re.M)
-    entries = {name or "query": text for name, text in shown if name != "preset" or module is make}
-    assert list(entries) == grouped
-    assert all(re.search(r"[a-z]{4}", text.partition("   ")[2]) for text in entries.values())
-    assert "None" not in done.stdout
-    for title in options.GROUPS:
-        assert f"\n{title}:\n" in done.stdout
-    for example, _ in options.EXAMPLES:
-        assert example in done.stdout
+    text = " ".join(re.sub(r"[^\x00-\x7f]", " ", done.stdout).split())
+    for field in dataclasses.fields(run[2]):
+        name = field.name.replace("_", "-")
+        assert re.search(rf"--(no-)?{name} .*?[a-z]{{3}}" if name != "query" else "words to search for", text), name
+    if default:
+        assert "uv run" in done.stdout  # examples, of the docstring
 
 
-def test_examples_of_help_and_readme_are_good_options() -> None:
-    examples = [
-        f"{module.__name__.replace('.', '/')}.py {command} {example}"
-        for module, command in COMMANDS
-        for example, _ in (module.COMMANDS[command][0] if command else module.Options).EXAMPLES
-    ]
-    readme = (ROOT / "README.md").read_text().replace("\\\n", "")
-    named = re.findall(r"^    uv run (.*)$|`(?:uv run )?([\w/]+\.py[^`]*)`", readme, re.M)
-    named = [" ".join((block or inline).partition("#")[0].split()) for block, inline in named]
-    named = [command for command in named if command != "pytest" and not command.startswith(("data/", "tests/"))]
-    assert len(named) > 20
-    for command in examples + named:
+def test_commands_of_docstrings_findings_and_readme_are_good_options() -> None:
+    texts = [module.__doc__ for module in SCRIPTS]
+    texts += [(ROOT / name).read_text() for name in ("README.md", "tests/README.md")]
+    texts += [path.read_text() for path in (ROOT / "figures").glob("section*.md")]
+    named: set[str] = set()
+    for text in texts:
+        text = re.sub(r"-\n", "-", text).replace("\\\n", "")
+        blocks = re.findall(r"^    uv run ([\w/]+\.py.*)$", text, re.M)
+        inline = re.findall(r"`(?:uv run )?([\w/]+\.py(?: [^`]*)?)`", text)
+        named |= {" ".join(re.sub(r"(#|  +).*", "", command, flags=re.S).split()) for command in blocks}
+        named |= {" ".join(command.split()) for command in inline}
+    scripts = {f"{module.__name__.replace('.', '/')}.py" for module in SCRIPTS}
+    named = {command for command in named if command.split()[0] in scripts}
+    assert len(named) > 25
+    for command in sorted(named):
         assert options_of(command), command
 
 

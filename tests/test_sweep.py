@@ -1,27 +1,26 @@
-"""`hashing.py sweep`: which cells run, what they leave, and how it goes on."""
+"""figures/sweep.py: which cells run, what they leave, and how it goes on."""
 
 import csv
-import functools
-import io
 import json
-import os
 import re
+import shlex
 import subprocess
-import sys
-import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tyro
-from toy import HASHING, main, the_one_line
 from toy import corpus as any_corpus
+from toy import main, option_error, options_of, the_one_line
 
 import hashing
 from data import newsgroups
-from figures import published, section5
+from figures import reference, section5
+from figures import sweep as sweep_script
+from figures.cli import RunError
+from figures.runner import ClusterOptions, Task
 
-NAMED = replace(any_corpus(), name=newsgroups.NAME)  # so that the published numbers stand beside it
+NAMED = replace(any_corpus(), name=newsgroups.NAME)  # so that the report's numbers stand beside it
 ARGUMENTS = ("--bits", 8, "--encoders", "e1", "e3", "--epochs", 2, "--fine-epochs", 0, "--device", "cpu", "--jobs", 2)
 
 
@@ -30,33 +29,28 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Cells are trained in this process, on the toy corpus; returns the list of the cells trained so far."""
     names = []
 
-    def train(command: list[str], stdout: io.BufferedWriter) -> int:
-        options = tyro.cli(hashing.Options, args=command[2:], config=(tyro.conf.FlagCreatePairsOff,))
-        names.append(options.out.name)
-        if options.bits == 16:
-            stdout.write(b"hashing.py: the disk is full\n\n")
-            return 1
-        if options.bits == 32:
-            return -9
-        hashing.train(options, NAMED)
-        return 0
+    def run_tasks(tasks: Sequence[Task], options: ClusterOptions, ended: Callable) -> dict[str, str]:
+        failed = {}
+        for task in tasks:
+            names.append(task.name)
+            cell = options_of(shlex.join(task.command))
+            assert cell.out == task.folder
+            if cell.bits == 16:
+                failed[task.name] = "exit code 1: hashing.py: the disk is full"
+            else:
+                hashing.train(cell, NAMED)
+            ended(task.name, failed.get(task.name))
+        return failed
 
-    class Child:
-        def __init__(self, command: list[str], stdout: io.BufferedWriter, **_: object):
-            self.work = functools.partial(train, command, stdout)
-
-        def wait(self) -> int:
-            return self.work()
-
-    monkeypatch.setattr(hashing.newsgroups, "load", lambda archive: NAMED)
-    monkeypatch.setattr(hashing.subprocess, "Popen", Child)
+    monkeypatch.setattr(newsgroups, "load", lambda archive: NAMED)
+    monkeypatch.setattr(sweep_script, "run_tasks", run_tasks)
     return names
 
 
 def sweep(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
     figures = folder / "figures"
     paths = ("--results", figures / "results" / "hashing", "--tables", figures, "--out", folder / "runs")
-    return main(hashing, "sweep", *ARGUMENTS, "--decoder-layers", 0, *arguments, *paths)
+    return main(sweep_script, *ARGUMENTS, "--decoder-layers", 0, *arguments, *paths)
 
 
 def test_cells_are_run_once_and_go_on(tmp_path: Path, runs: list[str]) -> None:
@@ -90,17 +84,17 @@ def _other(results: Path, folder: Path) -> subprocess.CompletedProcess:
 
 def test_tables_stand_beside_the_published_numbers(tmp_path: Path, runs: list[str]) -> None:
     assert sweep(tmp_path).returncode == 0
-    for name, paper in (("table2", published.TABLE2), ("table3", published.TABLE3)):
+    for name, report in (("table2", reference.TABLE2), ("table3", reference.TABLE3)):
         rows = list(csv.DictReader((tmp_path / "figures" / f"{name}.csv").open()))
         assert len(rows) == 48
         for row in rows:
             cell = row["encoder"], int(row["b"]), int(row["d"])
-            assert row["report"] == str(paper.get(cell, "-"))
+            assert row["report"] == str(report.get(cell, "-"))
             assert (row["ours"] == "not run") == (cell not in (("e1", 8, 0), ("e3", 8, 0)))
         assert rows[0]["epochs"] == "2"
         text = (tmp_path / "figures" / f"{name}.md").read_text()
         assert text.count("not run") == 46
-        assert f"{paper['e1', 8, 0]} / {rows[0]['ours']} (2)" in text
+        assert f"{report['e1', 8, 0]} / {rows[0]['ours']} (2)" in text
         assert newsgroups.NAME in text
         latex = (tmp_path / "figures" / f"{name}.tex").read_text()
         assert latex.count("not run") == 46
@@ -116,75 +110,61 @@ def test_tables_stand_beside_the_published_numbers(tmp_path: Path, runs: list[st
 
 
 def test_a_failed_cell_is_told_and_the_others_are_kept(tmp_path: Path, runs: list[str]) -> None:
-    (tmp_path / "runs" / "e1_b16_d0").mkdir(parents=True)
-    (tmp_path / "runs" / "e1_b16_d0" / "log.txt").write_text("what an earlier run said\n")
-    line = the_one_line(sweep(tmp_path, "--bits", 16, 32, 8, "--encoders", "e1", "--jobs", 1))
-    assert "2 of 3 cells failed: e1_b16_d0 (exit code 1: hashing.py: the disk is full)" in line
-    assert "e1_b32_d0 (exit code -9: it said nothing)" in line
+    line = the_one_line(sweep(tmp_path, "--bits", 16, 8, "--encoders", "e1"))
+    assert "1 of 2 cells failed: e1_b16_d0 (exit code 1: hashing.py: the disk is full)" in line
     assert (tmp_path / "figures" / "results" / "hashing" / "e1_b8_d0.json").is_file()
 
 
-def test_a_killed_sweep_takes_its_cells_along(tmp_path: Path) -> None:
-    """A cell that trained on alone would meet the one that the next sweep starts in the same folder."""
-    cell = tmp_path / "cell.py"
-    cell.write_text(
-        "import os, pathlib, sys, time\n"
-        "pathlib.Path(sys.argv[sys.argv.index('--out') + 1], 'pid').write_text(str(os.getpid()))\n"
-        "time.sleep(60)\n"
-    )
-    program = HASHING.replace("newsgroups.load", f"hashing.__file__ = {str(cell)!r}\nnewsgroups.load", 1)
-    paths = ("--results", tmp_path / "results", "--tables", tmp_path, "--out", tmp_path)
-    command = [sys.executable, "-c", program, "sweep", *ARGUMENTS, *paths]
-    child = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while len(pids := [*tmp_path.glob("*/pid")]) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.2)  # until what is in the files is whole
-    child.terminate()
-    _, err = child.communicate(timeout=30)
-    assert child.returncode == 143, err
-    assert "terminated" in err
-    assert len(pids) == 2
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(pid.read_text()), 0)
-
-
-def test_arguments_give_back_the_options() -> None:
-    options = hashing.Options(
-        encoder="e3", bits=8, held_out=0.1, resume=True, test_counts=True, patience=30, lr=2e-3, archive=Path("a b")
-    )
-    read = tyro.cli(hashing.Options, args=hashing.as_arguments(options), config=(tyro.conf.FlagCreatePairsOff,))
-    assert read == options
-    assert hashing.as_arguments(hashing.Options()) == []
+def test_cells_are_commands_of_hashing() -> None:
+    options = sweep_script.Options(held_out=(0.1,), encoder_lr=0.1, patience=30, archive=Path("a b"), seeds=(2,))
+    grid = sweep_script.cells(options)
+    for name, cell in grid.items():
+        read = options_of(shlex.join(sweep_script.command(cell)))
+        expected = {key: value for key, value in cell.items() if value is not None}
+        assert {key: getattr(read, key) for key in expected} == expected
+        assert name == f"{read.encoder}_b{read.bits}_d{read.decoder_layers}_seed2_heldout0.1_lr0.1"
+    with pytest.raises(ValueError, match="--encoders must name one or more, each once"):
+        sweep_script.Options(encoders=("e1", "e1"))
+    assert "--bits" in option_error(main(sweep_script, "--bits", 0))
 
 
 def test_the_grid_is_the_reports_and_e4() -> None:
-    cells = hashing.SweepOptions().cells()
-    names = {(cell.encoder, cell.bits, cell.decoder_layers) for cell in cells}
-    assert len(cells) == len(names) == 48
-    assert {cell for cell in names if cell[0] != "e4"} == set(published.TABLE3) == set(published.TABLE2)
-    assert {(cell.epochs, cell.fine_epochs, cell.lr, cell.batch_size, cell.seed) for cell in cells} == {
+    grid = sweep_script.cells(sweep_script.Options())
+    names = {(cell["encoder"], cell["bits"], cell["decoder_layers"]) for cell in grid.values()}
+    assert len(grid) == len(names) == 48
+    assert {cell for cell in names if cell[0] != "e4"} == set(reference.TABLE3) == set(reference.TABLE2)
+    read = [options_of(shlex.join(sweep_script.command(cell))) for cell in grid.values()]
+    assert {(cell.epochs, cell.fine_epochs, cell.lr, cell.batch_size, cell.seed) for cell in read} == {
         (1000, 500, 1e-3, 256, 1)
     }
+    assert {cell.encoder for cell in read if cell.test_counts} == {"e2", "e3"}
 
 
-def test_a_cell_is_done_by_epochs_or_by_patience(tmp_path: Path) -> None:
-    options = hashing.Options(bits=3, epochs=30, fine_epochs=0, batch_size=16, lr=0.05, device="cpu", out=tmp_path)
+def test_a_cell_is_trained_by_epochs_or_by_patience(tmp_path: Path) -> None:
+    options = hashing.Options(bits=3, epochs=30, fine_epochs=0, device="cpu", out=tmp_path)
     result = hashing.train(options, NAMED)
+    (cell,) = sweep_script.cells(
+        sweep_script.Options(bits=(3,), encoders=("e1",), decoder_layers=(0,), epochs=30, fine_epochs=0)
+    ).values()
     path = tmp_path / "result.json"
-    assert hashing.done(path, options, newsgroups.NAME)
-    assert not hashing.done(path, replace(options, epochs=31), newsgroups.NAME)
-    assert not hashing.done(path, replace(options, epochs=20, fine_epochs=10), newsgroups.NAME)
+
+    def is_trained(**changes: int) -> bool:
+        return sweep_script.is_trained(path, cell | changes, newsgroups.NAME)
+
+    assert is_trained()
+    assert not is_trained(epochs=31)
+    assert not is_trained(epochs=20, fine_epochs=10)
     waited = 30 - result["metrics"]["test_min_epoch"]
-    assert hashing.done(path, replace(options, epochs=99, patience=max(1, waited)), newsgroups.NAME) == (waited > 0)
-    assert not hashing.done(path, replace(options, epochs=99, patience=waited + 1), newsgroups.NAME)
-    assert not hashing.done(tmp_path / "none.json", options, newsgroups.NAME)
-    with pytest.raises(hashing.RunError, match="not on another"):
-        hashing.done(path, options, "another")
+    assert is_trained(epochs=99, patience=max(1, waited)) == (waited > 0)
+    assert not is_trained(epochs=99, patience=waited + 1)
+    assert not sweep_script.is_trained(tmp_path / "none.json", cell, newsgroups.NAME)
+    with pytest.raises(RunError, match="--seed 1, not 2"):
+        is_trained(seed=2)
+    with pytest.raises(RunError, match="not on another"):
+        sweep_script.is_trained(path, cell, "another")
     path.write_text("{")
-    with pytest.raises(hashing.RunError, match="is no result"):
-        hashing.done(path, options, newsgroups.NAME)
+    with pytest.raises(RunError, match="is no result"):
+        is_trained()
 
 
 def test_cells_of_another_protocol_stay_out_of_tables_2_and_3(tmp_path: Path, runs: list[str]) -> None:

@@ -13,20 +13,50 @@ from unittest import mock
 
 import numpy as np
 import scipy.sparse
-import tyro
 
 from data import Corpus
-from figures.run import cli
+from figures.cli import cli, read_options
+from figures.runner import Task
 
 ROOT = Path(__file__).parent.parent
+# A script that counts its runs, and does what a file `mood` beside it says to those that its arguments name.
+SCRIPT = """
+import json, os, sys, time
+from pathlib import Path
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+out.mkdir(parents=True, exist_ok=True)
+with (out / "runs").open("a") as file:
+    file.write(" ".join(sys.argv[1:]) + chr(10))
+mood = Path(__file__).with_name("mood")
+mood = mood.read_text() if mood.exists() else ""
+if mood == "hang" and "hangs" in sys.argv:
+    (out / "pid").write_text(str(os.getpid()))
+    (out / "hanging").touch()
+    time.sleep(60)
+if mood == "fail" and "fails" in sys.argv:
+    print("the disk is full", file=sys.stderr)
+    sys.exit(3)
+(out / "result.json").write_text(json.dumps({"made_by": sys.argv[1], "threads": os.environ["OMP_NUM_THREADS"]}))
+"""
+# Adam's first step imports torch's compiler, which takes seconds of each process and is not used.
+UNCOMPILED = """
+import sys, types
+import torch
+sys.modules["torch._dynamo"] = torch._dynamo = types.SimpleNamespace(
+    disable=lambda fn, *_, **__: fn, is_compiling=lambda: False, graph_break=lambda: None
+)
+"""
 # Runs hashing.py's command line on the toy corpus: what follows `-c` is a program of its own, arguments come after.
-HASHING = """
+HASHING = (
+    UNCOMPILED
+    + """
 import sys; sys.path[:0] = [{tests!r}, {root!r}]; sys.argv[0] = "hashing.py"
 import hashing, toy
 from data import newsgroups
 newsgroups.load = lambda archive: toy.corpus()
-hashing.cli(hashing.Options, hashing.main, "toy", hashing.PRESETS, **hashing.COMMANDS)
+hashing.cli("toy", *hashing.RUNS)
 """.format(tests=str(ROOT / "tests"), root=str(ROOT))
+)
 
 
 def corpus(train: int = 50, test: int = 21, words: int = 30, seed: int = 0) -> Corpus:
@@ -48,6 +78,11 @@ def corpus(train: int = 50, test: int = 21, words: int = 30, seed: int = 0) -> C
     return Corpus("toy", train_counts, test_counts, train_labels, test_labels, *titles, names, ["a", "b"])
 
 
+def task(house: Path, name: str, *words: str, needs: tuple[str, ...] = ()) -> Task:
+    folder = house / "out" / name
+    return Task(name, (str(house / "script.py"), name, *words, "--out", str(folder)), folder, needs)
+
+
 def python(code: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
     """Run a program given as text; never raises for a bad exit code."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -66,23 +101,29 @@ def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
     code = 0
     with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
         try:
-            presets, commands = getattr(module, "PRESETS", None), getattr(module, "COMMANDS", {})
-            cli(module.Options, module.main, module.__doc__.splitlines()[0], presets, **commands)
+            cli(module.__doc__, *module.RUNS)
         except SystemExit as stop:
             code = stop.code or 0
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
 def options_of(command: str) -> object:
-    """The options of a command line such as `dcgan.py --preset quick`, read as the script does, not run."""
+    """The options of a command line such as `dcgan.py quick`, read as the script does, not run."""
     name, *arguments = shlex.split(command)
     module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
-    options, default = module.Options, tyro.MISSING_NONPROP
-    if arguments and arguments[0] in getattr(module, "COMMANDS", {}):
-        options = module.COMMANDS[arguments.pop(0)][0]
-    elif arguments[:1] == ["--preset"] and hasattr(module, "PRESETS"):
-        default, arguments = module.PRESETS[arguments[1]][0], arguments[2:]
-    return tyro.cli(options, args=arguments, default=default, config=(tyro.conf.FlagCreatePairsOff,))
+    return read_options(None, module.RUNS, name, arguments)
+
+
+def option_error(done: subprocess.CompletedProcess) -> str:
+    """What tyro said of bad options, its frame taken off."""
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    return " ".join(re.sub(r"[^\x00-\x7f]|[+|]", " ", done.stderr).split())
+
+
+def complaint(done: subprocess.CompletedProcess) -> str:
+    """What a script said of input that it refused, as bad options or later."""
+    return option_error(done) if done.returncode == 2 else the_one_line(done)
 
 
 def the_one_line(done: subprocess.CompletedProcess) -> str:

@@ -1,0 +1,218 @@
+"""figures/runner.py: scripts as Dask tasks, on this machine and on workers that are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from toy import HASHING, ROOT, SCRIPT, corpus, main, task
+
+import hashing
+from data import newsgroups
+from figures import runner
+from figures.cli import RunError
+from figures.runner import ClusterOptions, Task, run_tasks
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return tmp_path
+
+
+def runs(house: Path, name: str) -> int:
+    path = house / "out" / name / "runs"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for(ready: object, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ready()
+
+
+def is_running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_tasks_run_in_order_and_those_that_need_a_failed_one_do_not(house: Path) -> None:
+    (house / "mood").write_text("fail")
+    tasks = [
+        task(house, "first"),
+        task(house, "part/second", "fails", needs=("first",)),
+        task(house, "third", needs=("part/second",)),
+        task(house, "fourth"),
+    ]
+    ended, ports = [], []
+
+    def at_end(name: str, reason: str | None) -> None:
+        ended.append((name, reason))
+        ports.extend(psutil.Process().net_connections("inet"))
+
+    failed = run_tasks(tasks, ClusterOptions(jobs=2), at_end)
+    assert ports == []
+    assert failed == {"part/second": "exit code 3: the disk is full", "third": "goes on from part/second"}
+    assert {name: runs(house, name) for name in ("first", "part/second", "third", "fourth")} == {
+        **{"first": 1, "part/second": 1, "fourth": 1},
+        "third": 0,
+    }
+    assert sorted(name for name, _ in ended) == sorted(t.name for t in tasks)
+    entry = runner.record(house / "out/first")
+    assert entry["finished"]
+    assert entry["command"] == list(tasks[0].command)
+    assert entry["seconds"] > 0
+    assert not runner.record(house / "out/part/second")["finished"]
+    assert runner.record(house / "out/nowhere") == {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert json.loads((house / "out/first/result.json").read_text())["threads"] == str(max(1, cores // 2))
+
+
+def test_no_scheduler_is_one_line(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "TIMEOUT", 1)
+    with pytest.raises(RunError, match="no Dask scheduler at tcp://127"):
+        run_tasks([task(house, "first")], ClusterOptions(scheduler="tcp://127.0.0.1:1"))
+
+
+DRIVER = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from pathlib import Path
+from toy import task
+from figures.cli import cli
+from figures.runner import ClusterOptions, run_tasks
+house = Path({house!r})
+tasks = [task(house, "first"), task(house, "second", "hangs"), task(house, "third", needs=("second",))]
+cli("", ("drive", lambda options: print(run_tasks(tasks, options)), ClusterOptions(), ""))
+"""
+
+
+def driver(house: Path, *arguments: str) -> subprocess.Popen:
+    program = DRIVER.format(root=str(ROOT), tests=str(ROOT / "tests"), house=str(house))
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", program, *arguments], start_new_session=True, cwd=house, **streams)
+
+
+@pytest.mark.parametrize("stop", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_stopped_command_leaves_no_process_and_only_what_is_missing_to_run(house: Path, stop: str) -> None:
+    (house / "mood").write_text("hang")
+    child = driver(house)
+    wait_for((house / "out/second/hanging").exists)
+    time.sleep(0.2)
+    pid = int((house / "out/second/pid").read_text())
+    if stop == "SIGINT":
+        os.killpg(child.pid, signal.SIGINT)  # as the terminal does
+    else:
+        child.send_signal(getattr(signal, stop))
+    _, err = child.communicate(timeout=30)  # less than the script would sleep
+    assert child.returncode == {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -9}[stop], err
+    assert "Traceback" not in err
+    wait_for(lambda: not is_running(pid), 20)
+    assert runner.record(house / "out/first")["finished"]
+    assert not runner.record(house / "out/second")["finished"]
+    assert runs(house, "third") == 0
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """A scheduler and two workers with nannies, as from the shell; the scheduler's file, and the nannies."""
+    file = tmp_path / "scheduler.json"
+    common = ["--scheduler-file", str(file), "--no-dashboard", "--host", "127.0.0.1"]
+    commands = [["scheduler", *common, "--port", "0"]]
+    commands += [["worker", *common, "--nthreads", "1", "--local-directory", str(tmp_path / str(i))] for i in (1, 2)]
+    children = []
+    try:
+        for command in commands:
+            if children:
+                wait_for(file.exists)
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "distributed.cli.dask_" + command[0], *command[1:]],
+                    stdout=(tmp_path / f"dask{len(children)}.log").open("w"),
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+                    start_new_session=True,
+                )
+            )
+        yield str(file), [psutil.Process(child.pid) for child in children[1:]]
+    finally:
+        for child in children:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+@pytest.mark.slow
+def test_a_lost_command_takes_its_script_along_on_the_cluster(house: Path, cluster: tuple) -> None:
+    (house / "mood").write_text("hang")
+    child = driver(house, "--scheduler", cluster[0])
+    wait_for((house / "out/second/hanging").exists)
+    time.sleep(0.2)
+    pid = int((house / "out/second/pid").read_text())
+    child.kill()
+    child.wait()
+    wait_for(lambda: not is_running(pid), 30)
+    (house / "mood").unlink()
+    tasks = [task(house, "second", "hangs"), task(house, "third", needs=("second",))]
+    assert run_tasks(tasks, ClusterOptions(scheduler=cluster[0])) == {}
+    assert (runs(house, "second"), runs(house, "third")) == (2, 1)
+
+
+CELL = ("--bits", "4", "--epochs", "120", "--fine-epochs", "0", "--batch-size", "16", "--checkpoint-every", "5")
+
+
+def busy(nannies: list[psutil.Process]) -> list[psutil.Process]:
+    """The workers that run a script."""
+    return [worker for nanny in nannies for worker in nanny.children() if worker.children()]
+
+
+@pytest.mark.slow
+def test_cells_survive_lost_workers_bit_by_bit(
+    house: Path, cluster: tuple[str, list[psutil.Process]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six cells; a worker is killed, and later its nanny with it: all end as those of a run without faults."""
+    script = house / "cell.py"
+    script.write_text(HASHING)
+    tasks = []
+    for seed in range(6):
+        folder = house / f"cell {seed}"
+        command = (str(script), *CELL, "--seed", str(seed), "--device", "cpu", "--resume", "--out", str(folder))
+        tasks.append(Task(str(seed), command, folder))
+    file, nannies = cluster
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run_tasks, tasks, ClusterOptions(scheduler=file, threads=1))
+        wait_for(lambda: all((house / f"cell {seed}" / "checkpoint.pt").exists() for seed in (0, 1)))
+        wait_for(lambda: busy(nannies))
+        busy(nannies)[0].kill()
+        wait_for(lambda: len(list(house.glob("cell */checkpoint.pt"))) >= 5)
+        for process in (nannies[0], *nannies[0].children(recursive=True)):
+            process.kill()
+        assert future.result(120) == {}
+    began = [
+        (house / f"cell {seed}" / "log.txt").read_text(errors="replace").count("result and figures")
+        for seed in range(6)
+    ]
+    assert began == [1] * 6
+    monkeypatch.setattr(newsgroups, "load", lambda archive: corpus())
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for seed in range(6):
+        done = main(hashing, *CELL, "--seed", seed, "--device", "cpu", "--out", house / f"whole {seed}")
+        assert done.returncode == 0, done.stderr
+        results = [json.loads((house / f"{kind} {seed}" / "result.json").read_text()) for kind in ("cell", "whole")]
+        assert results[0]["metrics"] == results[1]["metrics"]
+        assert results[0]["history"] == results[1]["history"]
+        models = [
+            torch.load(house / f"{kind} {seed}" / "model.pt", weights_only=True)["model"] for kind in ("cell", "whole")
+        ]
+        for key, value in models[0].items():
+            assert torch.equal(value, models[1][key])
+    torch.set_num_threads(before)
