@@ -500,8 +500,8 @@ def train(options: Options, corpus: Corpus) -> dict[str, Any]:
     trainer.tested.load_state_dict(trainer.selected)
     # For others to load: plain tensors, strings and numbers.
     config, model = run.as_config(trainer.options), {key: value.cpu() for key, value in trainer.selected.items()}
-    kept = {"config": config, "corpus": corpus.name, "epoch": selected, "words": corpus.words, "u": trainer.u.cpu()}
-    run.save_torch(options.out / "model.pt", kept | {"model": model})
+    saved = {"config": config, "corpus": corpus.name, "epoch": selected, "words": corpus.words, "u": trainer.u.cpu()}
+    run.save_torch(options.out / "model.pt", saved | {"model": model})
     train_codes, test_codes = (trainer.tested.codes(documents) for documents in (trainer.train, trainer.test))
     rows = slice(None) if trainer.training_rows is None else trainer.training_rows
     metrics = {

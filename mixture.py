@@ -137,7 +137,7 @@ class Elbo:
 
     def __call__(self, log_q: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log_q (4, N), means (4, 2) -> ELBO at each x (N,), and the gradients of their *sum* in the unnormalised log_q
-        (4, N) and in the means (4, 2). The first two lie in tables of this object, good until the next call.
+        (4, N) and in the means (4, 2). The first two are overwritten by the next call.
         """
         q = torch.exp(log_q, out=self.q)
         r = torch.addmm(log_q, natural_parameters(means, self.variance), self.statistics, beta=-1, out=self.r)
@@ -155,8 +155,8 @@ class Encoder:
     Two bits as statistics make q factorized. The unit vectors of R^4 make it general, and with a network of a single
     linear layer that is the consistent VAE.
 
-    The gradient is written out, and `training_on` makes every table of N rows once: on a full batch, autograd's fresh
-    tables cost about as much as the matrix products. All parameters lie in one vector `theta`, for Adam in one kernel.
+    The gradient is written out, and `training_on` allocates every array of N rows once: on a full batch, autograd's new
+    arrays cost about as much as the matrix products. All parameters lie in one vector `theta`, for Adam in one kernel.
     """
 
     def __init__(self, sizes: tuple[int, ...], statistics: Tensor):
@@ -174,13 +174,13 @@ class Encoder:
         self.layers, self.grads = pairs(self.theta), pairs(self.theta.grad)
 
     def training_on(self, x: Tensor) -> None:
-        """Make the tables for forward and backward passes over the points x, (N, 2)."""
+        """Allocate what forward and backward passes over the points x, (N, 2), need."""
         self.outputs = [x.new_empty(len(x), len(bias)) for _, bias in self.layers]
         self.grad_top, self.spare = torch.empty_like(self.outputs[-1]), torch.empty_like(self.outputs[-2:][0])
         self.exponent, self.log_softmax = x.new_empty(2, 4, len(x))
 
     def log_q(self, x: Tensor, keep: bool = False) -> Tensor:
-        """log q(z given x), (4, N). With `keep` the layers' outputs stay in the tables, for `backward`."""
+        """log q(z given x), (4, N). With `keep` the layers' outputs are kept for `backward`."""
         for i, (weight, bias) in enumerate(self.layers):
             x = torch.addmm(bias, x, weight.T, out=self.outputs[i] if keep else None)
             if i + 1 < len(self.layers):
@@ -191,14 +191,14 @@ class Encoder:
     def backward(self, x: Tensor, grad: Tensor) -> None:
         """Write theta.grad, given the gradient in the unnormalised log q, (4, N), of the last kept forward pass.
 
-        Hidden layers have one width. Each is used up on the way: its table takes the gradient of the layer below.
+        Hidden layers have one width. Each output is overwritten on the way, by the gradient of the layer below.
         """
         grad = torch.mm(grad.T, self.statistics, out=self.grad_top)
         spare = self.spare
         for i in reversed(range(len(self.layers))):
             below = self.outputs[i - 1] if i else x
             grad_weight, grad_bias = self.grads[i]
-            if grad.shape[1] < below.shape[1]:  # the narrow table first: over N rows that is several times faster
+            if grad.shape[1] < below.shape[1]:  # the narrow factor first: over N rows that is several times faster
                 torch.mm(grad.T, below, out=grad_weight)
             else:
                 grad_weight.copy_(torch.mm(below.T, grad).T)
@@ -424,9 +424,9 @@ def one_seed(options: Options, seed: int, device: torch.device, bar: tqdm) -> di
     """`section` for one seed, kept in --out as soon as it is finished, and taken from there with --resume."""
     before = bar.n
     path, free = options.out / f"seed-{seed}.pt", {"seed", "seeds", "resume", "out"}
-    kept = run.keep(path, options, free, lambda: section(options, seed, device, bar))
+    of_seed = run.keep(path, options, free, lambda: section(options, seed, device, bar))
     bar.update(before + SECTION_RUNS * options.steps - bar.n)
-    return kept
+    return of_seed
 
 
 def interval(values: list[float]) -> dict[str, float]:

@@ -128,23 +128,23 @@ def _decode(source: Path, names: list[str], read: Callable[[str], bytes], path: 
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     unreadable, count = [], 0
     try:
-        table = np.lib.format.open_memmap(aside, "w+", np.uint8, (len(names), 3, SIZE, SIZE))
+        decoded_images = np.lib.format.open_memmap(aside, "w+", np.uint8, (len(names), 3, SIZE, SIZE))
         with ThreadPoolExecutor() as pool:  # decoding and resizing let other threads run
             images = tqdm(pool.map(decoded, names), total=len(names), desc=f"decoding {source.name}", unit="image")
             for name, image in zip(names, images, strict=True):
                 if image is None:
                     unreadable.append(name)
                 else:
-                    table[count] = image
+                    decoded_images[count] = image
                     count += 1
         if not count:
             raise DataError(f"{source}: none of its {len(names)} images can be read")
-        table.flush()
+        decoded_images.flush()
         if unreadable:
             shown = ", ".join(unreadable[:NAMED]) + (", ..." if len(unreadable) > NAMED else "")
             print(f"{source}: {len(unreadable)} of {len(names)} images cannot be read and are left out: {shown}")
             whole = np.lib.format.open_memmap(f"{aside}.whole", "w+", np.uint8, (count, 3, SIZE, SIZE))
-            whole[:] = table[:count]
+            whole[:] = decoded_images[:count]
             whole.flush()
             Path(f"{aside}.whole").replace(aside)
         aside.replace(path)

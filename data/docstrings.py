@@ -52,13 +52,13 @@ def sources() -> list[tuple[Path, str]]:
         spec = importlib.util.find_spec(library)  # of a top-level name: looks it up, imports nothing
         if spec is not None:
             roots += [(Path(place), library) for place in spec.submodule_search_locations or []]
-    found = []
+    files = []
     for root, prefix in roots:
         for path in sorted(root.rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
             if SKIPPED.isdisjoint(parts):
-                found.append((path, ".".join([*filter(None, [prefix]), *(p for p in parts if p != "__init__")])))
-    return found
+                files.append((path, ".".join([*filter(None, [prefix]), *(p for p in parts if p != "__init__")])))
+    return files
 
 
 def docstrings(file: tuple[Path, str]) -> list[Docstring]:
@@ -70,18 +70,18 @@ def docstrings(file: tuple[Path, str]) -> list[Docstring]:
             tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
         return []
-    found = []
+    documents = []
 
     def visit(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> None:
         text = ast.get_docstring(node, clean=False)
         if text and len(WORD.findall(text.lower())) >= SHORTEST:
-            found.append((name, text))
+            documents.append((name, text))
         for child in node.body:
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 visit(child, f"{name}.{child.name}")
 
     visit(tree, module)
-    return found
+    return documents
 
 
 def read(files: list[tuple[Path, str]]) -> list[Docstring]:
@@ -109,15 +109,15 @@ def build(documents: list[Docstring], name: str) -> Corpus:
     groups = sorted(set(subpackages))
     labels = np.searchsorted(groups, subpackages).astype(np.int64)
     test = np.array([hashlib.sha256(title.encode()).digest()[0] % 4 == 0 for title in titles])
-    kept = frequent_words(counts[~test], min(VOCABULARY, len(words)))
+    columns = frequent_words(counts[~test], min(VOCABULARY, len(words)))
     return Corpus(
         name=name,
-        train=counts[~test][:, kept],
-        test=counts[test][:, kept],
+        train=counts[~test][:, columns],
+        test=counts[test][:, columns],
         train_labels=labels[~test],
         test_labels=labels[test],
         train_titles=[titles[i] for i in np.flatnonzero(~test)],
         test_titles=[titles[i] for i in np.flatnonzero(test)],
-        words=[words[i] for i in kept],
+        words=[words[i] for i in columns],
         groups=groups,
     )

@@ -95,9 +95,9 @@ def parse_archive(path: Path, sha256: dict[str, str] = SHA256) -> Corpus:
         for split in SPLITS
     }
     for name, expected in sha256.items():
-        found = hashlib.sha256(text(name)).hexdigest()
-        if found != expected:
-            raise DataError(f"{path}: {name} has sha256 {found}, not {expected}: not the canonical corpus")
+        digest = hashlib.sha256(text(name)).hexdigest()
+        if digest != expected:
+            raise DataError(f"{path}: {name} has sha256 {digest}, not {expected}: not the canonical corpus")
     if "vocabulary.txt" in files:
         words = files["vocabulary.txt"].decode("latin-1").split()
     elif (beside := path.with_name("vocabulary.txt")).is_file():
@@ -106,15 +106,15 @@ def parse_archive(path: Path, sha256: dict[str, str] = SHA256) -> Corpus:
         words = [f"word{i}" for i in range(1, ALL_WORDS + 1)]
     if len(words) != ALL_WORDS:
         raise DataError(f"{path}: vocabulary.txt has {len(words)} words, not {ALL_WORDS}")
-    kept = frequent_words(counts["train"], VOCABULARY)
+    columns = frequent_words(counts["train"], VOCABULARY)
     return Corpus(
         name=NAME,
-        train=counts["train"][:, kept],
-        test=counts["test"][:, kept],
+        train=counts["train"][:, columns],
+        test=counts["test"][:, columns],
         train_labels=labels["train"],
         test_labels=labels["test"],
         **{f"{split}_titles": [f"{split} {i}" for i in range(1, len(labels[split]) + 1)] for split in SPLITS},
-        words=[words[i] for i in kept],
+        words=[words[i] for i in columns],
         groups=groups,
     )
 
@@ -152,12 +152,12 @@ def parse_counts(text: bytes, name: str, documents: int, words: int) -> scipy.sp
 
     Raises DataError naming `name` and the line: a wrong number of columns, a count below 1, an index out of range.
     """
-    table = _integers(text, name, 3)
+    entries = _integers(text, name, 3)
     for column, (what, most) in enumerate((("document", documents), ("word", words), ("count", 2**24))):
-        wrong = np.flatnonzero((table[:, column] < 1) | (table[:, column] > most))
+        wrong = np.flatnonzero((entries[:, column] < 1) | (entries[:, column] > most))
         if wrong.size:
-            raise DataError(f"{name}, line {wrong[0] + 1}: {what} {table[wrong[0], column]} is not in 1..{most}")
-    document, word, count = table.T
+            raise DataError(f"{name}, line {wrong[0] + 1}: {what} {entries[wrong[0], column]} is not in 1..{most}")
+    document, word, count = entries.T
     csr = scipy.sparse.coo_array(
         (count.astype(np.float32), ((document - 1).astype(np.int32), (word - 1).astype(np.int32))),
         shape=(documents, words),
@@ -171,9 +171,9 @@ def _integers(text: bytes, name: str, columns: int) -> np.ndarray:
     if not text.strip():
         raise DataError(f"{name}: no lines")
     try:
-        table = np.loadtxt(io.BytesIO(text), dtype=np.int64, comments=None, ndmin=2)
-        if table.shape[1] == columns and table.shape[0] == text.count(b"\n") + (not text.endswith(b"\n")):
-            return table
+        entries = np.loadtxt(io.BytesIO(text), dtype=np.int64, comments=None, ndmin=2)
+        if entries.shape[1] == columns and entries.shape[0] == text.count(b"\n") + (not text.endswith(b"\n")):
+            return entries
     except (ValueError, OverflowError):
         pass
     for number, line in enumerate(text.splitlines(), start=1):

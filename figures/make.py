@@ -104,7 +104,7 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
     """
     path = out / PRESET
     if path.exists() and (before := json.loads(path.read_text())["preset"]) != options.preset:
-        raise RunError(f"{out} is of --preset {before}; choose another --out")
+        raise RunError(f"{out} holds a run of --preset {before}; choose another --out")
     write_json(path, {"preset": options.preset})
     finished, waiting = set(), []
     for step in steps:

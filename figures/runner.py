@@ -83,9 +83,10 @@ def run_task(task: Task, session: str, before: Sequence[tuple[str, str | None]])
     write_json(task.folder / RECORD, entry)
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        log = None
+        log, said_before = None, 0
         if task.title is None:
             log = stack.enter_context((task.folder / LOG).open("ab"))
+            said_before = log.tell()
         else:
             print(task.title, flush=True)
         child = subprocess.Popen(
@@ -104,14 +105,14 @@ def run_task(task: Task, session: str, before: Sequence[tuple[str, str | None]])
         CHILDREN.discard(child)
     entry |= {"seconds": round(entry["seconds"] + time.perf_counter() - start, 3), "finished": child.returncode == 0}
     write_json(task.folder / RECORD, entry)
-    return task.name, None if child.returncode == 0 else f"exit code {child.returncode}{last_words(task)}"
+    return task.name, None if child.returncode == 0 else f"exit code {child.returncode}{last_words(task, said_before)}"
 
 
-def last_words(task: Task) -> str:
-    """The last line of a task's log, to stand behind its exit code."""
+def last_words(task: Task, start: int) -> str:
+    """The last line of a task's log since it had `start` bytes, to stand behind its exit code."""
     if task.title is not None:
         return ""
-    lines = (task.folder / LOG).read_bytes().decode(errors="replace").replace("\r", "\n").split("\n")
+    lines = (task.folder / LOG).read_bytes()[start:].decode(errors="replace").replace("\r", "\n").split("\n")
     return ": " + next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from toy import HASHING, corpus, main, option_error, python, the_one_line
+from toy import HASHING, corpus, main, option_error, posix, python, the_one_line
 
 import disarm
 import hashing
@@ -319,6 +318,7 @@ def assert_bitwise_equal(a: object, b: object) -> None:
         assert a == b
 
 
+@posix
 def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path) -> None:
     """SIGKILL somewhere in the one-pair epochs, SIGINT in the fine ones; the end is that of a run never stopped."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -565,12 +565,21 @@ def test_bad_runs_are_one_line_and_leave_what_was_there(tmp_path: Path, toy_corp
     assert "--resume" in the_one_line(main(hashing, *ARGUMENTS, "--out", tmp_path))
     assert unchanged()
     more = (*ARGUMENTS, "--fine-epochs", 9, "--resume", "--out", tmp_path)
-    full_disk = (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-    done = python(HASHING, *more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, full_disk))
-    assert "File too large" in the_one_line(done)
-    assert unchanged()
     (tmp_path / "checkpoint.pt").write_bytes(before["checkpoint.pt"][:1000])
     assert "is no checkpoint" in the_one_line(main(hashing, *more))
+
+
+@posix
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path, toy_corpus: None) -> None:
+    import resource
+
+    assert main(hashing, *ARGUMENTS, "--out", tmp_path).returncode == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    full_disk = (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    more = (*ARGUMENTS, "--fine-epochs", 9, "--resume", "--out", tmp_path)
+    done = python(HASHING, *more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, full_disk))
+    assert "File too large" in the_one_line(done)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_loss_that_is_not_a_number_is_one_line(tmp_path: Path, toy_corpus: None) -> None:

@@ -59,7 +59,7 @@ def test_steps_run_in_order_go_on_after_a_failure_and_are_kept(house: Path, jobs
     assert said[-1] == "--resume"
     assert said[3] == str(house / "out/steps/first/model.pt")
     assert "--resume" not in (house / "out/steps/fourth/runs").read_text()
-    with pytest.raises(RunError, match="of --preset quick"):
+    with pytest.raises(RunError, match="a run of --preset quick"):
         make.run_steps(STEPS, house / "out", make.Options(preset="report"))
 
 

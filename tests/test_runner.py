@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from toy import HASHING, ROOT, SCRIPT, corpus, main, task
+from toy import HASHING, ROOT, SCRIPT, corpus, main, posix, task
 
 import hashing
 from data import newsgroups
@@ -72,6 +72,9 @@ def test_tasks_run_in_order_and_those_that_need_a_failed_one_do_not(house: Path)
     assert entry["seconds"] > 0
     assert not runner.record(house / "out/part/second")["finished"]
     assert runner.record(house / "out/nowhere") == {}
+    (house / "script.py").write_text("raise SystemExit(4)")
+    assert run_tasks(tasks[1:2], ClusterOptions()) == {"part/second": "exit code 4: it said nothing"}
+    (house / "script.py").write_text(SCRIPT)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert json.loads((house / "out/first/result.json").read_text())["threads"] == str(max(1, cores // 2))
 
@@ -101,6 +104,7 @@ def driver(house: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", program, *arguments], start_new_session=True, cwd=house, **streams)
 
 
+@posix
 @pytest.mark.parametrize("stop", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_a_stopped_command_leaves_no_process_and_only_what_is_missing_to_run(house: Path, stop: str) -> None:
     (house / "mood").write_text("hang")
@@ -150,6 +154,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
             child.wait()
 
 
+@posix
 @pytest.mark.slow
 def test_a_lost_command_takes_its_script_along_on_the_cluster(house: Path, cluster: tuple) -> None:
     (house / "mood").write_text("hang")
@@ -174,6 +179,7 @@ def busy(nannies: list[psutil.Process]) -> list[psutil.Process]:
     return [worker for nanny in nannies for worker in nanny.children() if worker.children()]
 
 
+@posix
 @pytest.mark.slow
 def test_cells_survive_lost_workers_bit_by_bit(
     house: Path, cluster: tuple[str, list[psutil.Process]], monkeypatch: pytest.MonkeyPatch

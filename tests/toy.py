@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from types import ModuleType
 from unittest import mock
 
 import numpy as np
+import pytest
 import scipy.sparse
 
 from data import Corpus
@@ -19,6 +21,7 @@ from figures.cli import cli, read_options
 from figures.runner import Task
 
 ROOT = Path(__file__).parent.parent
+posix = pytest.mark.skipif(os.name != "posix", reason="signals, process groups and limits of POSIX")
 # A script that counts its runs, and does what a file `mood` beside it says to those that its arguments name.
 SCRIPT = """
 import json, os, sys, time
