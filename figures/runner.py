@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import Client, Scheduler, SpecCluster, Worker, as_completed, get_worker
 from distributed.worker import thread_state
 
@@ -157,7 +158,12 @@ def connected(options: ClusterOptions) -> Generator[Client]:
         settings = {"nthreads": options.jobs, "resources": {options.resource: options.jobs} if options.resource else {}}
         scheduler = {"cls": PortlessScheduler, "options": {"protocol": "inproc://", "dashboard": False}}
         workers = {0: {"cls": PortlessWorker, "options": settings}}
-        with SpecCluster(workers, scheduler, silence_logs=logging.ERROR) as cluster, Client(cluster) as client:
+        # Tasks wait with the scheduler, by priority, and not with the worker, in the order in which they became ready.
+        with (
+            dask.config.set({"distributed.scheduler.worker-saturation": 1.0}),
+            SpecCluster(workers, scheduler, silence_logs=logging.ERROR) as cluster,
+            Client(cluster) as client,
+        ):
             yield client
         return
     named = (

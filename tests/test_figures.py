@@ -49,24 +49,28 @@ def test_readme_numbers_are_those_of_the_results() -> None:
     drifts = sorted(code["joint"]["drift"])
     frozen, joint = metrics["encoder_report"], metrics["joint_report"]
     fid, joint_fid = frozen["frechet"]["inception"], joint["frechet"]["inception"]
+    released = [metrics[f"{name}_released"]["frechet"]["inception"] for name in ("encoder", "joint")]
     e2, fed = values["column"]("e2", 1), values["column"]("e2", 1, "test_counts_min")
-    worst = {encoder: max(lost(run, f"{encoder}_joint") for run in values["exact"]) for encoder in ("e1", "e3")}
+    runs = {"e1": [*values["exact"], *values["again"]], "e3": values["exact"]}
+    worst = {encoder: max(lost(run, f"{encoder}_joint") for run in runs[encoder]) for encoder in runs}
     epochs = [result["metrics"]["epochs"] for name, result in RESULTS.items() if name.startswith("hashing/")]
     said = [
         f"ELBO {reference.MIXTURE_REPORT['frozen.elbo']} to {reference.MIXTURE_REPORT['joint.elbo']} |",
         f"{code['frozen']['elbo']:.3f} to {code['joint']['elbo']:.3f}; evidence falls",
         f"{code['oracle']['kl']:.5f} of {code['frozen']['kl']:.5f} nats",
-        f"FID of re-decodings {reference.TABLE1['frozen']['fid']} to {reference.TABLE1['joint']['fid']}",
-        f"own samples {fid['floor']:.3f} to {joint_fid['prior']:.3f}",
-        f"noise alone makes {fid['noise_alone']:.3f}",
-        f"387 at best | {metrics['e1_b64_d0']['test_min']:.1f}; twelve cells within {values['e1_misfit']:.1f}",
+        f"ELBO {reference.TABLE1['frozen']['elbo']:,.0f} to {reference.TABLE1['joint']['elbo']:,.0f} |",
+        f"FID of own samples {fid['floor']:.3f} to {joint_fid['prior']:.3f}",
+        f"{reference.TABLE1['frozen']['fid']} to {reference.TABLE1['joint']['fid']} | {fid['means']:.3f} to "
+        f"{joint_fid['means']:.3f}; released protocol {released[0]['means']:.3f} to {released[1]['means']:.3f}",
+        f"{reference.TABLE3['e1', 64, 0]} to {reference.TABLE3['e1', 8, 0]} at d = 0 | all twelve within "
+        f"{values['e1_misfit']:.1f}",
         f"by {values['arm_gain']}, three seeds",
         f"by {min(values['behind'])} to {max(values['behind'])} nats",
-        f"rescaled frequencies within {values['e4_less_e1']:.1f}",
+        f"rescaled (e4): within {values['e4_less_e1']:.1f}",
         f"{reference.TABLE3['e3', 8, 0]} to {reference.TABLE3['e3', 64, 0]} at d = 0",
         f"{min(values['published']('e2', 1))} to {max(values['published']('e2', 1))} at d = 1",
         f"{min(e2):.1f} to {max(e2):.1f}; fed counts {min(fed):.1f} to {max(fed):.1f}",
-        f"up to {worst['e1']:.1f} nats; well fitted, below 0.8",
+        f"e1 up to {worst['e1']:.1f}; fitted first, {max(values['from_regression']):.2f}",
         f"raises the ELBO by {code['joint']['elbo'] - code['frozen']['elbo']:.3f} nats, lowers the evidence of the "
         f"decoder by {code['truth']['evidence'] - code['joint']['evidence']:.3f}, and moves two centres by "
         f"{drifts[3]:.2f} and {drifts[2]:.2f}.",
@@ -74,18 +78,18 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"{frozen['laplace']['evidence'] - frozen['elbo']:,.0f} nats below log p(x), of which factorization costs "
         f"{frozen['laplace']['factorization']:.0f}",
         f"up to {worst['e1']:.1f} nats of train likelihood with counts and {worst['e3']:.1f} with frequencies",
-        f"at most {values['family']:.2f} nats, and an encoder fitted by regression first loses at most "
-        f"{max(values['from_regression']):.2f}",
+        f"at most {values['family']:.2f} nats, and from an encoder fitted by regression joint training loses at most "
+        f"{max(values['from_regression']):.2f}:",
         f"reaches {min(values['best']['test_selected']):.1f} where the report has {reference.TABLE3['e1', 64, 0]}",
         f"{RESULTS['celeba/dcgan']['images']:,} of {reference.CELEBA_IMAGES:,} photographs",
         f"{joint['iterations']:,} iterations of {reference.SECTION4_ITERATIONS:,}",
-        f"Section 5 has {min(epochs)} to {max(epochs)} of the report's 1,500 epochs",
+        f"Section 5 uses {min(epochs)} to {max(epochs)} of the report's 1,500 epochs",
     ]
     for sentence in said:
         assert sentence in README, sentence
     # What is said without a number.
-    assert max(values["from_regression"]) < 0.8
-    assert joint_fid["means"] < fid["means"]
+    assert joint_fid["noise_on_one_side"] - fid["means"] < 2 * (fid["noise_alone"] - fid["means"])
+    assert RESULTS["celeba/elbo_report"]["metrics"]["iterations"] * 2 == joint["iterations"]  # "ran half as long"
     assert reached("exact_d2", "likelihood_on") > reached("exact_d2", "e1_joint")
     costly = {
         (gap > 7.9, lost(run, f"{stage}joint") > 1)
