@@ -19,7 +19,7 @@ SECTIONS = {  # the page's headings, and what stands below: figures and tables b
     "Section 4: a generator taken as ground truth": {
         "table1": "",
         "section4": "ELBO and Fréchet distances along joint training.",
-        "celeba_rows": "Rows of generated images: x* = g*(z), with noise, and re-decoded.",
+        "celeba_rows": r"Rows of generated images: x\* = g\*(z), with noise, and re-decoded.",
         "dcgan_grid": "",
         "dcgan_curves": "Losses of the GAN, and the distance that selects the epoch.",
     },
@@ -37,7 +37,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.85rem; }
-th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }
 """
 
