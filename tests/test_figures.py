@@ -59,14 +59,15 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"{code['frozen']['elbo']:.3f} to {code['joint']['elbo']:.3f}; evidence falls",
         f"{code['oracle']['kl']:.5f} of {code['frozen']['kl']:.5f} nats",
         f"ELBO {reference.TABLE1['frozen']['elbo']:,.0f} to {reference.TABLE1['joint']['elbo']:,.0f} |",
-        f"FID of own samples {fid['floor']:.3f} to {joint_fid['prior']:.3f}",
+        f"{frozen['elbo']:,.0f} to {joint['elbo']:,.0f}; own samples' FID {fid['floor']:.3f} to "
+        f"{joint_fid['prior']:.3f}",
         f"{reference.TABLE1['frozen']['fid']} to {reference.TABLE1['joint']['fid']} | {fid['means']:.3f} to "
         f"{joint_fid['means']:.3f}; released protocol {released[0]['means']:.3f} to {released[1]['means']:.3f}",
         f"{reference.TABLE3['e1', 64, 0]} to {reference.TABLE3['e1', 8, 0]} at d = 0 | all twelve within "
         f"{values['e1_misfit']:.1f}",
         f"by {values['arm_gain']}, three seeds",
         f"by {min(values['behind'])} to {max(values['behind'])} nats",
-        f"rescaled (e4): within {values['e4_less_e1']:.1f}",
+        f"e4 within {values['e4_less_e1']:.1f} of e1",
         f"{reference.TABLE3['e3', 8, 0]} to {reference.TABLE3['e3', 64, 0]} at d = 0",
         f"{min(values['published']('e2', 1))} to {max(values['published']('e2', 1))} at d = 1",
         f"{min(e2):.1f} to {max(e2):.1f}; fed counts {min(fed):.1f} to {max(fed):.1f}",
@@ -82,7 +83,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"{max(values['from_regression']):.2f}:",
         f"reaches {min(values['best']['test_selected']):.1f} where the report has {reference.TABLE3['e1', 64, 0]}",
         f"{RESULTS['celeba/dcgan']['images']:,} of {reference.CELEBA_IMAGES:,} photographs",
-        f"{joint['iterations']:,} iterations of {reference.SECTION4_ITERATIONS:,}",
+        f"{joint['iterations']:,} of {reference.SECTION4_ITERATIONS:,} iterations",
         f"Section 5 uses {min(epochs)} to {max(epochs)} of the report's 1,500 epochs",
     ]
     for sentence in said:
