@@ -352,7 +352,8 @@ def main(options: Options) -> None:
         truth, discriminator, origin = networks_of(ground_truth, device)
     torch.manual_seed(options.seed)
     vae = VAE(truth, Encoder(origin["width"]["nz"], origin["width"]["ndf"]).to(device), options.sigma).to(device)
-    spaces, real = feature_spaces(options, discriminator, device), real_images(options, origin)
+    real = real_images(options, origin)  # before Inception's weights are fetched: what is wrong shows first
+    spaces = feature_spaces(options, discriminator, device)
 
     def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
         return -log_normal(z, *vae.encoder(x)).mean()

@@ -100,7 +100,8 @@ def main(options: Options) -> None:
     decoder = truth if options.freeze_decoder else copy.deepcopy(truth).requires_grad_(True)
     vae = VAE(truth, encoder.to(device), options.sigma, decoder).to(device)
     vae.log_sigma.requires_grad_(options.learn_sigma)
-    spaces, real = feature_spaces(options, discriminator, device), real_images(options, origin)
+    real = real_images(options, origin)  # before Inception's weights are fetched: what is wrong shows first
+    spaces = feature_spaces(options, discriminator, device)
 
     def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
         return -vae.elbo(x, noise)["elbo"].mean()

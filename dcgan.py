@@ -167,12 +167,13 @@ class Discriminator(nn.Module):
 
 
 def load_images(options: Options) -> np.ndarray:
-    """uint8, (N, 3, 64, 64)."""
-    if options.data == "faces":
-        if options.images is not None:
-            raise RunError("--images is of CelebA; it does not go with --data faces")
-        return faces.draw(options.faces, options.seed)
-    return celeba.load(options.images)
+    """uint8, (N, 3, 64, 64). Raises RunError if --held-out leaves none to train on."""
+    if options.data == "faces" and options.images is not None:
+        raise RunError("--images is of CelebA; it does not go with --data faces")
+    images = faces.draw(options.faces, options.seed) if options.data == "faces" else celeba.load(options.images)
+    if options.held_out >= len(images):
+        raise RunError(f"--held-out {options.held_out} of {len(images)} images leaves none to train on")
+    return images
 
 
 def png(images: Tensor, columns: int = 8) -> bytes:
@@ -189,8 +190,6 @@ class Trainer:
     """Both networks, their optimisers, random streams and history: all that a checkpoint holds."""
 
     def __init__(self, options: Options, images: np.ndarray, device: torch.device, space: str):
-        if options.held_out >= len(images):
-            raise RunError(f"--held-out {options.held_out} of {len(images)} images leaves none to train on")
         self.options = replace(options, precision=options.precision or run.native_precision(device))
         self.device, self.count, self.space = device, len(images), space
         train, self.held_out = images[: -options.held_out], images[-options.held_out :]
@@ -331,11 +330,12 @@ def writer_to(folder: Path) -> Any:
 
 def main(options: Options) -> None:
     device, checkpoint = run.begin(options)
+    writer = writer_to(options.out) if options.tensorboard else None
+    images = load_images(options)  # before Inception's weights are fetched: what is wrong shows first
     features, space = selecting_features(options, device)
-    trainer = Trainer(options, load_images(options), device, space)
+    trainer = Trainer(options, images, device, space)
     if checkpoint.exists():
         trainer.load(checkpoint)
-    writer = writer_to(options.out) if options.tensorboard else None
     held_out = torch.from_numpy(np.array(trainer.held_out))
     real = moments(features, (part.to(device).float() / 127.5 - 1 for part in held_out.split(options.batch_size)))
     steps = math.ceil(len(trainer.images) / options.batch_size)

@@ -34,6 +34,7 @@ ENVIRONMENT_VARIABLE = "CELEBA_IMAGES"
 SIZE = 64
 PREPARE = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE)])
 SUFFIXES = {".jpg", ".jpeg", ".png"}
+READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 NAMED = 5  # unreadable images that are named; the others are counted
 
 
@@ -97,6 +98,13 @@ def _opened(source: Path) -> Generator[tuple[list[str], str, Callable[[str], byt
         members = sorted(
             (member for member in archive.infolist() if _is_image(Path(member.filename))), key=lambda m: m.filename
         )
+        for member in members:  # which zipfile lists, but fails to read
+            encrypted = member.flag_bits & 1
+            if encrypted or member.compress_type not in READABLE:
+                how = "is encrypted" if encrypted else f"is compressed by method {member.compress_type}"
+                raise DataError(
+                    f"{source}: {member.filename} {how}, which is not read here: unpack it, name the folder"
+                )
         lock = threading.Lock()
 
         def read(name: str) -> bytes:
@@ -104,6 +112,15 @@ def _opened(source: Path) -> Generator[tuple[list[str], str, Callable[[str], byt
                 return archive.read(name)
 
         yield [m.filename for m in members], _digest([(m.filename, m.file_size, m.CRC) for m in members]), read
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """With 8 bits per channel. Raises ValueError for numbers of a scale that is not known."""
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise ValueError(f"mode {image.mode}")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _is_image(path: Path) -> bool:
@@ -120,7 +137,7 @@ def _decode(source: Path, names: list[str], read: Callable[[str], bytes], path: 
     def decoded(name: str) -> np.ndarray | None:
         try:
             with Image.open(io.BytesIO(read(name))) as image:
-                return np.asarray(PREPARE(image.convert("RGB"))).transpose(2, 0, 1)
+                return np.asarray(PREPARE(_rgb(image))).transpose(2, 0, 1)
         except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError):
             return None
 

@@ -1,14 +1,11 @@
 """Fréchet distances of sets of images: moments of features, Inception's network, and thumbnails (Section 4)."""
 
-import contextlib
-import io
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import scipy.linalg
 import torch
-from pytorch_fid.fid_score import calculate_frechet_distance
 from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
 from torch import Tensor
 from torch.nn import functional as F
@@ -56,14 +53,22 @@ def moments(features: Features, batches: Iterable[Tensor]) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Fréchet distance of two Gaussians with these moments (Heusel et al. 2017, equation 6).
 
-    Raises RunError where pytorch-fid finds no real square root of the covariances' product: too few images.
+    The trace of the square root of the covariances' product is the sum of the singular values of the product of their
+    own square roots, which are real however few the images. Raises RunError for moments that are not finite.
     """
+    (mean, covariance), (other_mean, other) = a.statistics(), b.statistics()
     try:
-        # Of fewer images than dimensions the product is singular: it warns, or prints that it adds 1e-6.
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
-            return float(calculate_frechet_distance(*a.statistics(), *b.statistics()))
+        roots = [_root(matrix) for matrix in (covariance, other)]
+        overlap = scipy.linalg.svdvals(roots[0].T @ roots[1]).sum()
     except ValueError as error:
         raise RunError(f"no Fréchet distance of {a.count} and {b.count} images: {error}; take more images") from error
+    return float(((mean - other_mean) ** 2).sum() + np.trace(covariance) + np.trace(other) - 2 * overlap)
+
+
+def _root(matrix: np.ndarray) -> np.ndarray:
+    """R with matrix = R R' for a symmetric matrix without negative eigenvalues, but for rounding."""
+    values, vectors = scipy.linalg.eigh(matrix)
+    return vectors * np.sqrt(values.clip(0))
 
 
 def inception(dims: int, device: torch.device, precision: str = "float32") -> Features:

@@ -43,7 +43,7 @@ def pick_device(name: str | None) -> torch.device:
         return torch.device("cpu") if accelerator is None or accelerator.type == "mps" else accelerator
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).item()  # some exist and cannot compute, such as meta
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise RunError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
     return device

@@ -8,10 +8,11 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from PIL import Image
 from pytorch_fid import inception as pytorch_fid_inception
-from pytorch_fid.fid_score import calculate_fid_given_paths
+from pytorch_fid.fid_score import calculate_activation_statistics
 from torch import nn
 from toy import complaint, main, the_one_line
 
@@ -137,11 +138,27 @@ def test_fid_is_that_of_pytorch_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / str(i)).mkdir()
         for j, image in enumerate(images):
             Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / str(i) / f"{j}.png")
-    theirs = calculate_fid_given_paths([str(tmp_path / "0"), str(tmp_path / "1")], 8, "cpu", 64, num_workers=0)
+    network = pytorch_fid_inception.InceptionV3([0])
+    folders = [sorted((tmp_path / str(i)).iterdir()) for i in range(2)]
+    theirs = [calculate_activation_statistics(files, network, 8, 64, "cpu", 0) for files in folders]
     features = frechet.inception(64, CPU)
     ours = [moments(features, (torch.from_numpy(images).float() / 127.5 - 1).split(3)) for images in sets]
-    assert frechet_distance(*ours) == pytest.approx(theirs, rel=1e-3)
-    assert theirs > 1e-6
+    for (mean, covariance), found in zip(theirs, ours, strict=True):
+        np.testing.assert_allclose(found.statistics()[0], mean, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(found.statistics()[1], covariance, rtol=1e-2, atol=1e-6)
+    assert frechet_distance(*ours) > 1e-6
+
+
+def test_frechet_distance_is_the_formula_with_a_matrix_square_root() -> None:
+    """That of pytorch-fid, on the same features: |m - n|^2 + tr(S + T - 2 (S T)^(1/2))."""
+    rng = np.random.default_rng(1)
+    sets = [torch.from_numpy(rng.normal(i, 1 + i, (300, 40)) @ rng.normal(size=(40, 40))) for i in range(2)]
+    (m, s), (n, t) = ((x.numpy().mean(0), np.cov(x.numpy(), rowvar=False)) for x in sets)
+    expected = ((m - n) ** 2).sum() + np.trace(s + t) - 2 * np.trace(scipy.linalg.sqrtm(s @ t)).real
+    found = [Moments() for _ in sets]
+    for a, x in zip(found, sets, strict=True):
+        a.add(x)
+    assert frechet_distance(*found) == pytest.approx(expected, rel=1e-6)
 
 
 def test_images_are_rounded_as_in_png_files() -> None:
