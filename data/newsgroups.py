@@ -4,15 +4,20 @@ Source: J. Rennie's `20news-bydate-matlab.tgz`, http://qwone.com/~jason/20Newsgr
 hold one line `document word count` per non-zero, 1-based. The vocabulary is cut to the 10,000 words that occur in most
 training documents; 498 words tie at the last document frequency (14), and ties go to the smaller word index.
 
+The words themselves are in `vocabulary.txt`, a file of its own on the same page, which others pack into the archive.
+Without it training works, and words go by their number.
+
 Nothing is ever extracted to disk, and no dense table of documents by words is built.
 """
 
+import codecs
 import hashlib
 import io
 import os
 import socket
 import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +25,12 @@ import scipy.sparse
 
 from data import SPLITS, Corpus, DataError, cached, frequent_words
 
-URL = "http://qwone.com/~jason/20Newsgroups/20news-bydate-matlab.tgz"
+PAGE = "http://qwone.com/~jason/20Newsgroups/"
 NAME = "20 Newsgroups (bydate)"
 ARCHIVE = "20news-bydate-matlab.tgz"
+WORDS = "vocabulary.txt"
 ENVIRONMENT_VARIABLE = "NEWSGROUPS_ARCHIVE"
-INNER = "20news-bydate/matlab/"
+FILES = {"train.data", "test.data", "train.label", "test.label", "train.map", WORDS}
 SHA256 = {
     "train.data": "dc3bf23fa28511494ee406bd3baa6565ad156c0d48e56bc9aea247c4dd0b81be",
     "test.data": "2e739450e07c6201ae4eff90bb26cd69d26c45243bd923a29fc2caaae3a4c34a",
@@ -35,16 +41,45 @@ LARGEST_MEMBER = 64 << 20  # bytes; the largest file of the true archive has 17 
 
 
 def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> Corpus:
-    """The corpus, from the parsed cache in `folder` if there is one, else from the archive, which is cached.
+    """The corpus, from the parsed cache in `folder` if one was made of the same files, else from these, and cached.
 
-    archive: where the .tgz lies. None looks at the environment variable NEWSGROUPS_ARCHIVE, then in `folder`,
-        and then downloads it there.
+    archive: where the .tgz lies, or a folder of what is in it. None looks at the environment variable
+        NEWSGROUPS_ARCHIVE, then in `folder`, then for a cache, and then downloads it there, with the vocabulary.
     Raises DataError, one line, if the archive cannot be had or any part of it is not as it should be.
     """
     source = find(archive, folder)
-    if source is not None and not source.is_file():
-        raise DataError(f"no 20 Newsgroups archive at {source}; it can be had from {URL}")
-    return cached(folder / f"20news-bydate-{VOCABULARY}.npz", lambda: parse_archive(source or _downloaded(folder)))
+    if source is not None and not source.exists():
+        raise DataError(f"no 20 Newsgroups archive at {source}; it can be had from {PAGE}")
+    caches = sorted(folder.glob(f"20news-bydate-{VOCABULARY}-*.npz"), key=lambda path: path.stat().st_mtime)
+    if source is None and caches:
+        return cached(caches[-1], lambda: _parsed(_downloaded(ARCHIVE, folder), folder))
+    source = source or _downloaded(ARCHIVE, folder)
+    path = _cache(source, folder)
+    if path.is_file():
+        return cached(path, lambda: _parsed(source, folder))
+    corpus = _parsed(source, folder)
+    return cached(_cache(source, folder), lambda: corpus)  # of the vocabulary, too, if that has just been downloaded
+
+
+def _parsed(source: Path, folder: Path) -> Corpus:
+    return parse_archive(source, words=lambda: _vocabulary(source, folder))
+
+
+def _cache(source: Path, folder: Path) -> Path:
+    """Where the parsed corpus is kept: a name that changes with the files that it is made from."""
+    parts = [source, *(place / WORDS for place in (source.parent, folder) if (place / WORDS).is_file())]
+    marks = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+    return folder / f"20news-bydate-{VOCABULARY}-{hashlib.sha256(repr(marks).encode()).hexdigest()[:12]}.npz"
+
+
+def _vocabulary(source: Path, folder: Path) -> bytes | None:
+    """The list of words where the archive has none: beside it, in `folder`, or downloaded there; else None."""
+    path = next((place / WORDS for place in (source.parent, folder) if (place / WORDS).is_file()), None)
+    try:
+        return (path or _downloaded(WORDS, folder)).read_bytes()
+    except DataError:
+        print(f"no {WORDS}: words go by their number, and no word can be searched for; it can be had from {PAGE}")
+        return None
 
 
 def find(archive: Path | None = None, folder: Path = Path(__file__).parent) -> Path | None:
@@ -54,30 +89,34 @@ def find(archive: Path | None = None, folder: Path = Path(__file__).parent) -> P
     return Path(named) if named else path if path.is_file() else None
 
 
-def _downloaded(folder: Path) -> Path:
-    path = folder / ARCHIVE
+def _downloaded(name: str, folder: Path) -> Path:
+    """A file of the corpus's page, fetched into `folder`."""
+    path = folder / name
     import torch.hub  # here, since reading the corpus needs no torch and torch costs 500 MB
 
-    print(f"downloading {URL}")
+    print(f"downloading {PAGE}{name}")
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)
     try:
-        torch.hub.download_url_to_file(URL, str(path))  # to a temporary name beside it, then renamed
+        torch.hub.download_url_to_file(PAGE + name, str(path))  # to a temporary name beside it, then renamed
     except OSError as error:
         raise DataError(
             f"no 20 Newsgroups archive and no download ({getattr(error, 'reason', error)}): "
-            f"get {URL} and put it in {folder}, or name it with --archive or {ENVIRONMENT_VARIABLE}; or do without "
-            f"it, with --corpus docstrings"
+            f"get {PAGE}{name} and put it in {folder}, or name the archive with --archive or {ENVIRONMENT_VARIABLE}; "
+            f"or do without it, with --corpus docstrings"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
     return path
 
 
-def parse_archive(path: Path, sha256: dict[str, str] = SHA256) -> Corpus:
-    """Read the archive in memory, check it, and cut the vocabulary.
+def parse_archive(
+    path: Path, sha256: dict[str, str] | None = None, words: Callable[[], bytes | None] = lambda: None
+) -> Corpus:
+    """Read the archive, or a folder of its files, in memory, check it, and cut the vocabulary.
 
-    sha256: the digests that the count files must have.
+    sha256: the digests that the count files must have; None: those of SHA256. words: reads the list of words where the
+        archive has none.
     Raises DataError for an archive that is truncated, holds links or paths leading out of it, or differs in content;
     a malformed count file is named with its line.
     """
@@ -85,27 +124,25 @@ def parse_archive(path: Path, sha256: dict[str, str] = SHA256) -> Corpus:
 
     def text(name: str) -> bytes:
         if name not in files:
-            raise DataError(f"{path}: no file {INNER}{name} in the archive")
+            raise DataError(f"{path}: no file {name} in the archive")
         return files[name]
 
-    groups = [line.split()[0] for line in text("train.map").decode("latin-1").splitlines()]
+    groups = [line.split()[0] for line in text("train.map").decode("latin-1").splitlines() if line.strip()]
     labels = {split: _labels(text(f"{split}.label"), f"{path}: {split}.label", len(groups)) for split in SPLITS}
     counts = {
         split: parse_counts(text(f"{split}.data"), f"{path}: {split}.data", len(labels[split]), ALL_WORDS)
         for split in SPLITS
     }
-    for name, expected in sha256.items():
+    for name, expected in (SHA256 if sha256 is None else sha256).items():
         digest = hashlib.sha256(text(name)).hexdigest()
         if digest != expected:
             raise DataError(f"{path}: {name} has sha256 {digest}, not {expected}: not the canonical corpus")
-    if "vocabulary.txt" in files:
-        words = files["vocabulary.txt"].decode("latin-1").split()
-    elif (beside := path.with_name("vocabulary.txt")).is_file():
-        words = beside.read_text("latin-1").split()
-    else:  # without the list, training works and words go by their number
-        words = [f"word{i}" for i in range(1, ALL_WORDS + 1)]
-    if len(words) != ALL_WORDS:
-        raise DataError(f"{path}: vocabulary.txt has {len(words)} words, not {ALL_WORDS}")
+    listed = files[WORDS] if WORDS in files else words()
+    names = [f"word{i}" for i in range(1, ALL_WORDS + 1)]
+    if listed is not None:
+        names = listed.removeprefix(codecs.BOM_UTF8).decode("latin-1").split()
+    if len(names) != ALL_WORDS:
+        raise DataError(f"{path}: {WORDS} has {len(names)} words, not {ALL_WORDS}")
     columns = frequent_words(counts["train"], VOCABULARY)
     return Corpus(
         name=NAME,
@@ -114,14 +151,16 @@ def parse_archive(path: Path, sha256: dict[str, str] = SHA256) -> Corpus:
         train_labels=labels["train"],
         test_labels=labels["test"],
         **{f"{split}_titles": [f"{split} {i}" for i in range(1, len(labels[split]) + 1)] for split in SPLITS},
-        words=[words[i] for i in columns],
+        words=[names[i] for i in columns],
         groups=groups,
     )
 
 
 def _members(path: Path) -> dict[str, bytes]:
-    """The archive's regular files below INNER, by name."""
+    """The files of FILES, wherever in the archive or folder they lie, by name."""
     files = {}
+    if path.is_dir():
+        return {file.name: file.read_bytes() for file in sorted(path.rglob("*")) if file.name in FILES}
     try:
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:
@@ -131,8 +170,9 @@ def _members(path: Path) -> dict[str, bytes]:
                     raise DataError(f"{path}: refusing an archive with a link or device, {member.name!r}")
                 if member.size > LARGEST_MEMBER:
                     raise DataError(f"{path}: {member.name!r} claims {member.size} bytes")
-                if (file := archive.extractfile(member)) is not None and member.name.startswith(INNER):
-                    files[member.name.removeprefix(INNER)] = file.read()
+                name = Path(member.name).name
+                if name in FILES and (file := archive.extractfile(member)) is not None:
+                    files[name] = file.read()
             while archive.fileobj and archive.fileobj.read(1 << 20):  # to the end, where gzip checks its sum
                 pass
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:

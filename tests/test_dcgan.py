@@ -241,6 +241,15 @@ def test_bad_options_are_refused(tmp_path: Path, change: tuple, said: str) -> No
     assert not (tmp_path / "result.json").exists()
 
 
+@pytest.mark.parametrize("change", [("--images", "nowhere", "--data", "celeba"), ("--held-out", 60)])
+def test_what_is_wrong_shows_before_weights_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple
+) -> None:
+    monkeypatch.setattr(dcgan, "inception", lambda *_: pytest.fail("fetched"))
+    done = main(dcgan, *TINY, "--features", "inception", *change, "--out", tmp_path)
+    assert complaint(done)
+
+
 def test_resume_refuses_another_run(tmp_path: Path) -> None:
     assert main(dcgan, *TINY, "--epochs", 1, "--out", tmp_path).returncode == 0
     again = (*TINY, "--epochs", 2, "--resume", "--out", tmp_path)

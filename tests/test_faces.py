@@ -100,6 +100,29 @@ def test_corrupt_images_are_named_and_counted(tmp_path: Path, capsys: pytest.Cap
     np.testing.assert_array_equal(images, celeba.load(zipped(tmp_path / "b.zip", rest), tmp_path / "cache"))
 
 
+@pytest.mark.parametrize(("offset", "value", "said"), [(10, 9, "compressed by method 9"), (8, 1, "is encrypted")])
+def test_zips_that_cannot_be_read_say_what_to_do(tmp_path: Path, offset: int, value: int, said: str) -> None:
+    """Deflate64, as Windows Explorer writes above 2 GB, and encryption: both only marked so, in the directory."""
+    archive = zipped(tmp_path / "a.zip", jpegs())
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"PK\x01\x02") + offset] = value
+    archive.write_bytes(data)
+    with pytest.raises(DataError, match=f"{said}.*unpack it, name the folder"):
+        celeba.load(archive, tmp_path / "cache")
+
+
+def test_grey_of_16_bits_is_grey(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, value in enumerate((0, 32_768, 65_535)):
+        Image.fromarray(np.full((70, 70), value, np.uint16)).save(folder / f"{i}.png")
+    assert [int(image.mean()) for image in celeba.load(folder, tmp_path / "cache")] == [0, 128, 255]
+    Image.fromarray(np.full((70, 70), 0.5, np.float32)).save(folder / "float.tiff")
+    (folder / "float.tiff").rename(folder / "3.png")
+    assert len(celeba.load(folder, tmp_path / "cache")) == 3
+    assert "1 of 4 images cannot be read" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("what", ["nothing there", "empty folder", "no zip", "empty zip", "only broken", "named"])
 def test_no_images_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     path = tmp_path / "here"

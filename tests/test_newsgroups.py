@@ -28,18 +28,22 @@ FILES = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.delenv(newsgroups.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr(newsgroups, "PAGE", "http://127.0.0.1:9/")  # nothing listens on the discard port
     if "real" not in request.keywords:
         monkeypatch.setattr(newsgroups, "ALL_WORDS", 5)
         monkeypatch.setattr(newsgroups, "VOCABULARY", 3)
 
 
-def pack(path: Path, extra: tuple[tarfile.TarInfo, ...] = (), **changed: bytes | None) -> Path:
+INNER = "20news-bydate/matlab/"
+
+
+def pack(path: Path, extra: tuple[tarfile.TarInfo, ...] = (), inner: str = INNER, **changed: bytes | None) -> Path:
     """A .tgz with FILES, some changed (None leaves the file out); underscores in the names stand for dots."""
     files = FILES | {name.replace("_", "."): text for name, text in changed.items()}
     with tarfile.open(path, "w:gz") as archive:
         for name, text in files.items():
             if text is not None:
-                member = tarfile.TarInfo(newsgroups.INNER + name)
+                member = tarfile.TarInfo(inner + name)
                 member.size = len(text)
                 archive.addfile(member, io.BytesIO(text))
         for member in extra:
@@ -60,13 +64,6 @@ def test_parses_counts_labels_words_and_groups(tmp_path: Path) -> None:
     assert corpus.train_labels.tolist() == [0, 1, 1]
     assert corpus.groups == ["alt.one", "alt.two"]
     assert corpus.train.dtype == np.float32
-
-
-def test_words_may_lie_beside_the_archive_or_be_numbered(tmp_path: Path) -> None:
-    path = pack(tmp_path / "a.tgz", vocabulary_txt=None)
-    assert read(path).words == ["word1", "word2", "word3"]
-    (tmp_path / "vocabulary.txt").write_bytes(FILES["vocabulary.txt"])
-    assert read(path).words == ["apple", "bear", "cat"]
 
 
 @pytest.mark.parametrize(
@@ -153,9 +150,13 @@ def test_cache_gives_the_same_corpus_and_a_broken_one_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     path = pack(tmp_path / newsgroups.ARCHIVE)
-    monkeypatch.setattr(newsgroups.parse_archive, "__defaults__", ({},))
+    monkeypatch.setattr(newsgroups, "SHA256", {})
     first = newsgroups.load(None, tmp_path)
     cache = next(tmp_path.glob("*.npz"))
+    cache.write_bytes(cache.read_bytes()[:100])
+    assert newsgroups.load(None, tmp_path).words == first.words
+    assert "cannot be read" in capsys.readouterr().out
+    assert cache.stat().st_size > 100
     path.unlink()
     for corpus in (newsgroups.load(None, tmp_path), first):
         assert corpus.words == ["apple", "bear", "cat"]
@@ -163,30 +164,67 @@ def test_cache_gives_the_same_corpus_and_a_broken_one_is_made_again(
         assert (corpus.train != first.train).nnz == 0
         assert (corpus.test != first.test).nnz == 0
         assert corpus.test_labels.tolist() == [1, 0]
-    pack(path)
-    cache.write_bytes(cache.read_bytes()[:100])
-    assert newsgroups.load(None, tmp_path).words == first.words
-    assert "cannot be read" in capsys.readouterr().out
-    assert cache.stat().st_size > 100
 
 
 def test_a_missing_archive_says_where_it_is_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=newsgroups.URL):
+    with pytest.raises(DataError, match=newsgroups.PAGE):
         newsgroups.load(tmp_path / "absent.tgz", tmp_path)
-    monkeypatch.setattr(newsgroups, "URL", "http://127.0.0.1:9/archive.tgz")  # nothing listens on the discard port
     with pytest.raises(DataError, match=r"no download .*NEWSGROUPS_ARCHIVE.*--corpus docstrings"):
         newsgroups.load(None, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_downloads_to_a_temporary_name_and_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = pack(tmp_path / "served.tgz")
-    monkeypatch.setattr(newsgroups, "URL", path.as_uri())
-    monkeypatch.setattr(newsgroups.parse_archive, "__defaults__", ({},))
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for the official page, where the list of words is a file beside the archive."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    pack(folder / newsgroups.ARCHIVE, vocabulary_txt=None)
+    (folder / "vocabulary.txt").write_bytes(FILES["vocabulary.txt"])
+    monkeypatch.setattr(newsgroups, "PAGE", folder.as_uri() + "/")
+    monkeypatch.setattr(newsgroups, "SHA256", {})
+    return folder
+
+
+def test_archive_and_words_are_downloaded(tmp_path: Path, served: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     assert newsgroups.load(None, folder).words == ["apple", "bear", "cat"]
-    assert sorted(p.suffix for p in folder.iterdir()) == [".npz", ".tgz"]
+    assert sorted(p.name for p in folder.iterdir() if p.suffix != ".npz") == [newsgroups.ARCHIVE, "vocabulary.txt"]
+    assert newsgroups.load(None, folder).words == ["apple", "bear", "cat"]
+    assert len(list(folder.glob("*.npz"))) == 1
+
+
+def test_without_words_training_works_and_with_them_the_cache_is_made_anew(
+    tmp_path: Path, served: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (served / "vocabulary.txt").rename(tmp_path / "later")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    archive = served / newsgroups.ARCHIVE
+    for _ in range(2):
+        assert newsgroups.load(archive, folder).words == ["word1", "word2", "word3"]
+    said = capsys.readouterr().out
+    assert said.count("words go by their number") == 1
+    assert [p.suffix for p in folder.iterdir()] == [".npz"]
+    (tmp_path / "later").rename(served / "vocabulary.txt")  # beside the archive
+    assert newsgroups.load(archive, folder).words == ["apple", "bear", "cat"]
+    (served / "vocabulary.txt").rename(folder / "vocabulary.txt")  # or where downloads go
+    assert newsgroups.load(archive, folder).words == ["apple", "bear", "cat"]
+
+
+@pytest.mark.parametrize("inner", ["./20news-bydate/matlab/", "matlab/", "", "20news-bydate/matlab/"])
+def test_files_packed_anew_by_others_are_read(tmp_path: Path, inner: str) -> None:
+    expected = read(pack(tmp_path / "a.tgz"))
+    changed = {"train_map": FILES["train.map"] + b"\n", "vocabulary_txt": b"\xef\xbb\xbf" + FILES["vocabulary.txt"]}
+    path = pack(tmp_path / "b.tgz", inner=inner, **changed)
+    folder = tmp_path / "folder"
+    with tarfile.open(path) as archive:
+        archive.extractall(folder, filter="data")
+    for source in (path, folder):
+        corpus = read(source)
+        assert (corpus.words, corpus.groups) == (expected.words, expected.groups)
+        assert (corpus.train != expected.train).nnz == 0
 
 
 def test_command_line_names_a_missing_archive(tmp_path: Path) -> None:
