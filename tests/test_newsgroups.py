@@ -247,7 +247,8 @@ def test_the_real_corpus(archive: Path, tmp_path: Path) -> None:
     assert frequency.min() == 14
     assert len(corpus.groups) == 20
     assert np.bincount(corpus.train_labels).min() > 300
-    assert {"space", "windows", "god"} <= set(corpus.words)
+    if archive.with_name("vocabulary.txt").is_file():
+        assert {"space", "windows", "god"} <= set(corpus.words)
     assert parsed - start < 10
     assert cached - parsed < 1
 
