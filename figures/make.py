@@ -22,7 +22,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -108,13 +108,13 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
     write_json(path, {"preset": options.preset})
     finished, waiting = set(), []
     for step in steps:
-        folder, command = out / "steps" / step.name, arguments(step, out)
+        folder = out / "steps" / step.name
         entry, ready = record(folder), finished.issuperset(step.needs)
-        if ready and entry.get("command") == list(command) and entry["finished"]:
+        if ready and entry.get("command") == step.command and entry["finished"]:
             finished.add(step.name)
             print(f"{step.name}: finished before, in {duration(entry['seconds'])}")
             continue
-        if folder.exists() and (not ready or entry.get("command", list(command)) != list(command)):
+        if folder.exists() and (not ready or entry.get("command", step.command) != step.command):
             # Scripts do not go on with other options, nor from other runs than they began with.
             folder.rename(folder.with_name(f"{folder.name} until {datetime.now():%Y-%m-%d %H.%M.%S.%f}"))
         (out / "results" / f"{step.name}.json").unlink(missing_ok=True)
@@ -125,7 +125,8 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
         title = f"\n[{len(steps) - len(waiting) + i + 1}/{len(steps)}] {step.name}: about {duration(step.seconds)}; "
         title += f"all that is left: about {duration(left)}\n$ {shlex.join(command)}"
         needs = tuple(need for need in step.needs if need not in finished)
-        tasks.append(Task(step.name, command, out / "steps" / step.name, needs, title=title if alone else None))
+        task = Task(step.name, command, out / "steps" / step.name, needs, template=step.command)
+        tasks.append(replace(task, title=title) if alone else task)
     with tqdm(total=len(steps), initial=len(finished), desc="steps", unit="step", disable=alone) as bar:
 
         def ended(name: str, reason: str | None) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -52,6 +53,7 @@ class Task:
     command: tuple[str, ...]
     folder: Path
     needs: tuple[str, ...] = ()  # names of tasks that have to succeed first
+    template: str | None = None  # for the record, instead of the command: without the place where it was run
     threads: int | None = None
     title: str | None = None  # printed at the start of a script that has the terminal to itself; None: it writes a log
 
@@ -79,7 +81,11 @@ def run_task(task: Task, session: str, before: Sequence[tuple[str, str | None]])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = str(task.threads or max(1, cores // worker.state.nthreads))
     command = [sys.executable, str(ROOT / "figures" / "child.py"), str(ROOT / task.command[0]), *task.command[1:]]
-    entry |= {"command": list(task.command), "session": session, "begun": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+    entry |= {
+        "command": task.template or shlex.join(task.command),
+        "session": session,
+        "begun": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+    }
     entry |= {"seconds": entry.get("seconds", 0.0), "finished": False}
     write_json(task.folder / RECORD, entry)
     start = time.perf_counter()

@@ -78,6 +78,13 @@ def test_a_step_whose_command_has_changed_is_run_again_with_those_that_go_on_fro
     assert runs(house / "out") == {"first": 1, "part/second": 2, "third": 1, "fourth": 1}
 
 
+def test_a_run_that_was_moved_is_still_finished(house: Path) -> None:
+    make.run_steps(STEPS, house / "out", QUICK)
+    (house / "out").rename(house / "elsewhere")
+    assert make.run_steps(STEPS, house / "elsewhere", QUICK) == {}
+    assert runs(house / "elsewhere") == {"first": 1, "part/second": 1, "third": 1, "fourth": 1}
+
+
 def test_a_script_that_leaves_no_result_has_failed(house: Path) -> None:
     (house / "script.py").write_text("")
     assert make.run_steps(STEPS[:1], house / "out", QUICK) == {"first": "it left no result"}

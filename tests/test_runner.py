@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_tasks_run_in_order_and_those_that_need_a_failed_one_do_not(house: Path)
     assert sorted(name for name, _ in ended) == sorted(t.name for t in tasks)
     entry = runner.record(house / "out/first")
     assert entry["finished"]
-    assert entry["command"] == list(tasks[0].command)
+    assert entry["command"] == shlex.join(tasks[0].command)
     assert entry["seconds"] > 0
     assert not runner.record(house / "out/part/second")["finished"]
     assert runner.record(house / "out/nowhere") == {}
