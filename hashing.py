@@ -23,8 +23,7 @@ of the test loss, which selects on the test set; --held-out selects on documents
     uv run hashing.py best                                  a model of the same size that generalises better
     uv run hashing.py search "orbit shuttle launch nasa"    find documents by the model of such a run
     uv run hashing.py exact --corpus docstrings --bits 6    sums over all codes, without 20 Newsgroups
-
-The grid of Tables 2 and 3 is `figures/sweep.py`.
+    uv run figures/sweep.py                                 the grid of Tables 2 and 3
 """
 
 import functools
@@ -51,6 +50,7 @@ from data.documents import (
     SmoothedProduct,
     Workspace,
     counts_of_text,
+    distinct_codes,
     hold_out,
     load_corpus,
     unigram,
@@ -201,10 +201,10 @@ class Decoder(nn.Module):
         self.workspace = Workspace()
 
     def forward(self, z: Tensor, batch: Batch, dtype: torch.dtype | None = None) -> Tensor:
-        """z: (S, B, b) -> relative NLL, nats, (S, B). dtype: of the arithmetic over the vocabulary; None: z's."""
-        hidden = self.hidden(z.flatten(0, 1))
-        nll = RelativeNLL.apply(hidden, self.weight, self.bias, batch, self.workspace, dtype or hidden.dtype)
-        return nll.view(z.shape[:2])
+        """z: (..., B, b) -> relative NLL, nats, (..., B). dtype: of the arithmetic over the vocabulary; None: z's."""
+        distinct, which = distinct_codes(z.flatten(0, -2))
+        nll = RelativeNLL.apply(self.hidden(distinct), self.weight, self.bias, batch, self.workspace, dtype or z.dtype)
+        return nll.gather(0, which.view(-1, len(batch))).view(z.shape[:-1])
 
 
 class Prior(nn.Module):
@@ -249,7 +249,7 @@ class VAE(nn.Module):
     def objective(
         self, z: Tensor, logits: Tensor, batch: Batch, dtype: torch.dtype | None = None
     ) -> tuple[Tensor, Tensor]:
-        """-log p(x given z) + log q(z) - log p(z), relative, nats, (S, B), for codes z (S, B, b), and the loss.
+        """-log p(x given z) + log q(z) - log p(z), relative, nats, (..., B), for codes z (..., B, b), and the loss.
 
         Both have the relative negative ELBO as their mean over q. The first is what the estimators differentiate: in it
         the logits of q, (B, b), are detached, as they want it. The second has the KL in closed form, and no gradient.
@@ -351,24 +351,25 @@ class Trainer:
         """One Adam step; returns the batch's relative negative ELBO in nats per document, from the pairs' own values.
 
         Each code of a pair is a sample of q, so their mean loss is unbiased, and no decoder pass is spent on reporting.
-        The ten-pair objective is one encoder pass and the mean of ten estimates.
         """
         losses: list[Tensor] = []
+        # Few bits: the pairs share most codes, which are decoded once. Many: a table of all would leave the caches.
+        at_once = pairs if self.options.bits <= 16 else 1
         rounded = torch.bfloat16 if self.options.precision == "bfloat16" else None
         with run.products_in(self.options.precision):
             logits = self.model.encoder(batch)
-            latent = logits.detach().requires_grad_()
+            latent = logits.detach().expand(at_once, -1, -1).requires_grad_()
 
             def f(z: Tensor) -> Tensor:
                 value, loss = self.model.objective(z, latent, batch, rounded)
-                losses.append(loss.mean() / pairs)
+                losses.append(loss.mean() * at_once / pairs)
                 return value
 
             self.optimizer.zero_grad()
-            for _ in range(pairs):
+            for _ in range(0, pairs, at_once):
                 estimate = ESTIMATORS[self.options.estimator](f, latent, self.generators["noise"])
-                (estimate.mean() / pairs).backward()
-            logits.backward(latent.grad)
+                (estimate.mean() * at_once / pairs).backward()
+            logits.backward(latent.grad.sum(0))
         self.optimizer.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
@@ -432,7 +433,6 @@ class Trainer:
             logits = model.encoder(batch).requires_grad_()
             optimizer = torch.optim.Adam([logits], 0.3, betas=(0.9, 0.99))
             schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-
             for _ in range(steps):
                 optimizer.zero_grad()
                 disarm(lambda z, at=logits, b=batch: model.objective(z, at, b)[0], logits, noise).sum().backward()

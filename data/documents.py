@@ -29,22 +29,33 @@ from data import Corpus, DataError, docstrings, newsgroups
 
 @dataclass(frozen=True)
 class Batch:
-    """B documents. What the encoder sees is stored twice, `counts` (B, V) and `transposed` (V, B), sparse CSR; what the
-    decoder has to explain is `values` at (`rows`, `words`). The smoothing u is left out of these, and part of `n` and
-    `negentropy`.
+    """B documents: what the encoder sees, and what the decoder has to explain. The smoothing u is left out of their
+    counts, and part of `n` and `negentropy`.
     """
 
-    counts: Tensor
-    transposed: Tensor
-    rows: Tensor  # (nnz,) int64: document of each non-zero
-    words: Tensor  # (nnz,) int64: its word
-    values: Tensor  # (nnz,): its count
+    seen: "Counts"
+    counts: "Counts"
     n: Tensor  # (B,): length with the smoothing's one word
     negentropy: Tensor  # (B,): sum_v x_v log(x_v / n), nats
     u: Tensor  # (V,): the smoothing
 
     def __len__(self) -> int:
         return len(self.n)
+
+
+class Counts:
+    """Sparse counts, stored twice for products with them and with their transpose."""
+
+    def __init__(self, counts: scipy.sparse.csr_array, device: torch.device):
+        self.rows, self.columns = _csr(counts, device), _csr(counts.T.tocsr(), device)
+
+    def __matmul__(self, dense: Tensor) -> Tensor:
+        """(B, V) times (V, k) -> (B, k)."""
+        return _sparse_product(self.rows, dense)
+
+    def transposed(self, dense: Tensor) -> Tensor:
+        """(V, B) times (B, k) -> (V, k)."""
+        return _sparse_product(self.columns, dense)
 
 
 def unigram(counts: scipy.sparse.csr_array) -> np.ndarray:
@@ -107,18 +118,10 @@ class Documents:
             visible = torch.rand(part.nnz, generator=generator).numpy() >= dropout
             seen = scipy.sparse.csr_array((part.data * visible / (1 - dropout), part.indices, part.indptr), part.shape)
             seen.data = seen.data.astype(part.dtype)
-        rows = np.repeat(np.arange(len(documents)), np.diff(part.indptr))
         index = torch.from_numpy(documents).to(device)
-        return Batch(
-            _csr(seen, device),
-            _csr(seen.T.tocsr(), device),
-            torch.from_numpy(rows).to(device),
-            torch.from_numpy(part.indices.astype(np.int64)).to(device),
-            torch.from_numpy(part.data).to(device),
-            self.n[index],
-            self.negentropy[index],
-            self.u,
-        )
+        counts = Counts(part, device)
+        visible = Counts(seen, device) if dropout else counts
+        return Batch(visible, counts, self.n[index], self.negentropy[index], self.u)
 
     def batches(self, size: int) -> Iterator[Batch]:
         for i in range(0, len(self), size):
@@ -141,12 +144,12 @@ class SmoothedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, batch: Batch) -> Tensor:
         ctx.batch = batch
-        return _sparse_product(batch.counts, weight).add_(batch.u @ weight)
+        return (batch.seen @ weight).add_(batch.u @ weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,), batch = grads, ctx.batch
-        return _sparse_product(batch.transposed, grad.contiguous()).addr_(batch.u, grad.sum(0)), None
+        return batch.seen.transposed(grad.contiguous()).addr_(batch.u, grad.sum(0)), None
 
 
 def _sparse_product(matrix: Tensor, dense: Tensor) -> Tensor:
@@ -168,6 +171,9 @@ class Workspace:
     """
 
     def __init__(self) -> None:
+        # A block of almost 32 MiB, freed at once: from then on glibc's malloc keeps freed blocks of up to this size,
+        # such as gradients, for reuse, and does not take their pages from the system anew in every step.
+        torch.empty(2**25 - 2**12, dtype=torch.uint8)
         self.tensors: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
     def take(self, rows: int, words: int, k: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -181,9 +187,9 @@ class Workspace:
 
 
 class RelativeNLL(torch.autograd.Function):
-    """sum_v x_v (log(x_v / n) - log softmax(hidden @ weight.T + bias)_v), nats, (R,).
+    """sum_v x_v (log(x_v / n) - log softmax(hidden @ weight.T + bias)_v), nats, of every document x under every row of
+    hidden: hidden (K, k), weight (V, k), bias (V,) -> (K, B).
 
-    hidden (R, k) holds S = R / B samples for each of the B documents, sample after sample; weight (V, k); bias (V,).
     dtype: what the products over the vocabulary and the softmax are computed in.
 
     The softmax does not change when the logits of a row are shifted. Shifted to mean zero under u, those of common
@@ -196,50 +202,66 @@ class RelativeNLL(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, batch: Batch, workspace: Workspace, dtype: torch.dtype
     ) -> Tensor:
-        k, u, samples = hidden.shape[1], batch.u, len(hidden) // len(batch)
+        k, u, n = hidden.shape[1], batch.u, batch.n
         room, factors = workspace.take(len(hidden), len(bias), k, dtype, u.device)
         # Bias and shift take part in the product, as two columns each: rounded, and what that leaves. In bfloat16, a
         # log-probability of -10 alone would be off by up to 0.03.
         factors[:, :k] = weight
         factors[:, k : k + 2] = _rounded_and_remainder(bias, dtype)
         factors[:, k + 2 :] = 1
-        mean = u @ weight
-        shift = _rounded_and_remainder(-(hidden @ mean + u @ bias), dtype)
+        mean, mean_bias = u @ weight, u @ bias
+        shift = _rounded_and_remainder(-(hidden @ mean + mean_bias), dtype)
         rows = torch.cat([hidden.to(dtype), torch.ones_like(shift), shift], 1)
         logits = torch.mm(rows, factors.T, out=room[: len(hidden)])
-        # Place of each non-zero count in the flattened (R, V) logits, for every sample.
-        row = (torch.arange(samples, device=u.device)[:, None] * len(batch) + batch.rows).ravel()
-        place = row * len(bias) + batch.words.repeat(samples)
-        values, n = batch.values.repeat(samples), batch.n.repeat(samples)
-        at_words = torch.take(logits, place).to(u.dtype)
-        dot = torch.zeros_like(n).scatter_add_(0, row, values * at_words)
-        largest, total = torch.zeros_like(n), _exponentiate_and_sum(logits, u.dtype)
+        largest, total = torch.zeros_like(hidden[:, 0]), _exponentiate_and_sum(logits, u.dtype)
         if not math.isfinite(total.sum()):
             torch.mm(rows, factors.T, out=logits)
             largest = logits.amax(1)
             total = _exponentiate_and_sum(logits.sub_(largest[:, None]), u.dtype)
             largest = largest.to(u.dtype)
-            at_words = at_words - largest[row]
-        # d loss / d logits is n softmax - x; n / total is left out of `logits` here. Of x = c + u, the sparse c goes
-        # into `logits`; u stays outside, as a rank-one term.
-        differences = at_words.exp().addcmul_(values, (total / n)[row], value=-1).to(logits.dtype)
-        ctx.save_for_backward(hidden, logits, factors, u, mean, place, differences, n / total)
-        return batch.negentropy.repeat(samples) + n * (largest + total.log()) - dot
+        # sum_v x_v logits_v, shifted, in float32 whatever the softmax is computed in: of x = c + u, only c is left.
+        documents = (batch.counts @ weight).addr_(n - 1, mean, alpha=-1)
+        offset = batch.counts.rows @ bias - (n - 1) * mean_bias
+        ctx.save_for_backward(hidden, logits, factors, mean, documents, total)
+        ctx.batch = batch
+        dot = torch.addmm(offset, hidden, documents.T)
+        return torch.addr(batch.negentropy, largest + total.log(), n).sub_(dot)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        hidden, exponentials, factors, u, mean, place, differences, scale = ctx.saved_tensors
-        exponentials.view(-1).put_(place, differences)
-        scale = grad * scale
+        (grad,), batch = grads, ctx.batch
+        hidden, exponentials, factors, mean, documents, total = ctx.saved_tensors
+        # n softmax - x, of x = c + u: the dense softmax, the sparse c, and u as a rank-one term.
+        weights = grad @ batch.n
+        scale = weights / total
         grad_hidden = None
         if ctx.needs_input_grad[0]:
             product = (exponentials @ factors[:, : len(mean)]).to(grad.dtype)
-            grad_hidden = product.mul_(scale[:, None]).addr_(grad, mean, alpha=-1)
+            grad_hidden = product.mul_(scale[:, None]).addr_(weights, mean, alpha=-1).addmm_(grad, documents, alpha=-1)
         product = (exponentials.T @ (hidden * scale[:, None]).to(exponentials.dtype)).to(grad.dtype)
-        grad_weight = product.addr_(u, grad @ hidden, alpha=-1)
-        grad_bias = (exponentials.T @ scale.to(exponentials.dtype)).to(grad.dtype).sub_(u * grad.sum())
+        by_document = grad.T @ hidden
+        grad_weight = product.sub_(batch.counts.transposed(by_document)).addr_(batch.u, by_document.sum(0), alpha=-1)
+        product, by_document = (exponentials.T @ scale.to(exponentials.dtype)).to(grad.dtype), grad.sum(0)
+        counts = batch.counts.transposed(by_document[:, None])[:, 0]
+        grad_bias = product.sub_(counts).sub_(batch.u * by_document.sum())
         return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def distinct_codes(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows of the codes z (R, b), each once, and for each row of z which of them it is, (R,).
+
+    The first of them fill up to a multiple of 64 rows: products of a shape not met before are compiled first. On the
+    CPU only: elsewhere the program would have to wait for their number; there every row stands for itself.
+    """
+    rows = torch.arange(len(z), device=z.device)
+    if z.device.type != "cpu":
+        return z, rows
+    packed = [word.sum(1) for word in (z.long() << torch.arange(z.shape[1]) % 64).split(64, 1)]
+    found, which = packed[0].unique(return_inverse=True)
+    if len(packed) > 1:
+        found, which = torch.stack(packed, 1).unique(return_inverse=True, dim=0)
+    one_of_each = torch.zeros(-(-len(found) // 64) * 64, dtype=torch.int64).scatter_(0, which, rows)
+    return z[one_of_each], which
 
 
 def _exponentiate_and_sum(logits: Tensor, dtype: torch.dtype) -> Tensor:

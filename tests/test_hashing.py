@@ -48,12 +48,14 @@ def compare_with_dense(
 ) -> None:
     batch = Documents(counts, u).batch(rows)
     generator = torch.Generator().manual_seed(0)
-    shape = {"hidden": (2 * len(rows), k), "weight": (len(u), k), "bias": (len(u),)}
+    shape = {"hidden": (len(rows) + 3, k), "weight": (len(u), k), "bias": (len(u),)}
     inputs = [(scale * torch.randn(s, generator=generator, dtype=u.dtype)).requires_grad_() for s in shape.values()]
-    upstream = torch.rand(2 * len(rows), generator=generator, dtype=u.dtype) + 0.5
+    upstream = torch.rand((len(rows) + 3, len(rows)), generator=generator, dtype=u.dtype) - 0.2
+    upstream[-1] = 0  # a code that no document uses
     value = documents.RelativeNLL.apply(*inputs, batch, documents.Workspace(), u.dtype)
     found = torch.autograd.grad(value, inputs, upstream)
-    dense = dense_nll(smoothed(counts[rows], u).repeat(2, 1), *inputs)
+    hidden, weight, bias = inputs
+    dense = dense_nll(smoothed(counts[rows], u)[None], hidden[:, None], weight, bias)
     expected = torch.autograd.grad(dense, inputs, upstream)
     assert ((value - dense).abs() / dense.abs()).max() < 1e-6
     for a, b in zip(found, expected, strict=True):
@@ -277,6 +279,39 @@ def test_step_leaves_the_exact_gradient_on_average() -> None:
         assert expected.norm() > 3 * sampled.std(0).norm() / draws_made**0.5
 
 
+@pytest.mark.parametrize("bits", [1, 3, 63, 64, 65, 130])
+def test_distinct_codes_stand_for_all(bits: int) -> None:
+    few = torch.randint(2, (70, bits), generator=torch.Generator().manual_seed(bits)).float()
+    few[1] = 1 - few[0]
+    few[2], few[2, -1] = few[0], 1 - few[0, -1]
+    z = few.repeat(3, 1)
+    distinct, which = hashing.distinct_codes(z)
+    assert torch.equal(distinct[which], z)
+    assert which.unique().numel() == len(few.unique(dim=0))
+    assert len(distinct) % 64 == 0
+    assert len(distinct) < len(few.unique(dim=0)) + 64
+
+
+@pytest.mark.parametrize("bits", [4, 17])  # pairs together, and one at a time
+def test_a_step_of_several_pairs_is_the_mean_of_steps_of_one(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same noise; codes that repeat are decoded once in the first, and as often as they come in the others."""
+    options = replace(SMALL, bits=bits, decoder_layers=1, lr=1e-30, precision="float32")
+    trainer = hashing.Trainer(options, corpus(), CPU)
+    batch, noise = trainer.train.batch(np.arange(16)), trainer.generators["noise"].get_state()
+
+    def gradients(pairs: int) -> list[torch.Tensor]:
+        loss = trainer.step(batch, pairs)
+        return [loss, *(p.grad.clone() for p in trainer.model.parameters() if p.grad is not None)]
+
+    together = gradients(3)
+    trainer.generators["noise"].set_state(noise)
+    monkeypatch.setattr(hashing, "distinct_codes", lambda z: (z, torch.arange(len(z))))
+    one_by_one = [gradients(1) for _ in range(3)]
+    for found, *expected in zip(together, *one_by_one, strict=True):
+        mean = sum(expected) / 3
+        assert (found - mean).abs().max() < 1e-5 * mean.abs().max()
+
+
 @pytest.mark.parametrize("estimator", ["disarm", "arm", "reinforce"])
 @pytest.mark.parametrize(("encoder", "layers"), [("e1", 0), ("e2", 1), ("e3", 2)])
 def test_every_part_trains(encoder: str, layers: int, estimator: str, tmp_path: Path) -> None:
@@ -431,7 +466,7 @@ def test_held_out_documents_are_not_trained_on(tmp_path: Path) -> None:
 def test_the_model_kept_is_that_of_the_selected_epoch(tmp_path: Path) -> None:
     """Trained on to overfit, it tests as it did then; and it is a plain file."""
     toy = corpus()
-    options = replace(SMALL, lr=0.05, epochs=60, fine_epochs=0, average=0.5, out=tmp_path)
+    options = replace(SMALL, lr=0.2, epochs=60, fine_epochs=0, average=0.5, out=tmp_path)
     result = hashing.train(options, toy)
     epoch = result["metrics"]["selected_epoch"]
     assert epoch < 60
@@ -460,12 +495,12 @@ def test_word_dropout_hides_words_from_the_encoder_only() -> None:
     generator = torch.Generator().manual_seed(0)
     whole = documents.batch(np.arange(50))
     draws = [documents.batch(np.arange(50), 0.25, generator) for _ in range(200)]
-    seen = torch.stack([draw.counts.to_dense() for draw in draws])
-    torch.testing.assert_close(seen[0].T, draws[0].transposed.to_dense())
-    kept = (seen > 0).float().mean(0)[whole.counts.to_dense() > 0]
+    seen = torch.stack([draw.seen.rows.to_dense() for draw in draws])
+    torch.testing.assert_close(seen[0].T, draws[0].seen.columns.to_dense())
+    kept = (seen > 0).float().mean(0)[whole.counts.rows.to_dense() > 0]
     assert abs(kept.mean().item() - 0.75) < 4 * (0.75 * 0.25 / kept.numel() / 200) ** 0.5
-    torch.testing.assert_close(seen.amax(0), whole.counts.to_dense() / 0.75)
-    assert torch.equal(draws[0].values, whole.values)
+    torch.testing.assert_close(seen.amax(0), whole.counts.rows.to_dense() / 0.75)
+    assert torch.equal(draws[0].counts.rows.to_dense(), whole.counts.rows.to_dense())
     assert torch.equal(draws[0].n, whole.n)
 
 
