@@ -13,7 +13,6 @@ the softmax's normaliser and its gradient. tests/test_hashing.py compares both w
 
 import math
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,18 +43,20 @@ class Batch:
 
 
 class Counts:
-    """Sparse counts, stored twice for products with them and with their transpose."""
+    """Sparse counts c (B, V), and products with them, as weighted sums of rows of the other factor."""
 
     def __init__(self, counts: scipy.sparse.csr_array, device: torch.device):
-        self.rows, self.columns = _csr(counts, device), _csr(counts.T.tocsr(), device)
+        self.parts = [
+            [torch.from_numpy(part).to(device) for part in (matrix.indices, matrix.indptr, matrix.data)]
+            for matrix in (counts, counts.T.tocsr())
+        ]
 
-    def __matmul__(self, dense: Tensor) -> Tensor:
-        """(B, V) times (V, k) -> (B, k)."""
-        return _sparse_product(self.rows, dense)
-
-    def transposed(self, dense: Tensor) -> Tensor:
-        """(V, B) times (B, k) -> (V, k)."""
-        return _sparse_product(self.columns, dense)
+    def product(self, dense: Tensor, transposed: bool = False) -> Tensor:
+        """c @ dense, (B, V) times (V, k) -> (B, k); transposed: c.T @ dense, (V, B) times (B, k) -> (V, k)."""
+        indices, offsets, values = self.parts[transposed]
+        return nn.functional.embedding_bag(
+            indices, dense, offsets, mode="sum", per_sample_weights=values, include_last_offset=True
+        )
 
 
 def unigram(counts: scipy.sparse.csr_array) -> np.ndarray:
@@ -128,13 +129,6 @@ class Documents:
             yield self.batch(np.arange(i, min(i + size, len(self))))
 
 
-def _csr(matrix: scipy.sparse.csr_array, device: torch.device) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        parts = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))
-        return torch.sparse_csr_tensor(*parts, size=matrix.shape, check_invariants=False).to(device)
-
-
 class SmoothedProduct(torch.autograd.Function):
     """x @ weight for a batch of documents x, (B, V) times (V, k) -> (B, k).
 
@@ -144,24 +138,12 @@ class SmoothedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, batch: Batch) -> Tensor:
         ctx.batch = batch
-        return (batch.seen @ weight).add_(batch.u @ weight)
+        return batch.seen.product(weight).add_(batch.u @ weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,), batch = grads, ctx.batch
-        return batch.seen.transposed(grad.contiguous()).addr_(batch.u, grad.sum(0)), None
-
-
-def _sparse_product(matrix: Tensor, dense: Tensor) -> Tensor:
-    """matrix @ dense for a sparse CSR matrix, as weighted sums of rows: faster than torch's own product."""
-    return nn.functional.embedding_bag(
-        matrix.col_indices(),
-        dense,
-        matrix.crow_indices(),
-        mode="sum",
-        per_sample_weights=matrix.values(),
-        include_last_offset=True,
-    )
+        return batch.seen.product(grad.contiguous(), transposed=True).addr_(batch.u, grad.sum(0)), None
 
 
 class Workspace:
@@ -220,8 +202,8 @@ class RelativeNLL(torch.autograd.Function):
             total = _exponentiate_and_sum(logits.sub_(largest[:, None]), u.dtype)
             largest = largest.to(u.dtype)
         # sum_v x_v logits_v, shifted, in float32 whatever the softmax is computed in: of x = c + u, only c is left.
-        documents = (batch.counts @ weight).addr_(n - 1, mean, alpha=-1)
-        offset = batch.counts.rows @ bias - (n - 1) * mean_bias
+        documents = batch.counts.product(weight).addr_(n - 1, mean, alpha=-1)
+        offset = batch.counts.product(bias[:, None])[:, 0] - (n - 1) * mean_bias
         ctx.save_for_backward(hidden, logits, factors, mean, documents, total)
         ctx.batch = batch
         dot = torch.addmm(offset, hidden, documents.T)
@@ -240,9 +222,11 @@ class RelativeNLL(torch.autograd.Function):
             grad_hidden = product.mul_(scale[:, None]).addr_(weights, mean, alpha=-1).addmm_(grad, documents, alpha=-1)
         product = (exponentials.T @ (hidden * scale[:, None]).to(exponentials.dtype)).to(grad.dtype)
         by_document = grad.T @ hidden
-        grad_weight = product.sub_(batch.counts.transposed(by_document)).addr_(batch.u, by_document.sum(0), alpha=-1)
+        grad_weight = product.sub_(batch.counts.product(by_document, transposed=True)).addr_(
+            batch.u, by_document.sum(0), alpha=-1
+        )
         product, by_document = (exponentials.T @ scale.to(exponentials.dtype)).to(grad.dtype), grad.sum(0)
-        counts = batch.counts.transposed(by_document[:, None])[:, 0]
+        counts = batch.counts.product(by_document[:, None], transposed=True)[:, 0]
         grad_bias = product.sub_(counts).sub_(batch.u * by_document.sum())
         return grad_hidden, grad_weight, grad_bias, None, None, None
 

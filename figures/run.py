@@ -63,9 +63,10 @@ def begin(options: Any) -> tuple[torch.device, Path]:
 
 
 def native_precision(device: torch.device) -> str:
-    """bfloat16 on a CPU with instructions for it, else float32."""
+    """bfloat16 on a CPU with instructions for it that torch was not told to leave alone, else float32."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    return "bfloat16" if capabilities.get("avx512_bf16") else "float32"
+    used = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return "bfloat16" if used and capabilities.get("avx512_bf16") else "float32"
 
 
 @contextlib.contextmanager

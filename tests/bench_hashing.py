@@ -21,6 +21,7 @@ from torch.nn.functional import softplus
 
 import hashing
 from data import newsgroups
+from figures.run import native_precision
 
 STEPS, ROUNDS = 20, 7
 
@@ -81,7 +82,7 @@ def products(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) ->
 def main() -> None:
     torch.set_flush_denormal(True)
     corpus, cpu = newsgroups.load(), torch.device("cpu")
-    precisions = ["float32"] + ["bfloat16"] * (hashing.native_precision(cpu) == "bfloat16")
+    precisions = ["float32"] + ["bfloat16"] * (native_precision(cpu) == "bfloat16")
     for layers, pairs in ((0, 1), (1, 1), (2, 1), (0, 10)):
         trainers = {
             name: hashing.Trainer(hashing.Options(decoder_layers=layers, precision=name), corpus, cpu)

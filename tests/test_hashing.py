@@ -495,12 +495,15 @@ def test_word_dropout_hides_words_from_the_encoder_only() -> None:
     generator = torch.Generator().manual_seed(0)
     whole = documents.batch(np.arange(50))
     draws = [documents.batch(np.arange(50), 0.25, generator) for _ in range(200)]
-    seen = torch.stack([draw.seen.rows.to_dense() for draw in draws])
-    torch.testing.assert_close(seen[0].T, draws[0].seen.columns.to_dense())
-    kept = (seen > 0).float().mean(0)[whole.counts.rows.to_dense() > 0]
+    every_word = torch.eye(len(whole.u))
+    counts = whole.counts.product(every_word)
+    assert torch.equal(counts, torch.from_numpy(toy.train[:50].toarray()))
+    seen = torch.stack([draw.seen.product(every_word) for draw in draws])
+    torch.testing.assert_close(seen[0].T, draws[0].seen.product(torch.eye(50), transposed=True))
+    kept = (seen > 0).float().mean(0)[counts > 0]
     assert abs(kept.mean().item() - 0.75) < 4 * (0.75 * 0.25 / kept.numel() / 200) ** 0.5
-    torch.testing.assert_close(seen.amax(0), whole.counts.rows.to_dense() / 0.75)
-    assert torch.equal(draws[0].counts.rows.to_dense(), whole.counts.rows.to_dense())
+    torch.testing.assert_close(seen.amax(0), counts / 0.75)
+    assert torch.equal(draws[0].counts.product(every_word), counts)
     assert torch.equal(draws[0].n, whole.n)
 
 
@@ -553,8 +556,13 @@ def test_bfloat16_products_are_close_and_only_training_uses_them() -> None:
     assert tests[0] == tests[1]
     with pytest.raises(hashing.RunError, match="--precision bfloat16 is for the CPU, not for cuda"):
         hashing.Trainer(trainer.options, toy, torch.device("cuda"))
-    assert run.native_precision(CPU) in ("float32", "bfloat16")
     assert trainer.options.precision == "bfloat16"
+
+
+def test_a_processor_told_to_be_a_lesser_one_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = "from figures import run; import torch; print(run.native_precision(torch.device('cpu')))"
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert python(ask).stdout == "float32\n"
 
 
 @pytest.mark.parametrize(
