@@ -108,7 +108,7 @@ class Options(TrainingOptions):
 
 
 QUICK = Options(
-    iterations=1000,
+    iterations=600,
     batch_size=64,
     lr=1e-3,
     test_images=2000,

@@ -68,14 +68,14 @@ class Options(TrainingOptions):
 
 
 QUICK = Options(
-    iterations=1000,
+    iterations=400,
     batch_size=64,
     test_images=2000,
     bound_images=50,
     laplace_images=16,
     fid_images=2000,
     fid_dims=0,
-    track=6,
+    track=4,
     track_images=500,
 )
 

@@ -36,7 +36,7 @@ COMMIT = _commit()  # at start: a long run may outlive the checkout it began in
 def pick_device(name: str | None) -> torch.device:
     """The device called `name`; without a name the accelerator if there is one, else the CPU.
 
-    Apple's MPS is never picked by default: it has neither float64 nor sparse CSR. Raises RunError for no such device.
+    Apple's MPS is never picked by default: it has no float64. Raises RunError for no such device.
     """
     if name is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
