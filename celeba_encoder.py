@@ -108,7 +108,7 @@ class Options(TrainingOptions):
 
 
 QUICK = Options(
-    iterations=600,
+    iterations=400,
     batch_size=64,
     lr=1e-3,
     test_images=2000,
@@ -116,7 +116,7 @@ QUICK = Options(
     laplace_images=16,
     fid_images=2000,
     fid_dims=0,
-    track=6,
+    track=4,
     track_images=500,
 )
 

@@ -68,14 +68,14 @@ class Options(TrainingOptions):
 
 
 QUICK = Options(
-    iterations=400,
+    iterations=250,
     batch_size=64,
     test_images=2000,
     bound_images=50,
     laplace_images=16,
     fid_images=2000,
     fid_dims=0,
-    track=4,
+    track=5,
     track_images=500,
 )
 

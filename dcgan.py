@@ -90,12 +90,12 @@ class Options:
 # Smaller batches and a higher rate: narrow networks learn more slowly, and here there are few epochs.
 QUICK = Options(
     data="faces",
-    faces=4500,
+    faces=3500,
     held_out=500,
     features="thumbnails",
     ngf=16,
     ndf=16,
-    epochs=10,
+    epochs=9,
     batch_size=32,
     lr=1e-3,
     nz=16,

@@ -415,8 +415,7 @@ class Trainer:
             for batch in batches
         ]
         losses, kls = (
-            torch.as_tensor([part.mean() for part in parts], dtype=torch.float64)
-            for parts in zip(*sampled, strict=True)
+            torch.stack([part.mean() for part in parts]).double().cpu() for parts in zip(*sampled, strict=True)
         )
         sizes = torch.as_tensor([len(batch) for batch in batches], dtype=torch.float64)
         return {
@@ -616,7 +615,7 @@ def query_counts(options: SearchOptions, corpus: Corpus, counts: scipy.sparse.cs
         if not 1 <= options.document <= counts.shape[0]:
             raise RunError(f"--document must be from 1 to {counts.shape[0]}, not {options.document}")
         return counts[[options.document - 1]]
-    text = " ".join(options.query) if options.file is None else options.file.read_text(errors="replace")
+    text = " ".join(options.query) if options.file is None else options.file.read_text("utf-8", "replace")
     row, unknown = counts_of_text(text, corpus.words)
     if unknown:
         more = f" and {len(unknown) - 20} more" * (len(unknown) > 20)

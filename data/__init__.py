@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ class DataError(ValueError):
 
 
 def write_aside(path: Path, data: bytes | memoryview) -> None:
-    """Write under a temporary name, then rename: `path` is the old file or the new one, never a part."""
+    """Write under a temporary name, then rename: `path` is the old file or the new one, never a part.
+
+    Windows does not rename onto a file that another program has open, such as a virus scanner: it is tried for 5 s.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -27,7 +31,14 @@ def write_aside(path: Path, data: bytes | memoryview) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        for wait in (0.1, 0.4, 1.5, 3, 0):
+            try:
+                aside.replace(path)
+                return
+            except PermissionError:
+                if not wait:
+                    raise
+                time.sleep(wait)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise

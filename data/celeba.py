@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -144,27 +145,28 @@ def _decode(source: Path, names: list[str], read: Callable[[str], bytes], path: 
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     unreadable, count = [], 0
+
+    def write_header(file: BinaryIO, images: int) -> None:  # of one length, whatever the number of images
+        form = {"descr": "|u1", "fortran_order": False, "shape": (images, 3, SIZE, SIZE)}
+        np.lib.format.write_array_header_1_0(file, form)
+
     try:
-        decoded_images = np.lib.format.open_memmap(aside, "w+", np.uint8, (len(names), 3, SIZE, SIZE))
-        with ThreadPoolExecutor() as pool:  # decoding and resizing let other threads run
+        with aside.open("wb") as file, ThreadPoolExecutor() as pool:  # decoding and resizing let other threads run
+            write_header(file, len(names))
             images = tqdm(pool.map(decoded, names), total=len(names), desc=f"decoding {source.name}", unit="image")
             for name, image in zip(names, images, strict=True):
                 if image is None:
                     unreadable.append(name)
                 else:
-                    decoded_images[count] = image
+                    file.write(image.tobytes())
                     count += 1
+            file.seek(0)
+            write_header(file, count)
         if not count:
             raise DataError(f"{source}: none of its {len(names)} images can be read")
-        decoded_images.flush()
         if unreadable:
             shown = ", ".join(unreadable[:NAMED]) + (", ..." if len(unreadable) > NAMED else "")
             print(f"{source}: {len(unreadable)} of {len(names)} images cannot be read and are left out: {shown}")
-            whole = np.lib.format.open_memmap(f"{aside}.whole", "w+", np.uint8, (count, 3, SIZE, SIZE))
-            whole[:] = decoded_images[:count]
-            whole.flush()
-            Path(f"{aside}.whole").replace(aside)
         aside.replace(path)
     finally:
-        for left in (aside, Path(f"{aside}.whole")):
-            left.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Command lines: bounds of options, subcommands by tyro, and one line for anything foreseeable that fails."""
 
+import io
 import math
 import os
 import signal
@@ -99,6 +100,9 @@ def cli(description: str | None, *runs: Run) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would disturb the tidying up
         raise Terminated
 
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows "?"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         options = read_options(description, runs, script)
         function = {type(options): function for _, function, options, _ in runs}[type(options)]

@@ -7,7 +7,7 @@ of every result by name, and what the functions here compute from several result
 import itertools
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from figures.run import in_present_words
 
 BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
 WITHOUT_CODES = 467.1  # test loss of a model without codes; tests/test_hashing.py computes it from the corpus
+EVIDENCE = "log p(x)"
 PAGES = ("section3.md", "section4.md", "section5.md")
 
 
@@ -27,7 +28,7 @@ def read(folder: Path) -> dict[str, dict]:
     """Every result below a folder by its path there, such as celeba/dcgan; options in the words of today."""
     results = {}
     for path in sorted(folder.rglob("*.json")):
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_bytes())
         name = path.relative_to(folder).with_suffix("").as_posix()
         results[name] = result | {"config": in_present_words(result.get("config", {}))}
     return results
@@ -45,6 +46,28 @@ def interval(values: Sequence[float], digits: int = 1) -> str:
     """Mean and 95% t-interval, such as 6.6 ± 0.8."""
     half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
     return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
+
+
+def claims(results: Mapping[str, dict]) -> list[tuple[str, str, float, float, str]]:
+    """The report's claim in the results that are there, as rows of section, quantity, its values before and after joint
+    training, and whether it moved as claimed: the bound up, the decoder away from the data.
+    """
+    rows: list[tuple[str, str, float, float, bool]] = []  # the last: whether it should rise
+    if "mixture" in results:
+        frozen, joint = (results["mixture"]["metrics"][stage] for stage in ("frozen", "joint"))
+        rows.append(("3", "ELBO", frozen["elbo"], joint["elbo"], True))
+        rows.append(("3", EVIDENCE, frozen["evidence"], joint["evidence"], False))
+    if "celeba/joint_report" in results:
+        history = results["celeba/joint_report"]["history"]
+        elbo, distance = history["elbo"], history["prior_discriminator"]
+        rows.append(("4", "ELBO", elbo[0], elbo[-1], True))
+        rows.append(("4", "Fréchet distance of own samples", distance[0], distance[-1], True))
+    if "exact_d0" in results:
+        stages = {stage: m["train"] for stage, m in results["exact_d0"]["metrics"].items() if "train" in m}
+        joint = stages["e1_joint"]
+        rows.append(("5", "ELBO", stages["e1_frozen"]["elbo"], joint["elbo"], True))
+        rows.append(("5", EVIDENCE, stages["likelihood_on"]["log_likelihood"], joint["log_likelihood"], False))
+    return [(a, b, before, after, "yes" if (after > before) == rise else "no") for a, b, before, after, rise in rows]
 
 
 def of_section5(results: dict[str, dict]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ drawn; `steps/`, the scripts' own folders with checkpoints, records and logs.
 """
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -103,7 +102,7 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
     Raises RunError if `out` is of another preset.
     """
     path = out / PRESET
-    if path.exists() and (before := json.loads(path.read_text())["preset"]) != options.preset:
+    if path.exists() and (before := json.loads(path.read_bytes())["preset"]) != options.preset:
         raise RunError(f"{out} holds a run of --preset {before}; choose another --out")
     write_json(path, {"preset": options.preset})
     finished, waiting = set(), []
@@ -151,6 +150,20 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
 # --- drawing --------------------------------------------------------------------------------------------------------
 
 
+def write_claims(rows: Sequence[Sequence], folder: Path) -> None:
+    caption = (
+        "What joint training did, before and after: nats per point, image or document; Fréchet distances of the "
+        "discriminator's features. In Section 5, of the training documents, e1 and d = 0, against likelihood training "
+        "for as long."
+    )
+    header = ("section", "quantity", "before", "after", "as claimed")
+    shown = [
+        (*row[:2], *(f"{value:,.4f}" if abs(value) < 10 else f"{value:,.1f}" for value in row[2:4]), row[4])
+        for row in rows
+    ]
+    style.write_table(folder / "claims", caption, header, shown)
+
+
 def render(folder: Path) -> list[str]:
     """Draw every figure and table into `folder` from folder/results; returns those whose results are not there."""
     results = findings.read(folder / "results")
@@ -186,6 +199,7 @@ def render(folder: Path) -> list[str]:
         *((("best_parts", section5.write_parts, (parts,)),) if parts else ()),
         ("table2, table3 and hashing_cells", section5.write_tables, (cells,)),
         ("retrieval", section5.write_retrieval, (cells,)),
+        ("claims", write_claims, (findings.claims(results),)),
     )
     missing = []
     for name, draw, inputs in tqdm(plan, desc="drawing", unit="figure"):
@@ -199,7 +213,7 @@ def render(folder: Path) -> list[str]:
 def main(options: Options) -> None:
     if options.render:
         folder = options.out or HERE
-        preset = json.loads((folder / PRESET).read_text())["preset"] if (folder / PRESET).exists() else "report"
+        preset = json.loads((folder / PRESET).read_bytes())["preset"] if (folder / PRESET).exists() else "report"
         with style.headed(HEADINGS[preset]):
             missing = render(folder)
         if folder == HERE:
@@ -208,7 +222,7 @@ def main(options: Options) -> None:
             page.write(folder, preset)
         if missing:
             raise RunError(f"no results for {', '.join(missing)}; the other figures and tables are in {folder}")
-        print(f"figures and tables drawn in {os.path.relpath(folder)}")
+        print(f"figures and tables drawn in {folder}")
         return
     steps, out = STEPS[options.preset], (options.out or Path("runs") / options.preset)
     if options.preset == "report":
@@ -223,7 +237,9 @@ def main(options: Options) -> None:
     with style.headed(HEADINGS[options.preset]):
         missing = render(out)
     index = page.write(out, options.preset)
-    print(f"{duration(time.perf_counter() - start)}; figures and tables in {os.path.relpath(out)}")
+    if "claims" not in missing:
+        print((out / "claims.md").read_text(encoding="utf-8"))
+    print(f"{duration(time.perf_counter() - start)}; figures and tables in {out}")
     print(f"all on one page, for a browser: {index.as_uri()}")
     if failed:
         reasons = "; ".join(f"{name} ({why})" for name, why in failed.items())

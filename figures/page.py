@@ -10,6 +10,7 @@ from markdown_it import MarkdownIt
 from data import write_aside
 
 SECTIONS = {  # the page's headings, and what stands below: figures and tables by name, and what they show
+    "The claim: joint training raises the bound and pulls the decoder from the data": {"claims": ""},
     "Section 3: four Gaussians, an encoder of two independent bits": {
         "figure1": "Points and regions by the most likely code: (a) true posterior, (b) encoder alone, (c) joint "
         "training, (d) the consistent VAE. The report's ELBO: -3.37 for (b), -3.31 for (c).",
@@ -44,7 +45,7 @@ th:first-child, td:first-child { text-align: left; }
 
 def write(folder: Path, preset: str) -> Path:
     """Write folder/index.html from the figures and tables in it; returns its path."""
-    results = [json.loads(path.read_text()) for path in sorted((folder / "results").rglob("*.json"))]
+    results = [json.loads(path.read_bytes()) for path in sorted((folder / "results").rglob("*.json"))]
     machines = sorted({_machine(result["environment"]) for result in results if "environment" in result})
     seconds = sum(result.get("seconds", 0) for result in results)
     lines = [
@@ -57,7 +58,7 @@ def write(folder: Path, preset: str) -> Path:
         lines.append(f"## {heading}")
         for name, shows in parts.items():
             if (table := folder / f"{name}.md").exists():
-                lines.append(table.read_text())
+                lines.append(table.read_text(encoding="utf-8"))
             elif (folder / f"{name}.png").exists():
                 lines += [f"![{name}]({name}.png)", f"*{shows}*" if shows else ""]
             else:

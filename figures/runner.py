@@ -58,10 +58,15 @@ class Task:
     title: str | None = None  # printed at the start of a script that has the terminal to itself; None: it writes a log
 
 
+def cores() -> int:
+    """Cores that this process may use; where the system does not say, all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def record(folder: Path) -> dict[str, Any]:
     """What is recorded of a folder's last run: `command`, `session`, `begun`, `seconds` of all, `finished`; else {}."""
     try:
-        return json.loads((folder / RECORD).read_text())
+        return json.loads((folder / RECORD).read_bytes())
     except (OSError, ValueError):
         return {}
 
@@ -78,8 +83,7 @@ def run_task(task: Task, session: str, before: Sequence[tuple[str, str | None]])
     if lost := [name for name, reason in before if reason]:
         return task.name, f"goes on from {lost[0]}"
     worker, key = get_worker(), thread_state.key
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(task.threads or max(1, cores // worker.state.nthreads))
+    threads = str(task.threads or max(1, cores() // worker.state.nthreads))
     command = [sys.executable, str(ROOT / "figures" / "child.py"), str(ROOT / task.command[0]), *task.command[1:]]
     entry |= {
         "command": task.template or shlex.join(task.command),

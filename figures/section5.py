@@ -104,7 +104,7 @@ BESIDE = {  # columns of Table 3 beside the report's protocol, and what its capt
 
 def read_cells(results: Path) -> dict[str, dict]:
     """The cells of a sweep by name, in the order of b, d, encoder."""
-    cells = {path.stem: json.loads(path.read_text()) for path in results.glob("*.json")}
+    cells = {path.stem: json.loads(path.read_bytes()) for path in results.glob("*.json")}
 
     def place(name: str) -> tuple:
         config = cells[name]["config"]

@@ -91,7 +91,7 @@ STEPS = {
         *grid(QUICK_GRID),
         Step(
             "exact_d0",
-            "hashing.py exact --corpus docstrings --encoders e1 e3 --bits 6 --likelihood-epochs 20 --encoder-epochs 10 "
+            "hashing.py exact --corpus docstrings --encoders e1 --bits 6 --likelihood-epochs 20 --encoder-epochs 10 "
             "--joint-epochs 20 --scratch-epochs 20 --out {self}",
             44,
         ),

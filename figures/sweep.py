@@ -102,7 +102,7 @@ def is_trained(path: Path, cell: dict[str, Any], corpus: str) -> bool:
     Raises RunError if it is no result, or one with other options or documents.
     """
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_bytes())
         config, epochs, made_of = result["config"], result["metrics"]["epochs"], result["corpus"]
         losses = result["history"]["held_out" if config["held_out"] else "test"]
     except FileNotFoundError:
@@ -145,7 +145,7 @@ def main(options: Options) -> None:
     trained = section5.read_cells(options.results)
     section5.write_tables(trained, options.tables)
     section5.write_retrieval(trained, options.tables)
-    print((options.tables / "table3.md").read_text())
+    print((options.tables / "table3.md").read_text(encoding="utf-8"))
     if failed:
         reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
         raise RunError(f"{len(failed)} of {len(grid)} cells failed: {reasons}")

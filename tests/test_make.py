@@ -12,7 +12,7 @@ import pytest
 from toy import ROOT, SCRIPT, main, options_of, the_one_line
 
 import hashing
-from figures import make, page, runner, section5, steps, style
+from figures import findings, make, page, runner, section5, steps, style
 from figures.cli import RunError
 from figures.steps import Step
 
@@ -146,6 +146,15 @@ def test_every_step_of_the_presets_is_a_command_that_its_script_takes() -> None:
             read = options_of(shlex.join(make.arguments(step, Path("out"))))
             assert read.out.is_relative_to(Path("out/steps") / step.name)
             assert getattr(read, "resume", False) == step.resume
+
+
+def test_the_claim_is_read_off_the_results() -> None:
+    rows = findings.claims(findings.read(make.HERE / "results"))
+    assert [row[0] for row in rows] == ["3", "3", "4", "4", "5", "5"]
+    assert all(row[4] == "yes" for row in rows)
+    stages = {"frozen": {"elbo": -3.0, "evidence": -2.0}, "joint": {"elbo": -4.0, "evidence": -1.0}}
+    rows = findings.claims({"mixture": {"metrics": stages}})
+    assert rows == [("3", "ELBO", -3.0, -4.0, "no"), ("3", "log p(x)", -2.0, -1.0, "no")]
 
 
 @pytest.mark.parametrize(
