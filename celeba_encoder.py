@@ -256,12 +256,14 @@ class Trainer:
         self.optimizer.step()
         return loss.detach()
 
+    def elbo(self) -> dict[str, Any]:
+        with modes(self.vae, *(NETWORKS if self.options.protocol == "released" else ())):
+            return mean_elbo(self.vae, self.options.track_images, self.options, self.device)
+
     def track(self) -> None:
         """Add a point to the curves."""
         options, vae = self.options, self.vae
-        one_by_one = options.protocol == "released"
-        with modes(vae, *(NETWORKS if one_by_one else ())):
-            elbo = mean_elbo(vae, options.track_images, options, self.device)
+        elbo, one_by_one = self.elbo(), options.protocol == "released"
         images = Images(vae, options.track_images, options.batch_size, options.seed, self.device, one_by_one)
         for name, features in self.spaces.items():
             if name not in self.known:
@@ -443,7 +445,6 @@ def laplace(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
     its mode lies at z + H^-1 b, b = J'e / sigma - z, and
         log p(x) = log p(x, z) + b'H^-1 b / 2 + log(2 pi) nz / 2 - log det H / 2.
     The factorized Gaussian that is closest in KL has the precisions H_ii; it loses (sum log H_ii - log det H) / 2.
-    That g* is linear enough within the posterior is not checked.
     """
     noise = torch.Generator(device).manual_seed(3_000_003 + options.seed)
     nz = vae.nz
@@ -601,9 +602,8 @@ def evaluate(
 
 def strips(vae: VAE, options: Any, device: torch.device) -> dict[str, str]:
     """Rows of images for the figure, as PNG in base64: x*, x, g(z') and g(z') with the decoder's noise."""
-    one_by_one = options.protocol == "released"
     kinds = {
-        kind: next(Images(vae, COLUMNS, COLUMNS, options.seed, device, one_by_one)(kind))
+        kind: next(Images(vae, COLUMNS, COLUMNS, options.seed, device, options.protocol == "released")(kind))
         for kind in ("truth", "noisy", "decoded")
     }
     noise = torch.Generator(device).manual_seed(options.seed)

@@ -17,6 +17,14 @@ keeps its own. --freeze-decoder is the control that Table 1 lacks: its first row
 log q(z given x), not the ELBO, so part of what joint training gains is the encoder's. Here the encoder gets the
 ELBO, and the decoder stays g*.
 
+--inference takes the encoder away: *factorized* and *full* give each image of a fixed training set a Gaussian of its
+own, found by Newton-like steps under the present decoder, so that no encoder lags behind. With the full covariance q is
+all but the posterior, and joint training is maximum likelihood: the control that Section 3 (d) is there. What
+*factorized* loses beyond it is the family's.
+
+Tracked for every kind, on held-out images of the ground truth, is what a bound cannot show: log p(x) under the present
+decoder, by importance sampling from the full Gaussian; and how far below it the ELBOs of the best Gaussians are.
+
 The evaluation at the end is that of `celeba_encoder.py`, with three more distances: of x* and g(z') with noise of
 sigma = 0.05 added to that only, as the released code does for Table 1; of x* and the prior's g(z); of that and real
 images.
@@ -25,15 +33,20 @@ All quantities are in nats per image, of 12,288 dimensions.
 
     uv run celeba_joint.py                                      after celeba_encoder.py
     uv run celeba_joint.py --freeze-decoder --out runs/elbo     the control
+    uv run celeba_joint.py --inference full --out runs/full     without an encoder
     uv run celeba_joint.py quick                                after `celeba_encoder.py quick`; no FID
 """
 
 import copy
+import math
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from celeba_encoder import (
     NETWORKS,
@@ -45,13 +58,20 @@ from celeba_encoder import (
     evaluate,
     feature_spaces,
     finish,
+    log_normal,
+    modes,
     networks_of,
+    noise_surplus,
+    normal,
     real_images,
 )
-from figures import run
-from figures.cli import cli
-from figures.frechet import Moments
+from figures import run, section4
+from figures.cli import Count, Natural, OptionalPositive, Several, cli
+from figures.frechet import Features, Moments
 
+Inference = Literal["encoder", "factorized", "full"]
+FAMILIES = ("factorized", "full")
+CHUNK = 256  # images decoded at a time, and columns of Jacobians
 ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (1e-5, (0.9, 0.999))}  # learning rate, betas
 
 
@@ -63,8 +83,27 @@ class Options(TrainingOptions):
     """train the decoder's sigma too"""
     freeze_decoder: bool = False
     """train the encoder only, by the same ELBO"""
+    inference: Inference = "encoder"
+    """encoder: the fitted one; factorized, full: for each image a Gaussian of its own, with that covariance"""
+    posteriors: Count = 2048
+    """training images with a Gaussian of their own"""
+    evidence_images: Natural = 256
+    """held-out images whose log p(x) and gaps are tracked; 0: none"""
+    evidence_samples: Several = 100
+    """samples for each of these"""
+    sigma: OptionalPositive = None
+    """standard deviation of a pixel in training without an encoder; None: that of the encoder's run"""
     out: Path = Path("runs/celeba_joint")
     """folder for model.pt, the figure and result.json"""
+
+    def __post_init__(self) -> None:
+        if self.evidence_images == 1:
+            raise ValueError("--evidence-images must be 0, or at least 2 for an interval")
+        if self.inference == "encoder":
+            if self.sigma is not None:
+                raise ValueError("--sigma goes with --inference factorized and full; the encoder was fitted to its own")
+        elif self.freeze_decoder or not self.evidence_images:
+            raise ValueError("--inference factorized and full train the decoder, and want --evidence-images")
 
 
 QUICK = Options(
@@ -77,6 +116,8 @@ QUICK = Options(
     fid_dims=0,
     track=5,
     track_images=500,
+    posteriors=256,
+    evidence_images=32,
 )
 
 
@@ -87,6 +128,212 @@ class Continued(Options):
     protocol: Protocol = "report"
     sigma: float = 0.05
 
+    def __post_init__(self) -> None:
+        pass
+
+
+# --- inference without an encoder ------------------------------------------------------------------------------------
+
+
+class Posteriors(nn.Module):
+    """A Gaussian q(z given x) = N(mean, C) for each of N images x, without an encoder.
+
+    Its precision is that of Gauss and Newton, P = I + E_q[J'J] / sigma^2 with J the Jacobian of the decoder, and C is
+    P^-1 (full) or diag(P)^-1 (factorized): where the decoder is linear, the best Gaussian of the family.
+    """
+
+    x: Tensor
+    mean: Tensor
+    precision: Tensor
+
+    def __init__(self, family: str, x: Tensor, start: Tensor):
+        super().__init__()
+        self.family = family
+        self.register_buffer("x", x, persistent=False)
+        self.register_buffer("mean", start.clone())  # (N, nz)
+        self.register_buffer("precision", torch.eye(start.shape[1]).to(start).repeat(len(start), 1, 1))
+
+    def root(self, rows: Tensor) -> Tensor:
+        """R, (B, nz, nz), with C = R R' for these rows."""
+        precision = self.precision[rows]
+        if self.family == "factorized":
+            return torch.diag_embed(precision.diagonal(dim1=1, dim2=2).rsqrt())
+        upper = torch.linalg.cholesky(precision).mT
+        return torch.linalg.solve_triangular(upper, torch.eye(upper.shape[1]).to(upper).expand_as(upper), upper=True)
+
+    def sample(self, rows: Tensor, e: Tensor) -> Tensor:
+        """z = mean + R e of standard normal e, (S, B, nz) -> (S, B, nz)."""
+        return self.mean[rows] + torch.einsum("bij,sbj->sbi", self.root(rows), e)
+
+    @torch.no_grad()
+    def to_mode(self, vae: VAE, rows: Tensor, steps: int) -> None:
+        """Gauss-Newton steps to the largest log p(x, z), each halved until it does not lower that."""
+        for _ in range(steps):
+            x, z = self.x[rows], self.mean[rows]
+            gradient, self.precision[rows] = curvature(vae, x, z)
+            step = torch.linalg.solve(self.precision[rows], gradient)
+            candidates = torch.stack([z, *(z + step / 2**i for i in range(5))])
+            best = log_joint(vae, x, candidates).argmax(0)
+            self.mean[rows] = candidates[best, torch.arange(len(rows), device=z.device)]
+
+    @torch.no_grad()
+    def improve(self, vae: VAE, rows: Tensor, e: Tensor, rate: float) -> None:
+        """A natural-gradient step on the ELBO, from the pair mean +- R e, e (B, nz); the precision from the first.
+
+        The gradient in the mean is E_q[J'(x - g(z))] / sigma^2 - mean; for a linear decoder, the pair's is exact.
+        """
+        x, pair = self.x[rows], self.sample(rows, torch.stack([e, -e]))
+        gradient, precision = curvature(vae, x, pair[0])
+        with torch.enable_grad():
+            other = pair[1].requires_grad_()
+            (of_other,) = torch.autograd.grad(log_joint(vae, x, other[None]).sum(), other)
+        gradient = (gradient + of_other) / 2
+        self.precision[rows] = self.precision[rows].lerp(precision, rate)
+        self.mean[rows] += rate * torch.linalg.solve(self.precision[rows], gradient[..., None])[..., 0]
+
+    def log_weights(self, vae: VAE, rows: Tensor, e: Tensor) -> Tensor:
+        """log p(x, z) - log q(z given x), nats, (S, B), of the samples made of e, (S, B, nz)."""
+        root, zero = self.root(rows), torch.zeros_like(e[0])
+        log_q = torch.stack([log_normal(part, zero, zero) for part in e])
+        log_q = log_q - root.diagonal(dim1=1, dim2=2).log().sum(1)
+        return log_joint(vae, self.x[rows], self.sample(rows, e)) - log_q
+
+
+def log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
+    """log p(x, z) under the decoder, nats, (S, B), of images x (B, 3, 64, 64) and latents z (S, B, nz)."""
+    at_once = max(1, CHUNK // len(x))
+    values = []
+    for part in z.split(at_once):
+        decoded = vae.decoder(part.flatten(0, 1))
+        of_x = log_normal(x.repeat(len(part), 1, 1, 1), decoded, vae.log_sigma)
+        values.append((of_x + log_normal(part.flatten(0, 1), z.new_zeros(()), z.new_zeros(()))).view(part.shape[:2]))
+    return torch.cat(values)
+
+
+def curvature(vae: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of log p(x, z) in z, (B, nz), and Gauss-Newton's precision I + J'J / sigma^2, (B, nz, nz)."""
+    nz, gradients, precisions = z.shape[1], [], []
+    for images, latents in zip(x.split(max(1, CHUNK // nz)), z.split(max(1, CHUNK // nz)), strict=True):
+
+        def along(tangent: Tensor, latents: Tensor = latents) -> Any:
+            return torch.func.jvp(vae.decoder, (latents,), (tangent.expand_as(latents),))
+
+        with warnings.catch_warnings():  # torch's own use of torch.jit
+            warnings.simplefilter("ignore", FutureWarning)
+            decoded, jacobian = torch.func.vmap(along, out_dims=1)(torch.eye(nz).to(z))
+        jacobian = jacobian.flatten(2) / vae.log_sigma.exp()  # (B, nz, pixels)
+        residual = ((images - decoded[:, 0]) / vae.log_sigma.exp()).flatten(1)
+        gradients.append(torch.einsum("bkp,bp->bk", jacobian, residual) - latents)
+        precisions.append(torch.eye(nz).to(z) + jacobian @ jacobian.mT)
+    return torch.cat(gradients), torch.cat(precisions)
+
+
+class Evidence(nn.Module):
+    """log p(x) under the present decoder, and how far ELBOs are below it, on held-out images of the ground truth."""
+
+    first: Tensor
+
+    def __init__(self, vae: VAE, options: "Continued", device: torch.device):
+        super().__init__()
+        noise = torch.Generator(device).manual_seed(6_000_003 + options.seed)
+        n, self.samples = options.evidence_images, options.evidence_samples
+        z = normal((n, vae.nz), noise)
+        clean, x = vae.sample(z, noise)
+        self.best = nn.ModuleDict({family: Posteriors(family, x, z) for family in FAMILIES})
+        self.seed = options.seed
+        self.surplus = noise_surplus(x, clean, vae.sigma)
+        self.register_buffer("first", torch.full((n,), math.nan, dtype=torch.float64, device=device))
+
+    @torch.no_grad()
+    def measure(self, vae: VAE) -> dict[str, float]:
+        """Means over the images, nats: `evidence`, and its change since the first call, paired by image, with the half
+        width of its 95% interval; `gap_...` of the best factorized and full Gaussian, and of the encoder, below it; the
+        smallest effective sample size of 100; and the share of J'J, by its squared entries, off the diagonal.
+        """
+        noise = torch.Generator(self.first.device).manual_seed(7_000_003 + self.seed)  # the same at each call
+        rows, log_w = torch.arange(len(self.first), device=self.first.device), {}
+        for family, best in self.best.items():
+            assert isinstance(best, Posteriors)
+            best.to_mode(vae, rows, 10 if self.first.isnan().any() else 3)
+            for i in range(4):
+                best.improve(vae, rows, normal(best.mean.shape, noise), 1 / (i + 2))
+            e = normal((-(-self.samples // 2), *best.mean.shape), noise)
+            log_w[family] = best.log_weights(vae, rows, torch.cat([e, -e])).double()
+        of_full = log_w["full"]
+        evidence = of_full.logsumexp(0) - math.log(len(of_full))
+        if self.first.isnan().any():
+            self.first.copy_(evidence)
+        change = evidence - self.first
+        effective = (2 * of_full.logsumexp(0) - (2 * of_full).logsumexp(0)).exp() * 100 / len(of_full)
+        full = self.best["full"]
+        assert isinstance(full, Posteriors)
+        curved = (full.precision - torch.eye(vae.nz).to(full.precision)) ** 2
+        e = normal((len(of_full), len(rows), vae.nz), noise)
+        mu, log_s = vae.encoder(full.x)
+        of_encoder = log_joint(vae, full.x, mu + log_s.exp() * e).double() + (
+            0.5 * (e**2).sum(2) + log_s.sum(1) + 0.5 * vae.nz * math.log(2 * math.pi)
+        )
+        return {
+            "evidence": (evidence + self.surplus).mean().item(),
+            "evidence_change": change.mean().item(),
+            "evidence_half_width": 1.96 * (change.std() / len(change) ** 0.5).item(),
+            **{f"gap_{family}": (evidence - w.mean(0)).mean().item() for family, w in log_w.items()},
+            "gap_encoder": (evidence - of_encoder.mean(0)).mean().item(),
+            "effective_samples": effective.min().item(),
+            "off_diagonal": (1 - curved.diagonal(dim1=1, dim2=2).sum(1) / curved.sum((1, 2))).mean().item(),
+        }
+
+
+class Joint(Trainer):
+    """The joint training, with the evidence tracked, by an encoder or by a Gaussian for each training image."""
+
+    def __init__(self, vae: VAE, options: "Continued", spaces: Mapping[str, Features], device: torch.device):
+        def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
+            return -vae.elbo(x, noise)["elbo"].mean()
+
+        self.evidence = Evidence(vae, options, device) if options.evidence_images else None
+        self.posteriors = None
+        if options.inference != "encoder":
+            noise = torch.Generator(device).manual_seed(8_000_003 + options.seed)
+            z = normal((options.posteriors, vae.nz), noise)
+            self.posteriors = Posteriors(options.inference, vae.sample(z, noise)[1], z)
+            vae.encoder.requires_grad_(False)
+        # In the state of `vae`, these are in the checkpoint.
+        vae.add_module("evidence", self.evidence)
+        vae.add_module("posteriors", self.posteriors)
+        super().__init__(vae, objective, ADAM[options.protocol], options, spaces, device)
+        kept = (key for key in self.history if self.posteriors is None or not key.startswith("frechet"))
+        self.history = {key: [] for key in (*kept, *(section4.EVIDENCE if self.evidence else ()))}
+
+    def step(self) -> Tensor:
+        """With an encoder, on fresh samples; else on the next images of the training set and the pair mean +- R e."""
+        if self.posteriors is None:
+            return super().step()
+        size, count = self.options.batch_size, len(self.posteriors.mean)
+        rows = (self.iteration * size + torch.arange(min(size, count), device=self.device)) % count
+        if self.iteration * size < count:
+            self.posteriors.to_mode(self.vae, rows, 5)
+        e = normal((len(rows), self.vae.nz), self.noise)
+        self.posteriors.improve(self.vae, rows, e, 0.5)
+        e = normal((len(rows), self.vae.nz), self.noise)
+        loss = -self.posteriors.log_weights(self.vae, rows, torch.stack([e, -e])).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def elbo(self) -> dict[str, Any]:
+        """Without an encoder: of held-out images, each with the best Gaussian of the family; no parts."""
+        measured = {}
+        if self.evidence is not None:
+            with modes(self.vae):
+                measured = self.evidence.measure(self.vae)
+        for key, value in measured.items():
+            self.history[key].append(value)
+        if self.posteriors is None:
+            return super().elbo()
+        return {"elbo": measured["evidence"] - measured[f"gap_{self.posteriors.family}"], "data": None, "kl": None}
+
 
 def main(options: Options) -> None:
     device, checkpoint = run.begin(options)
@@ -96,23 +343,29 @@ def main(options: Options) -> None:
         encoder = Encoder(origin["width"]["nz"], origin["width"]["ndf"])
         encoder.load_state_dict(before["encoder"])
     options = replace(options, precision=options.precision or run.native_precision(device))
-    options = Continued(**vars(options), protocol=config["protocol"], sigma=config["sigma"])
+    fixed: dict[str, Any] = {"protocol": config["protocol"], "sigma": options.sigma or config["sigma"]}
+    options = Continued(**vars(options) | fixed)
     decoder = truth if options.freeze_decoder else copy.deepcopy(truth).requires_grad_(True)
-    vae = VAE(truth, encoder.to(device), options.sigma, decoder).to(device)
+    vae = VAE(truth, encoder.to(device), options.sigma, decoder).to(device).eval()
     vae.log_sigma.requires_grad_(options.learn_sigma)
     real = real_images(options, origin)  # before Inception's weights are fetched: what is wrong shows first
     spaces = feature_spaces(options, discriminator, device)
-
-    def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
-        return -vae.elbo(x, noise)["elbo"].mean()
-
-    trainer = Trainer(vae, objective, ADAM[options.protocol], options, spaces, device)
+    trainer = Joint(vae, options, spaces, device)
     trainer.run(NETWORKS if options.protocol == "released" else (), checkpoint)
-    metrics, _ = evaluate(vae, options, spaces, real, known_moments(options, config, device), device)
     model = {"encoder": vae.encoder.state_dict(), "decoder": vae.decoder.state_dict(), "config": run.as_config(options)}
     run.save_torch(options.out / "model.pt", model | {"log_sigma": vae.log_sigma.detach()})
     changed = "frozen, ELBO" if options.freeze_decoder else "joint"
-    finish(trainer, metrics, origin, changed + ", sigma learned" * options.learn_sigma)
+    if options.inference == "encoder":
+        metrics, _ = evaluate(vae, options, spaces, real, known_moments(options, config, device), device)
+        finish(trainer, metrics, origin, changed + ", sigma learned" * options.learn_sigma)
+        return
+    last = {key: values[-1] for key, values in trainer.history.items() if values}
+    result = run.save_result(
+        *(options.out, options, device, trainer.seconds, last, trainer.history),
+        ground_truth=dict(origin),
+        seconds_per_step=trainer.seconds / trainer.iteration,
+    )
+    section4.report_evidence(result)
 
 
 def known_moments(options: Continued, config: dict, device: torch.device) -> dict[str, dict[str, Moments]]:

@@ -114,6 +114,27 @@ def report_training(result: dict, folder: Path, stage: str) -> None:
     print_closing(result)
 
 
+EVIDENCE = {  # what celeba_joint.py tracks on held-out images, nats
+    "evidence": "log p(x) under the decoder",
+    "evidence_change": "its change since the start",
+    "evidence_half_width": "half width of the change's 95% interval",
+    "gap_factorized": "gap of the best factorized Gaussian",
+    "gap_full": "gap of the best Gaussian",
+    "gap_encoder": "gap of the encoder",
+    "effective_samples": "smallest effective sample size of 100",
+    "off_diagonal": "share of J'J off its diagonal",
+}
+
+
+def report_evidence(result: dict) -> None:
+    """Print what was tracked of the evidence, at the start and at the end."""
+    history, config = result["history"], result["config"]
+    rows = [(label, history[key][0], history[key][-1]) for key, label in EVIDENCE.items()]
+    title = f"Section 4: joint training, {config['inference']}, sigma {config['sigma']:g}"
+    print_table((title, "start", "end"), rows, digits=3)
+    print_closing(result)
+
+
 def draw_section4(results: dict[str, dict], folder: Path) -> None:
     """ELBO and Fréchet distances along joint training: the section's claim at a glance."""
     joint = {STAGES[name][2]: results[name] for name in STAGES if not name.startswith("encoder") and name in results}

@@ -1,0 +1,245 @@
+"""Section 4 without an encoder: Gaussians of each image, log p(x) by importance sampling, against closed forms."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_section4 import SIGMA, SMALL, ground_truth, linear_vae, read, small_vae  # noqa: F401 (a fixture)
+from torch import Tensor
+from toy import main, option_error, the_one_line
+
+import celeba_encoder
+import celeba_joint
+from celeba_encoder import VAE
+from celeba_joint import Evidence, Options, Posteriors, curvature, log_joint
+
+WITHOUT = ("--posteriors", 12, "--evidence-images", 3, "--evidence-samples", 20)
+
+
+@pytest.fixture(scope="module")
+def encoder(ground_truth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    folder = tmp_path_factory.mktemp("encoder")
+    assert main(celeba_encoder, "--ground-truth", ground_truth, *SMALL, "--out", folder).returncode == 0
+    return folder / "model.pt"
+
+
+def images(vae: VAE, n: int) -> tuple[Tensor, Tensor]:
+    """Latents and images of a linear VAE, float64."""
+    noise = torch.Generator().manual_seed(1)
+    z = torch.randn(n, 3, generator=noise, dtype=torch.float64)
+    with torch.no_grad():
+        x = vae.decoder(z)
+    return z, x + SIGMA * torch.randn(x.shape, generator=noise, dtype=torch.float64)
+
+
+def log_evidence(weight: Tensor, x: Tensor) -> Tensor:
+    """log N(x; 0, W W' + sigma^2 I), (N,)."""
+    covariance = weight @ weight.T + SIGMA**2 * torch.eye(len(weight), dtype=weight.dtype)
+    return torch.distributions.MultivariateNormal(torch.zeros_like(weight[:, 0]), covariance).log_prob(x.flatten(1))
+
+
+def factorized_gap(weight: Tensor) -> Tensor:
+    """What the best factorized Gaussian loses, whatever x: (sum log P_ii - log det P) / 2."""
+    precision = torch.eye(weight.shape[1], dtype=weight.dtype) + weight.T @ weight / SIGMA**2
+    return 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision))
+
+
+def test_gauss_newton_finds_the_mode_and_its_precision_at_once() -> None:
+    vae, weight, precision = linear_vae(orthogonal=False)
+    z, x = images(vae, 7)
+    rows = torch.arange(7)
+    for family in ("factorized", "full"):
+        best = Posteriors(family, x, torch.zeros_like(z))
+        best.to_mode(vae, rows, 1)
+        mode = torch.linalg.solve(precision, weight.T @ x.flatten(1).T / SIGMA**2).T
+        torch.testing.assert_close(best.mean, mode)
+        torch.testing.assert_close(best.precision, precision.expand(7, 3, 3))
+        gradient, _ = curvature(vae, x, best.mean)
+        assert gradient.abs().max() < 1e-10
+        best.improve(vae, rows, torch.randn(7, 3, dtype=torch.float64), 0.5)  # it is there already
+        torch.testing.assert_close(best.mean, mode)
+        torch.testing.assert_close(best.precision, precision.expand(7, 3, 3))
+
+
+def test_gaps_of_both_families_are_the_closed_forms() -> None:
+    vae, weight, _ = linear_vae(orthogonal=False)
+    z, x = images(vae, 5)
+    rows, e = torch.arange(5), torch.randn(20_000, 5, 3, dtype=torch.float64)
+    log_w = {}
+    for family in ("factorized", "full"):
+        best = Posteriors(family, x, z)
+        best.to_mode(vae, rows, 1)
+        log_w[family] = best.log_weights(vae, rows, torch.cat([e, -e])).detach()
+    evidence = log_evidence(weight.detach(), x)
+    torch.testing.assert_close(log_w["full"], evidence.expand(40_000, 5))  # each weight is log p(x)
+    below = evidence - log_w["factorized"]
+    assert abs(below.mean() - factorized_gap(weight)) < 4 * below.std() / below.numel() ** 0.5
+    estimate = log_w["factorized"].logsumexp(0) - math.log(40_000)
+    assert (estimate - evidence).abs().max() < 0.05
+    assert factorized_gap(weight) > 0.1
+
+
+def test_curvature_is_that_of_autograd() -> None:
+    vae = small_vae().double().eval()
+    vae.log_sigma.fill_(math.log(0.5))
+    x, z = torch.randn(3, 3, 64, 64, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    gradient, precision = curvature(vae, x, z.detach())
+    (expected,) = torch.autograd.grad(log_joint(vae, x, z[None]).sum(), z)
+    torch.testing.assert_close(gradient, expected)
+    for i in range(3):
+        jacobian = torch.autograd.functional.jacobian(lambda at: vae.decoder(at[None]).flatten(), z[i].detach())
+        torch.testing.assert_close(precision[i], torch.eye(5).double() + jacobian.T @ jacobian / 0.25)
+
+
+def test_gauss_newton_climbs_a_decoder_that_is_not_linear() -> None:
+    vae = small_vae().eval()
+    vae.log_sigma.fill_(math.log(0.3))
+    noise = torch.Generator().manual_seed(0)
+    z = torch.randn(6, 5, generator=noise)
+    x = vae.decoder(z).detach() + 0.3 * torch.randn(6, 3, 64, 64, generator=noise)
+    best, rows, values = Posteriors("full", x, torch.zeros(6, 5)), torch.arange(6), []
+    for _ in range(30):
+        values.append(log_joint(vae, x, best.mean[None])[0].detach())
+        best.to_mode(vae, rows, 1)
+    assert (torch.stack(values).diff(dim=0) > -0.05).all()  # rounding, of values of thousands
+    gradient, precision = curvature(vae, x, best.mean)
+    decrement = (gradient * torch.linalg.solve(precision, gradient)).sum(1)
+    assert decrement.median() < 0.01
+
+
+def test_maximum_likelihood_is_where_full_posteriors_stay() -> None:
+    """At the optimum of likelihood the mean gradient is zero with the full family, whatever the rotation of z; with the
+    factorized one, only where the rotation makes the posterior factorize.
+    """
+    vae, _, _ = linear_vae(orthogonal=False)
+    _, x = images(vae, 400)
+    values, vectors = torch.linalg.eigh(x.flatten(1).T @ x.flatten(1) / 400)
+    axes = vectors[:, -3:] * (values[-3:] - SIGMA**2).sqrt()
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(5)).double())[0]
+    rows, found = torch.arange(400), {}
+    for name, at in (("axes", axes), ("rotated", axes @ rotation)):
+        for family in ("full", "factorized"):
+            with torch.no_grad():
+                vae.decoder.weight.copy_(at)
+            vae.decoder.weight.requires_grad_(True)
+            best = Posteriors(family, x, torch.zeros(400, 3, dtype=torch.float64))
+            best.to_mode(vae, rows, 1)
+            gradients = []
+            for i in range(60):
+                e = torch.randn(400, 3, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+                loss = -best.log_weights(vae, rows, torch.stack([e, -e])).mean()
+                gradients.append(torch.autograd.grad(loss, vae.decoder.weight)[0])
+            gradients = torch.stack(gradients)
+            found[name, family] = (gradients.mean(0).norm() / (gradients.std(0).norm() / 60**0.5)).item()
+    assert found.pop(("rotated", "factorized")) > 10
+    assert max(found.values()) < 1.6  # of the standard error
+
+
+@pytest.mark.parametrize(("scale", "lost"), [(0.2, 0.05), (0.1, 0.56)])
+def test_a_free_linear_decoder_turns_its_axes_and_loses_nothing(scale: float, lost: float) -> None:
+    """Maximising the factorized ELBO: free weights end at the maximum likelihood; weights that may only change their
+    scale end below it, the further the weaker the data, at last with only one latent in use.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start = scale * torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    start += 3 * start[:, :1]
+    x = torch.randn(400, 3, generator=generator, dtype=torch.float64) @ start.T
+    x += SIGMA * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    assert factorized_gap(start) > 2
+
+    def best(parameter: Tensor, weight: Callable[[Tensor], Tensor], gap: float) -> tuple[float, float]:
+        """Where the mean evidence less `gap` times the factorized gap is largest: the evidence, and the gap."""
+        parameter = parameter.clone().requires_grad_(True)
+        optimizer = torch.optim.LBFGS([parameter], max_iter=500, tolerance_change=1e-13, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            value = gap * factorized_gap(weight(parameter)) - log_evidence(weight(parameter), x).mean()
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+        at = weight(parameter.detach())
+        return log_evidence(at, x).mean().item(), factorized_gap(at).item()
+
+    likelihood, _ = best(start, lambda weight: weight, 0.0)
+    evidence, gap = best(start, lambda weight: weight, 1.0)
+    assert evidence == pytest.approx(likelihood, abs=1e-5)
+    assert gap < 1e-5
+    likelihood, _ = best(torch.ones(3).double(), lambda s: start * s, 0.0)
+    evidence, gap = best(torch.ones(3).double(), lambda s: start * s, 1.0)
+    assert likelihood - evidence == pytest.approx(lost, abs=0.01)
+
+
+def test_evidence_is_that_of_a_linear_decoder() -> None:
+    vae, weight, _ = linear_vae(orthogonal=False)
+    options = celeba_joint.Continued(evidence_images=300, evidence_samples=100)
+    evidence = Evidence(vae, options, torch.device("cpu"))
+    first = evidence.measure(vae)
+    x = evidence.best["full"].x.double()
+    expected = log_evidence(weight.detach(), x).mean().item() + evidence.surplus.mean().item()
+    assert first["evidence"] == pytest.approx(expected, abs=1e-3)
+    assert first["gap_factorized"] == pytest.approx(factorized_gap(weight).item(), abs=0.02)
+    assert abs(first["gap_full"]) < 1e-3
+    assert first["effective_samples"] > 99.9
+    assert first["evidence_change"] == 0
+    with torch.no_grad():
+        vae.decoder.weight.mul_(1.1)
+    second = evidence.measure(vae)
+    change = log_evidence(vae.decoder.weight.detach(), x) - log_evidence(vae.decoder.weight.detach() / 1.1, x)
+    assert second["evidence_change"] == pytest.approx(change.mean().item(), abs=1e-3)
+    assert second["evidence_half_width"] == pytest.approx(1.96 * change.std().item() / 300**0.5, rel=1e-2)
+
+
+@pytest.mark.parametrize("family", ["factorized", "full"])
+def test_a_run_without_an_encoder(encoder: Path, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (*SMALL, *WITHOUT, "--encoder", encoder, "--inference", family, "--sigma", 0.2)
+    whole = main(celeba_joint, *arguments, "--out", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert "log p(x) under the decoder" in whole.stdout
+    result = read(tmp_path / "whole")
+    history = result["history"]
+    assert result["config"]["sigma"] == 0.2
+    assert history["iteration"] == [0, 2, 4, 6]
+    assert len(history["gap_full"]) == len(history["prior_discriminator"]) == 4
+    assert "frechet_discriminator" not in history
+    own = [e - gap for e, gap in zip(history["evidence"], history[f"gap_{family}"], strict=True)]
+    assert history["elbo"] == pytest.approx(own)
+    assert history["evidence_change"][0] == 0 != history["evidence_change"][-1]
+    step, count = celeba_joint.Joint.step, iter(range(100))
+
+    def stopping(self: celeba_joint.Joint) -> Tensor:
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(celeba_joint.Joint, "step", stopping)
+        assert main(celeba_joint, *arguments, "--out", tmp_path / "parts").returncode == 130
+    assert main(celeba_joint, *arguments, "--resume", "--out", tmp_path / "parts").returncode == 0
+    assert read(tmp_path / "parts")["history"] == history
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["vae"] for name in ("whole", "parts")]
+    assert states[0]["posteriors.mean"].shape == (12, states[0]["evidence.best.full.mean"].shape[1])
+    for key, values in states[0].items():
+        assert torch.equal(values, states[1][key]), key
+
+
+def test_an_encoder_run_tracks_the_evidence_too(encoder: Path, tmp_path: Path) -> None:
+    arguments = (*SMALL, *WITHOUT[2:], "--encoder", encoder)
+    done = main(celeba_joint, *arguments, "--out", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    history = read(tmp_path / "a")["history"]
+    assert len(history["gap_encoder"]) == len(history["elbo"]) == 4
+    assert history["gap_encoder"][0] > history["gap_factorized"][0] > history["gap_full"][0] - 0.1
+    bare = main(celeba_joint, *arguments, "--evidence-images", 0, "--out", tmp_path / "b")
+    assert bare.returncode == 0, bare.stderr
+    assert read(tmp_path / "b")["history"]["elbo"] == history["elbo"]
+
+
+def test_options_that_do_not_go_together(tmp_path: Path) -> None:
+    for words in (("--sigma", 0.1), ("--inference", "full", "--freeze-decoder"), ("--evidence-images", 1)):
+        assert option_error(main(celeba_joint, *words))
+    assert Options().inference == "encoder"
+    assert the_one_line(main(celeba_joint, "--inference", "full", "--encoder", tmp_path / "no", "--out", tmp_path))
