@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from data import SPLITS, Corpus
+from data import SPLITS, Corpus, newsgroups
 from data.documents import (
     Batch,
     Documents,
@@ -577,7 +577,7 @@ def search(options: SearchOptions) -> None:
         model = VAE(Options(**architecture), len(saved["words"]))
         model.load_state_dict(saved["model"])
     corpus = load_corpus(config["corpus"], options.archive)
-    if corpus.words != saved["words"]:
+    if corpus.words != saved["words"] and not newsgroups.unnamed(saved["words"]):  # the list may have come since
         raise RunError(f"{options.model} was trained on {saved['corpus']} with other words than {corpus.name} has here")
     counts = scipy.sparse.vstack([corpus.train, corpus.test], format="csr")
     groups = [corpus.groups[i] for i in (*corpus.train_labels, *corpus.test_labels)]

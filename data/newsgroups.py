@@ -14,6 +14,7 @@ import codecs
 import hashlib
 import io
 import os
+import re
 import socket
 import tarfile
 import zlib
@@ -50,6 +51,18 @@ def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> C
     source = find(archive, folder)
     if source is not None and not source.exists():
         raise DataError(f"no 20 Newsgroups archive at {source}; it can be had from {PAGE}")
+    corpus = _loaded(source, folder)
+    if unnamed(corpus.words):
+        print(f"no {WORDS}: words go by their number, and none can be searched for; get it from {PAGE} into {folder}")
+    return corpus
+
+
+def unnamed(words: list[str]) -> bool:
+    """Whether words go by their number, for want of the list."""
+    return re.fullmatch(r"word\d+", words[0]) is not None
+
+
+def _loaded(source: Path | None, folder: Path) -> Corpus:
     caches = sorted(folder.glob(f"20news-bydate-{VOCABULARY}-*.npz"), key=lambda path: path.stat().st_mtime)
     if source is None and caches:
         return cached(caches[-1], lambda: _parsed(_downloaded(ARCHIVE, folder), folder))
@@ -78,7 +91,6 @@ def _vocabulary(source: Path, folder: Path) -> bytes | None:
     try:
         return (path or _downloaded(WORDS, folder)).read_bytes()
     except DataError:
-        print(f"no {WORDS}: words go by their number, and no word can be searched for; it can be had from {PAGE}")
         return None
 
 

@@ -151,6 +151,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         ),
         "batched": [of_batches - of_documents for of_batches, of_documents in batched],
         "cells": len(histories),
+        "full": {name.removeprefix("hashing/"): r for name, r in results.items() if r["metrics"].get("epochs") == 1500},
         "part_costs": [min(parts[name]) - min(parts["full"]) for name in PARTS if name != "full"],
         "part_epoch": parts["full"].index(min(parts["full"])),
         "part_tests": results["parts/full"]["history"]["test"],

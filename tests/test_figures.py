@@ -54,6 +54,8 @@ def test_readme_numbers_are_those_of_the_results() -> None:
     runs = {"e1": [*values["exact"], *values["again"]], "e3": values["exact"]}
     worst = {encoder: max(lost(run, f"{encoder}_joint") for run in runs[encoder]) for encoder in runs}
     epochs = sorted(result["metrics"]["epochs"] for name, result in RESULTS.items() if name.startswith("hashing/"))
+    fewer = [count for count in epochs if count < 1500]
+    assert set(epochs[len(fewer) :]) == {1500}
     e3 = metrics["e3_b8_d0"]
     said = [
         f"ELBO {reference.MIXTURE_REPORT['frozen.elbo']} to {reference.MIXTURE_REPORT['joint.elbo']} |",
@@ -86,7 +88,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"{RESULTS['celeba/dcgan']['images']:,} of {reference.CELEBA_IMAGES:,} photographs",
         f"{joint['iterations']:,} of {reference.SECTION4_ITERATIONS:,} iterations",
         f"b = 8: {e3['test_min']:.1f}, fed counts {e3['test_counts_min']:.1f}; others falling",
-        f"Section 5 uses {epochs[0]} to {epochs[-2]} of the report's 1,500 epochs, but for one cell",
+        f"Section 5 uses {epochs[0]} to {max(fewer)} of the report's 1,500 epochs, but for {len(epochs) - len(fewer)} cells",
     ]
     for sentence in said:
         assert sentence in README, sentence
@@ -104,7 +106,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
     }
     assert costly == {(True, True), (False, False)}  # "losses above a nat come with gaps of 8 nats and more"
     assert len(values["above_without_codes"]) == 5
-    assert (epochs[-1], e3["epochs"]) == (1500, 1500)
+    assert e3["epochs"] == 1500
 
 
 def test_stages_have_results_of_their_names() -> None:

@@ -205,7 +205,7 @@ def test_without_words_training_works_and_with_them_the_cache_is_made_anew(
     for _ in range(2):
         assert newsgroups.load(archive, folder).words == ["word1", "word2", "word3"]
     said = capsys.readouterr().out
-    assert said.count("words go by their number") == 1
+    assert said.count("words go by their number") == 2
     assert [p.suffix for p in folder.iterdir()] == [".npz"]
     (tmp_path / "later").rename(served / "vocabulary.txt")  # beside the archive
     assert newsgroups.load(archive, folder).words == ["apple", "bear", "cat"]

@@ -1,5 +1,6 @@
 """Codes as hashes: packing, distances, precision against a plain count, and the search command."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,16 @@ def test_searching_finds_the_nearest_codes(trained: Path) -> None:
     done = main(hashing, "search", "--document", 10, "--top", 70, "--model", trained)
     shown = [int(line.split()[0]) for line in done.stdout.splitlines() if line[:1].isdigit()][:70]
     assert shown == sorted(np.delete(distance, 9))
+
+
+def test_a_model_trained_before_the_list_of_words_came(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = replace(corpus(), words=[f"name{i}" for i in range(30)])
+    monkeypatch.setattr(newsgroups, "load", lambda archive: named)
+    assert "30 words" not in (done := main(hashing, "search", "name3", "name4", "--model", trained)).stdout
+    assert done.returncode == 0, done.stderr
+    state = torch.load(trained, weights_only=True)
+    torch.save(state | {"words": named.words[::-1]}, trained)
+    assert "with other words" in the_one_line(main(hashing, "search", "name3", "--model", trained))
 
 
 def test_bad_searches_are_one_line(trained: Path, tmp_path: Path) -> None:
