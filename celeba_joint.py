@@ -117,7 +117,8 @@ QUICK = Options(
     track=5,
     track_images=500,
     posteriors=256,
-    evidence_images=32,
+    evidence_images=16,
+    evidence_samples=20,
 )
 
 
