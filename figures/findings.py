@@ -156,6 +156,9 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         "part_epoch": parts["full"].index(min(parts["full"])),
         "part_tests": results["parts/full"]["history"]["test"],
         "best": {key: [metrics[key] for metrics in best] for key in ("test_selected", "test_refined")},
+        "e3_fed": [
+            abs(reference.TABLE3["e3", b, 0] - column("e3", 0, "test_counts_min")[BITS.index(b)]) for b in (8, 64)
+        ],
         "gains": gains,
         "fed_misfit": max(map(abs, misfits)),
         "untrained_epoch": untrained.index(min(untrained)) + 1,
