@@ -389,6 +389,7 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
         axes[0], "ab", ("e3", "e1"), (first[min(first)], first[max(first)]), strict=True
     ):
         config = result["config"]
+        encoder = encoder if encoder in config["encoders"] else config["encoders"][0]
         _stages(axis, result, encoder, "train")
         axis.set(xlabel="epoch", ylabel="relative, nats per document")
         axis.set_title(f"({panel}) train, {encoder}, b = {config['bits']}, d = {config['decoder_layers']}, all codes")

@@ -17,7 +17,7 @@ class Step:
 
     name: str  # of its result in results/
     command: str
-    seconds: float  # wall time on two cores, roughly; measured for quick, from timed steps for report
+    seconds: float  # wall time on two cores, roughly; measured with AVX2 for quick, from timed steps for report
     needs: tuple[str, ...] = ()  # steps that it goes on from
     resume: bool = True  # whether the script has --resume
 
@@ -67,25 +67,25 @@ def joint(name: str, encoder: str, options: str) -> Step:
 
 STEPS = {
     "quick": (
-        Step("mixture", "mixture.py quick --out {self}", 22),
-        Step("disarm", "disarm.py --out {self}", 10, resume=False),
-        Step("celeba/dcgan", "dcgan.py quick --out {self}", 65),
+        Step("mixture", "mixture.py quick --out {self}", 45),
+        Step("disarm", "disarm.py --out {self}", 15, resume=False),
+        Step("celeba/dcgan", "dcgan.py quick --out {self}", 106),
         Step(
             "celeba/encoder_report",
             "celeba_encoder.py quick --ground-truth {celeba/dcgan}/ground_truth.pt --out {self}",
-            41,
+            83,
             needs=("celeba/dcgan",),
         ),
         Step(
             "celeba/elbo_report",
             "celeba_joint.py quick --freeze-decoder --encoder {celeba/encoder_report}/model.pt --out {self}",
-            48,
+            65,
             needs=("celeba/encoder_report",),
         ),
         Step(
             "celeba/joint_report",
             "celeba_joint.py quick --encoder {celeba/encoder_report}/model.pt --out {self}",
-            55,
+            68,
             needs=("celeba/encoder_report",),
         ),
         *grid(QUICK_GRID),
@@ -93,7 +93,7 @@ STEPS = {
             "exact_d0",
             "hashing.py exact --corpus docstrings --encoders e1 --bits 6 --likelihood-epochs 20 --encoder-epochs 10 "
             "--joint-epochs 20 --scratch-epochs 20 --out {self}",
-            44,
+            67,
         ),
     ),
     "report": (
