@@ -19,8 +19,8 @@ ELBO, and the decoder stays g*.
 
 --inference takes the encoder away: *factorized* and *full* give each image of a fixed training set a Gaussian of its
 own, found by Newton-like steps under the present decoder, so that no encoder lags behind. With the full covariance q is
-all but the posterior, and joint training is maximum likelihood: the control that Section 3 (d) is there. What
-*factorized* loses beyond it is the family's.
+all but the posterior, and joint training all but maximum likelihood: the control that Section 3 (d) is there. What
+*factorized* loses beyond it is the family's. Both want the report's protocol.
 
 Tracked for every kind, on held-out images of the ground truth, is what a bound cannot show: log p(x) under the present
 decoder, by importance sampling from the full Gaussian; and how far below it the ELBOs of the best Gaussians are.
@@ -66,7 +66,7 @@ from celeba_encoder import (
     real_images,
 )
 from figures import run, section4
-from figures.cli import Count, Natural, OptionalPositive, Several, cli
+from figures.cli import Count, Natural, OptionalPositive, RunError, Several, cli
 from figures.frechet import Features, Moments
 
 Inference = Literal["encoder", "factorized", "full"]
@@ -94,7 +94,7 @@ class Options(TrainingOptions):
     sigma: OptionalPositive = None
     """standard deviation of a pixel in training without an encoder; None: that of the encoder's run"""
     out: Path = Path("runs/celeba_joint")
-    """folder for model.pt, the figure and result.json"""
+    """folder for model.pt, result.json and, with an encoder, the figure"""
 
     def __post_init__(self) -> None:
         if self.evidence_images == 1:
@@ -104,6 +104,8 @@ class Options(TrainingOptions):
                 raise ValueError("--sigma goes with --inference factorized and full; the encoder was fitted to its own")
         elif self.freeze_decoder or not self.evidence_images:
             raise ValueError("--inference factorized and full train the decoder, and want --evidence-images")
+        elif self.precision == "bfloat16":
+            raise ValueError("--precision bfloat16 goes with --inference encoder; Jacobians are taken in float32")
 
 
 QUICK = Options(
@@ -130,7 +132,7 @@ class Continued(Options):
     sigma: float = 0.05
 
     def __post_init__(self) -> None:
-        pass
+        pass  # what was asked for is checked; now there is more
 
 
 # --- inference without an encoder ------------------------------------------------------------------------------------
@@ -343,7 +345,12 @@ def main(options: Options) -> None:
         truth, discriminator, origin = networks_of(before["ground_truth"], device)
         encoder = Encoder(origin["width"]["nz"], origin["width"]["ndf"])
         encoder.load_state_dict(before["encoder"])
-    options = replace(options, precision=options.precision or run.native_precision(device))
+    native = run.native_precision(device) if options.inference == "encoder" else "float32"
+    options = replace(options, precision=options.precision or native)
+    if options.inference != "encoder" and config["protocol"] != "report":
+        raise RunError(
+            f"--inference {options.inference} is for the report's protocol: here an image depends on its batch"
+        )
     fixed: dict[str, Any] = {"protocol": config["protocol"], "sigma": options.sigma or config["sigma"]}
     options = Continued(**vars(options) | fixed)
     decoder = truth if options.freeze_decoder else copy.deepcopy(truth).requires_grad_(True)

@@ -201,7 +201,7 @@ class RelativeNLL(torch.autograd.Function):
             largest = logits.amax(1)
             total = _exponentiate_and_sum(logits.sub_(largest[:, None]), u.dtype)
             largest = largest.to(u.dtype)
-        # sum_v x_v logits_v, shifted, in float32 whatever the softmax is computed in: of x = c + u, only c is left.
+        # sum_v x_v logits_v, shifted, so that of x = c + u only c is left: from c @ weight, once for all rows.
         documents = batch.counts.product(weight).addr_(n - 1, mean, alpha=-1)
         offset = batch.counts.product(bias[:, None])[:, 0] - (n - 1) * mean_bias
         ctx.save_for_backward(hidden, logits, factors, mean, documents, total)
@@ -234,8 +234,8 @@ class RelativeNLL(torch.autograd.Function):
 def distinct_codes(z: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct rows of the codes z (R, b), each once, and for each row of z which of them it is, (R,).
 
-    The first of them fill up to a multiple of 64 rows: products of a shape not met before are compiled first. On the
-    CPU only: elsewhere the program would have to wait for their number; there every row stands for itself.
+    The first row of z fills up to a multiple of 64: products of a shape not met before have to be compiled. On the CPU
+    only: elsewhere the program would have to wait for the number of codes; there every row stands for itself.
     """
     rows = torch.arange(len(z), device=z.device)
     if z.device.type != "cpu":

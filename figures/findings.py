@@ -60,8 +60,9 @@ def claims(results: Mapping[str, dict]) -> list[tuple[str, str, float, float, st
     if "celeba/joint_report" in results:
         history = results["celeba/joint_report"]["history"]
         elbo, distance = history["elbo"], history["prior_discriminator"]
-        rows.append(("4", "ELBO", elbo[0], elbo[-1], True))
-        rows.append(("4", "Fréchet distance of own samples", distance[0], distance[-1], True))
+        after = f", {history['iteration'][-1]:,} iterations"
+        rows.append(("4", f"ELBO{after}", elbo[0], elbo[-1], True))
+        rows.append(("4", f"Fréchet distance of own samples{after}", distance[0], distance[-1], True))
     if "exact_d0" in results:
         stages = {stage: m["train"] for stage, m in results["exact_d0"]["metrics"].items() if "train" in m}
         joint = stages["e1_joint"]

@@ -379,9 +379,9 @@ def write_parts(results: Mapping[str, dict], folder: Path) -> None:
 def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path) -> None:
     """Section 5 at a glance; results: of `hashing.py exact`, by seed and d; cells: of `shown`.
 
-    (a) and (b) What joint training does to the exact likelihood, for frequencies and the first decoder, and for counts
-    and the last, of the first seed; (c) for all, the likelihood lost in joint training against the gap before it; (d)
-    test curves of counts, frequencies, and frequencies in the scale of counts.
+    (a) and (b) What joint training does to the exact likelihood, for e3, if it was run, and the first decoder, and for
+    e1 and the last, of the first seed; (c) for all, the likelihood lost in joint training against the gap before it;
+    (d) test curves of counts, frequencies, and frequencies in the scale of counts.
     """
     first = {result["config"]["decoder_layers"]: result for result in reversed(results)}  # the first of each d
     figure, axes = plt.subplots(2, 2, figsize=(7.6, 6))

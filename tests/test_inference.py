@@ -228,6 +228,14 @@ def test_a_run_without_an_encoder(encoder: Path, family: str, tmp_path: Path, mo
         assert torch.equal(values, states[1][key]), key
 
 
+def test_without_an_encoder_the_decoder_is_a_fixed_function(encoder: Path, tmp_path: Path) -> None:
+    kept = torch.load(encoder, weights_only=True)
+    kept["config"]["protocol"] = "released"
+    torch.save(kept, tmp_path / "model.pt")
+    arguments = (*SMALL, *WITHOUT, "--encoder", tmp_path / "model.pt", "--inference", "full", "--out", tmp_path / "out")
+    assert "is for the report's protocol" in the_one_line(main(celeba_joint, *arguments))
+
+
 def test_an_encoder_run_tracks_the_evidence_too(encoder: Path, tmp_path: Path) -> None:
     arguments = (*SMALL, *WITHOUT[2:], "--encoder", encoder)
     done = main(celeba_joint, *arguments, "--out", tmp_path / "a")
@@ -243,5 +251,6 @@ def test_an_encoder_run_tracks_the_evidence_too(encoder: Path, tmp_path: Path) -
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     for words in (("--sigma", 0.1), ("--inference", "full", "--freeze-decoder"), ("--evidence-images", 1)):
         assert option_error(main(celeba_joint, *words))
+    assert option_error(main(celeba_joint, "--inference", "full", "--precision", "bfloat16"))
     assert Options().inference == "encoder"
     assert the_one_line(main(celeba_joint, "--inference", "full", "--encoder", tmp_path / "no", "--out", tmp_path))
