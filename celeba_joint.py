@@ -37,6 +37,7 @@ All quantities are in nats per image, of 12,288 dimensions.
     uv run celeba_joint.py quick                                after `celeba_encoder.py quick`; no FID
 """
 
+import base64
 import copy
 import math
 import warnings
@@ -48,10 +49,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+import dcgan
 from celeba_encoder import (
+    COLUMNS,
     NETWORKS,
     VAE,
     Encoder,
+    Images,
     Protocol,
     Trainer,
     TrainingOptions,
@@ -65,6 +69,7 @@ from celeba_encoder import (
     normal,
     real_images,
 )
+from data import celeba, faces
 from figures import run, section4
 from figures.cli import Count, Natural, OptionalPositive, RunError, Several, cli
 from figures.frechet import Features, Moments
@@ -78,19 +83,21 @@ ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (1e-5, (0.9, 0.999))}  # lea
 @dataclass(frozen=True)
 class Options(TrainingOptions):
     encoder: Path = Path("runs/celeba_encoder/model.pt")
-    """encoder kept by celeba_encoder.py; its run says which ground truth, protocol and sigma"""
+    """encoder kept by celeba_encoder.py, or here by --freeze-decoder; its run fixes ground truth, protocol and sigma"""
+    schedule: Literal["constant", "falling"] = "constant"
+    """falling: the learning rate rises over the first tenth of the iterations, then falls to zero"""
     learn_sigma: bool = False
     """train the decoder's sigma too"""
     freeze_decoder: bool = False
     """train the encoder only, by the same ELBO"""
     inference: Inference = "encoder"
     """encoder: the fitted one; factorized, full: for each image a Gaussian of its own, with that covariance"""
-    posteriors: Count = 2048
+    posteriors: Count = 16_384
     """training images with a Gaussian of their own"""
     evidence_images: Natural = 256
     """held-out images whose log p(x) and gaps are tracked; 0: none"""
     evidence_samples: Several = 100
-    """samples for each of these"""
+    """samples for each of these, a fifth as many for the gaps, ten times as many where few count"""
     sigma: OptionalPositive = None
     """standard deviation of a pixel in training without an encoder; None: that of the encoder's run"""
     out: Path = Path("runs/celeba_joint")
@@ -235,6 +242,7 @@ class Evidence(nn.Module):
     """log p(x) under the present decoder, and how far ELBOs are below it, on held-out images of the ground truth."""
 
     first: Tensor
+    change: Tensor
 
     def __init__(self, vae: VAE, options: "Continued", device: torch.device):
         super().__init__()
@@ -246,6 +254,7 @@ class Evidence(nn.Module):
         self.seed = options.seed
         self.surplus = noise_surplus(x, clean, vae.sigma)
         self.register_buffer("first", torch.full((n,), math.nan, dtype=torch.float64, device=device))
+        self.register_buffer("change", torch.zeros_like(self.first))  # at the last call, of each image
 
     @torch.no_grad()
     def measure(self, vae: VAE) -> dict[str, float]:
@@ -254,37 +263,48 @@ class Evidence(nn.Module):
         smallest effective sample size of 100; and the share of J'J, by its squared entries, off the diagonal.
         """
         noise = torch.Generator(self.first.device).manual_seed(7_000_003 + self.seed)  # the same at each call
-        rows, log_w = torch.arange(len(self.first), device=self.first.device), {}
-        for family, best in self.best.items():
-            assert isinstance(best, Posteriors)
-            best.to_mode(vae, rows, 10 if self.first.isnan().any() else 3)
-            for i in range(4):
-                best.improve(vae, rows, normal(best.mean.shape, noise), 1 / (i + 2))
-            e = normal((-(-self.samples // 2), *best.mean.shape), noise)
-            log_w[family] = best.log_weights(vae, rows, torch.cat([e, -e])).double()
-        of_full = log_w["full"]
-        evidence = of_full.logsumexp(0) - math.log(len(of_full))
-        if self.first.isnan().any():
-            self.first.copy_(evidence)
-        change = evidence - self.first
-        effective = (2 * of_full.logsumexp(0) - (2 * of_full).logsumexp(0)).exp() * 100 / len(of_full)
-        full = self.best["full"]
+        starting, rows = bool(self.first.isnan().any()), torch.arange(len(self.first), device=self.first.device)
+        full, factorized = self.best["full"], self.best["factorized"]
         assert isinstance(full, Posteriors)
+        assert isinstance(factorized, Posteriors)
+        full.to_mode(vae, rows, 10 if starting else 2)
+        factorized.load_state_dict(full.state_dict())  # the mode is the same
+        for i in range(3):
+            for best in (full, factorized):
+                best.improve(vae, rows, normal(best.mean.shape, noise), 1 / (i + 2))
+        e = normal((-(-self.samples // 2), *full.mean.shape), noise)
+        log_w = full.log_weights(vae, rows, torch.cat([e, -e])).double()
+        few = e[: -(-len(e) // 5)]
+        few = torch.cat([few, -few])
+        evidence, effective = estimate(log_w)
+        if len(low := rows[effective < 10]):
+            more = normal((10, self.samples, len(low), vae.nz), noise)
+            evidence[low], effective[low] = estimate(
+                torch.cat([full.log_weights(vae, low, part).double() for part in more])
+            )
+        if starting:
+            self.first.copy_(evidence)
+        change = self.change.copy_(evidence - self.first)
         curved = (full.precision - torch.eye(vae.nz).to(full.precision)) ** 2
-        e = normal((len(of_full), len(rows), vae.nz), noise)
         mu, log_s = vae.encoder(full.x)
-        of_encoder = log_joint(vae, full.x, mu + log_s.exp() * e).double() + (
-            0.5 * (e**2).sum(2) + log_s.sum(1) + 0.5 * vae.nz * math.log(2 * math.pi)
+        of_encoder = log_joint(vae, full.x, mu + log_s.exp() * few).double() + (
+            0.5 * (few**2).sum(2) + log_s.sum(1) + 0.5 * vae.nz * math.log(2 * math.pi)
         )
+        below = {"factorized": factorized.log_weights(vae, rows, few).double(), "full": log_w, "encoder": of_encoder}
         return {
             "evidence": (evidence + self.surplus).mean().item(),
             "evidence_change": change.mean().item(),
             "evidence_half_width": 1.96 * (change.std() / len(change) ** 0.5).item(),
-            **{f"gap_{family}": (evidence - w.mean(0)).mean().item() for family, w in log_w.items()},
-            "gap_encoder": (evidence - of_encoder.mean(0)).mean().item(),
+            **{f"gap_{name}": (evidence - values.mean(0)).mean().item() for name, values in below.items()},
             "effective_samples": effective.min().item(),
             "off_diagonal": (1 - curved.diagonal(dim1=1, dim2=2).sum(1) / curved.sum((1, 2))).mean().item(),
         }
+
+
+def estimate(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """log of the mean weight, and the effective sample size of 100, each (N,), of log weights (S, N)."""
+    total = log_w.logsumexp(0)
+    return total - math.log(len(log_w)), (2 * total - (2 * log_w).logsumexp(0)).exp() * 100 / len(log_w)
 
 
 class Joint(Trainer):
@@ -305,17 +325,21 @@ class Joint(Trainer):
         vae.add_module("evidence", self.evidence)
         vae.add_module("posteriors", self.posteriors)
         super().__init__(vae, objective, ADAM[options.protocol], options, spaces, device)
+        self.highest = self.optimizer.param_groups[0]["lr"]
         kept = (key for key in self.history if self.posteriors is None or not key.startswith("frechet"))
         self.history = {key: [] for key in (*kept, *(section4.EVIDENCE if self.evidence else ()))}
 
     def step(self) -> Tensor:
         """With an encoder, on fresh samples; else on the next images of the training set and the pair mean +- R e."""
+        if self.options.schedule == "falling":
+            done = (self.iteration + 0.5) / self.options.iterations
+            self.optimizer.param_groups[0]["lr"] = self.highest * min(10 * done, (1 - done) / 0.9)
         if self.posteriors is None:
             return super().step()
         size, count = self.options.batch_size, len(self.posteriors.mean)
         rows = (self.iteration * size + torch.arange(min(size, count), device=self.device)) % count
         if self.iteration * size < count:
-            self.posteriors.to_mode(self.vae, rows, 5)
+            self.posteriors.to_mode(self.vae, rows, 3)
         e = normal((len(rows), self.vae.nz), self.noise)
         self.posteriors.improve(self.vae, rows, e, 0.5)
         e = normal((len(rows), self.vae.nz), self.noise)
@@ -353,6 +377,8 @@ def main(options: Options) -> None:
         )
     fixed: dict[str, Any] = {"protocol": config["protocol"], "sigma": options.sigma or config["sigma"]}
     options = Continued(**vars(options) | fixed)
+    if not config.get("freeze_decoder", True):
+        raise RunError(f"{options.encoder} is of joint training: its encoder was fitted to another decoder than g*")
     decoder = truth if options.freeze_decoder else copy.deepcopy(truth).requires_grad_(True)
     vae = VAE(truth, encoder.to(device), options.sigma, decoder).to(device).eval()
     vae.log_sigma.requires_grad_(options.learn_sigma)
@@ -360,20 +386,39 @@ def main(options: Options) -> None:
     spaces = feature_spaces(options, discriminator, device)
     trainer = Joint(vae, options, spaces, device)
     trainer.run(NETWORKS if options.protocol == "released" else (), checkpoint)
-    model = {"encoder": vae.encoder.state_dict(), "decoder": vae.decoder.state_dict(), "config": run.as_config(options)}
-    run.save_torch(options.out / "model.pt", model | {"log_sigma": vae.log_sigma.detach()})
+    model = {name: getattr(vae, name).state_dict() for name in ("encoder", "decoder")}
+    model |= {"log_sigma": vae.log_sigma.detach(), "config": run.as_config(options)}
+    run.save_torch(options.out / "model.pt", model | {"ground_truth": before["ground_truth"]})
     changed = "frozen, ELBO" if options.freeze_decoder else "joint"
-    if options.inference == "encoder":
+    changes = {"evidence_changes": trainer.evidence.change.tolist()} if trainer.evidence is not None else {}
+    if trainer.posteriors is None:
         metrics, _ = evaluate(vae, options, spaces, real, known_moments(options, config, device), device)
+        metrics |= changes
         finish(trainer, metrics, origin, changed + ", sigma learned" * options.learn_sigma)
         return
     last = {key: values[-1] for key, values in trainer.history.items() if values}
     result = run.save_result(
-        *(options.out, options, device, trainer.seconds, last, trainer.history),
+        *(options.out, options, device, trainer.seconds, last | changes, trainer.history),
+        data=celeba.NAME if origin["data"] == "celeba" else faces.NAME,
         ground_truth=dict(origin),
         seconds_per_step=trainer.seconds / trainer.iteration,
+        strips=strips_without_encoder(vae, options, device),
     )
     section4.report_evidence(result)
+
+
+@torch.no_grad()
+def strips_without_encoder(vae: VAE, options: Continued, device: torch.device) -> dict[str, str]:
+    """The rows of images that a run with an encoder keeps, of the same x, but for those with the decoder's noise."""
+    images = Images(vae, COLUMNS, COLUMNS, options.seed, device, one_by_one=False)
+    rows = {kind: next(images(kind)) for kind in ("truth", "noisy")}
+    noise, at = torch.Generator(device).manual_seed(options.seed + 4_000_037), torch.arange(COLUMNS, device=device)
+    best = Posteriors(options.inference, rows["noisy"], normal((COLUMNS, vae.nz), noise))
+    best.to_mode(vae, at, 10)
+    for i in range(3):
+        best.improve(vae, at, normal(best.mean.shape, noise), 1 / (i + 2))
+    rows["decoded"] = vae.decoder(best.sample(at, normal((1, *best.mean.shape), noise))[0])
+    return {kind: base64.b64encode(dcgan.png(row, COLUMNS)).decode() for kind, row in rows.items()}
 
 
 def known_moments(options: Continued, config: dict, device: torch.device) -> dict[str, dict[str, Moments]]:

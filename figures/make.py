@@ -176,6 +176,9 @@ def render(folder: Path) -> list[str]:
     curves = first("hashing_e1_64_0", "hashing/e1_b64_d0", "hashing/e1_b8_d0")
     stages = {name: results[f"celeba/{name}"] for name in section4.STAGES if f"celeba/{name}" in results}
     tracked = {name: result for name, result in stages.items() if not name.startswith("encoder")}
+    inference = {n.removeprefix("inference/"): r for n, r in results.items() if n.startswith("inference/")}
+    if inference and "celeba/joint_report" in results:
+        inference.setdefault("encoder", results["celeba/joint_report"])
     rows = stages if "encoder_report" in stages else {}
     cells = section5.read_cells(folder / "results" / "hashing")
     parts = {name: results[f"parts/{name}"] for name in section5.PARTS if f"parts/{name}" in results}
@@ -190,6 +193,8 @@ def render(folder: Path) -> list[str]:
         ("dcgan_grid", section4.draw_grid, (dcgan,)),
         ("section4", section4.draw_section4, (tracked,)),
         ("celeba_rows", section4.draw_rows, (rows,)),
+        *((("inference", section4.draw_inference, (inference,)),) if inference else ()),
+        *((("evidence", section4.write_inference, (inference,)),) if inference else ()),
         ("table1", section4.write_table1, (dcgan, stages)),
         ("estimator_variance", section5.draw_estimator_variance, (first("disarm"),)),
         ("hashing_curves", section5.draw_hashing_curves, (curves,)),

@@ -20,6 +20,9 @@ SECTIONS = {  # the page's headings, and what stands below: figures and tables b
     "Section 4: a generator taken as ground truth": {
         "table1": "",
         "section4": "ELBO and Fréchet distances along joint training.",
+        "inference": r"(a) log p(x) of held-out images, and the ELBO, in joint training with an encoder, and with the "
+        r"best Gaussians in its place. (b) What is lost against the gap at the start. (c) x\*, x, and re-decodings.",
+        "evidence": "",
         "celeba_rows": r"Rows of generated images: x\* = g\*(z), with noise, and re-decoded.",
         "dcgan_grid": "",
         "dcgan_curves": "Losses of the GAN, and the distance that selects the epoch.",

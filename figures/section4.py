@@ -2,6 +2,8 @@
 
 import base64
 import io
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -114,6 +116,11 @@ def report_training(result: dict, folder: Path, stage: str) -> None:
     print_closing(result)
 
 
+INFERENCE = {  # kinds of it in celeba_joint.py, and how figures call them
+    "encoder": "encoder",
+    "factorized": "best factorized",
+    "full": "best Gaussian",
+}
 EVIDENCE = {  # what celeba_joint.py tracks on held-out images, nats
     "evidence": "log p(x) under the decoder",
     "evidence_change": "its change since the start",
@@ -133,6 +140,99 @@ def report_evidence(result: dict) -> None:
     title = f"Section 4: joint training, {config['inference']}, sigma {config['sigma']:g}"
     print_table((title, "start", "end"), rows, digits=3)
     print_closing(result)
+
+
+def own_gap(result: dict) -> list[float]:
+    """How far below log p(x) the ELBO of this run's kind of inference is, along the training."""
+    return result["history"][f"gap_{result['config']['inference']}"]
+
+
+def lost(result: dict) -> tuple[float, float]:
+    """By how much log p(x) of held-out images fell, and the half width of its 95% interval, nats."""
+    history = result["history"]
+    return -history["evidence_change"][-1], history["evidence_half_width"][-1]
+
+
+def beyond_full(result: dict, results: Mapping[str, dict]) -> tuple[float, float] | None:
+    """How much more was lost than by the run with full Gaussians, paired by image, and its half width."""
+    same = ("sigma", "seed", "iterations", "lr", "schedule", "batch_size")
+    for other in results.values():
+        place = [(r["config"][key] for key in same) for r in (result, other)]
+        if other["config"]["inference"] == "full" and list(place[0]) == list(place[1]) and other is not result:
+            pairs = [r["metrics"]["evidence_changes"] for r in (other, result)]
+            differences = [a - b for a, b in zip(*pairs, strict=True)]
+            return statistics.mean(differences), 1.96 * statistics.stdev(differences) / len(differences) ** 0.5
+    return None
+
+
+def draw_inference(results: dict[str, dict], folder: Path) -> None:
+    """Joint training with an encoder, and with the best Gaussians of two families in its place."""
+    kinds = {kind: results[kind] for kind in INFERENCE if kind in results}
+    figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.4), width_ratios=(1, 1, 1.05))
+    for i, (kind, result) in enumerate(kinds.items()):
+        history, look = result["history"], {"color": style.COLOURS[i], "marker": style.MARKERS[i], "markersize": 3}
+        change = history["evidence_change"]
+        bound = [a - b for a, b in zip(change, own_gap(result), strict=True)]
+        axes[0].plot(history["iteration"], change, label=f"{INFERENCE[kind]}: log p(x)", **look)
+        axes[0].plot(history["iteration"], bound, label=f"{INFERENCE[kind]}: ELBO", **look, linestyle=":")
+    axes[0].set_yscale("symlog", linthresh=10)
+    axes[0].set(xlabel="iteration", ylabel="nats per image, above log p(x) of the truth", title="(a)")
+    for i, (kind, label) in enumerate(INFERENCE.items()):
+        of_kind = [result for result in results.values() if result["config"]["inference"] == kind]
+        values, errors = zip(*map(lost, of_kind), strict=True) if of_kind else ((), ())
+        look = {"color": style.COLOURS[i], "marker": style.MARKERS[i], "linestyle": "none", "label": label}
+        axes[1].errorbar([own_gap(result)[0] for result in of_kind], values, errors, **look)
+    axes[1].set_xscale("symlog", linthresh=1)
+    axes[1].set_yscale("symlog", linthresh=1)
+    axes[1].set(xlabel="gap at the start (nats)", ylabel="log p(x) lost (nats per image)", title="(b)")
+    axes[0].legend(fontsize=7)
+    axes[1].legend(fontsize=7)
+    first = next(iter(kinds.values()))["strips"]
+    rows = {label: first[kind] for kind, label in ROWS.items()}
+    rows |= {INFERENCE[kind]: result["strips"]["decoded"] for kind, result in kinds.items()}
+    axes[2].set(title="(c)")
+    axes[2].axis("off")
+    for i, (label, strip) in enumerate(rows.items()):
+        row = axes[2].inset_axes((0.2, 1 - (i + 1) / len(rows), 0.8, 1 / len(rows)))
+        row.imshow(plt.imread(io.BytesIO(base64.b64decode(strip)), format="png"), interpolation="nearest")
+        row.set(xticks=[], yticks=[])
+        row.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
+        row.spines[:].set_visible(False)
+    style.save(figure, folder, "inference")
+
+
+def write_inference(results: dict[str, dict], folder: Path) -> None:
+    """evidence.md, .tex and .csv: what each run of joint training lost of log p(x)."""
+    some = next(iter(results.values()))
+    header = ("inference", "sigma", "seed", "iterations", "gap, start", "gap, end", "log p(x) lost")
+    header += ("beyond full, paired", "J'J off diagonal", "Fréchet, own samples", "last quarter", "hours x threads")
+    rows = []
+    for result in results.values():
+        config, history, gap = result["config"], result["history"], own_gap(result)
+        beyond, steps = beyond_full(result, results), history["iteration"]
+        quarter = history["evidence_change"][min(i for i, step in enumerate(steps) if step >= 0.75 * steps[-1])]
+        of_quarter = history["evidence_change"][-1] - quarter
+        ends = [f"{history[key][0]:.3f} to {history[key][-1]:.3f}" for key in ("off_diagonal", "prior_discriminator")]
+        rows.append(
+            (
+                *(config["inference"], f"{config['sigma']:g}", config["seed"], f"{steps[-1]:,}"),
+                *(f"{gap[0]:,.2f}", f"{gap[-1]:,.2f}", "{:,.2f} ± {:.2f}".format(*lost(result))),
+                "-" if beyond is None else "{:,.2f} ± {:.2f}".format(*beyond),
+                *(*ends, f"{of_quarter:+.2f}"),
+                f"{result['seconds'] / 3600:.2f} x {result['environment']['threads']}",
+            )
+        )
+    config = some["config"]
+    caption = (
+        f"Joint training from the ground truth ({some['data']}, nz = {some['ground_truth']['width']['nz']}) with an "
+        "encoder, or with the best factorized or full Gaussian of each training image in its place. Nats per image: "
+        "gap of that kind of inference below log p(x); log p(x) lost, on "
+        f"{config['evidence_images']} held-out images, with its 95% interval over images, in all and beyond what the "
+        "full Gaussians lose, paired by image; share of J'J, by squares, off the diagonal; Fréchet distance of x* and "
+        "the decoder's own samples in the discriminator's features, not an FID; change of log p(x) in the last quarter."
+    )
+    style.write_table(folder / "evidence", caption, header, rows)
+    style.write_csv(folder / "evidence", header, rows)
 
 
 def draw_section4(results: dict[str, dict], folder: Path) -> None:
