@@ -86,7 +86,9 @@ def log_bernoulli(z: Tensor, logits: Tensor) -> Tensor:
 
 
 def log_posterior(logits: Tensor, z: Tensor) -> Tensor:
-    """log q(z given x) for all codes: logits (B, b), z (K, b) -> (B, K)."""
+    """log q(z given x) for all codes: logits (B, b), or (B, K, b) where they depend on the code, z (K, b) -> (B, K)."""
+    if logits.dim() == 3:
+        return log_bernoulli(z, logits)
     return logits @ z.T - torch.nn.functional.softplus(logits).sum(-1, keepdim=True)
 
 

@@ -64,6 +64,7 @@ LEAK = 0.01  # slope of LeakyReLU
 FREE_ON_RESUME = {"epochs", "fine_epochs", "patience", "refine", "checkpoint_every", "resume", "archive", "out"}
 CURVES = ("train_log_likelihood", "train_elbo", "test_log_likelihood", "test_elbo")  # of `exact`
 EncoderKind = Literal["e1", "e2", "e3", "e4"]
+ExactKind = Literal["e1", "e2", "e3", "e4", "a1"]
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,8 @@ BEST = Options(
 def linear_parameters(inputs: int, outputs: int, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
     """Weight of the given shape and bias, initialised as torch.nn.Linear(inputs, outputs) does."""
     bound = inputs**-0.5
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound)), nn.Parameter(
-        torch.empty(outputs).uniform_(-bound, bound)
-    )
+    weight, bias = (nn.Parameter(torch.empty(size).uniform_(-bound, bound)) for size in (shape, (outputs,)))
+    return weight, bias
 
 
 class Encoder(nn.Module):
@@ -174,11 +174,12 @@ class Encoder(nn.Module):
 
     def __init__(self, kind: str, words: int, bits: int, length: float):
         super().__init__()
-        self.frequencies = kind != "e1"
+        self.frequencies = kind not in ("e1", "a1")
         first = HIDDEN if kind == "e2" else bits
         self.weight, self.bias = linear_parameters(words, first, words, first)
         self.rest = nn.Sequential(nn.LeakyReLU(LEAK), nn.Linear(HIDDEN, bits)) if kind == "e2" else nn.Identity()
         self.register_buffer("scale", torch.tensor(length if kind == "e4" else 1.0))
+        self.earlier = nn.Parameter(torch.zeros(bits, bits)) if kind == "a1" else None
 
     def forward(self, batch: Batch, counts: bool = False) -> Tensor:
         """counts: feed counts whatever the encoder was made for (`--test-counts`)."""
@@ -630,8 +631,8 @@ def query_counts(options: SearchOptions, corpus: Corpus, counts: scipy.sparse.cs
 
 @dataclass(frozen=True)
 class ExactOptions(CommonOptions):
-    encoders: tuple[EncoderKind, ...] = ("e1", "e3", "e4")
-    """encoders to fit to the maximum likelihood decoder"""
+    encoders: tuple[ExactKind, ...] = ("e1", "e3", "e4")
+    """encoders to fit to the maximum likelihood decoder; a1: e1, autoregressive, linear in the bits before each bit"""
     bits: Count = 8
     """b, number of Bernoulli latents, 12 at most; all 2^b codes are summed over"""
     likelihood_epochs: Count = 250
@@ -659,7 +660,7 @@ class Stage:
     """One training of `exact`: what it trains, by which objective, and from which earlier stages it goes on."""
 
     name: str
-    encoder: EncoderKind
+    encoder: ExactKind
     objective: Literal["likelihood", "elbo", "disarm", "regression"]
     epochs: int
     trains: tuple[str, ...]
@@ -688,7 +689,7 @@ def stages(options: ExactOptions) -> list[Stage]:
                 Stage(f"{e}_regressed_joint", e, "elbo", on, both, "likelihood", f"{e}_regressed"),
                 Stage(f"{e}_scratch_exact", e, "elbo", options.scratch_epochs, both),
             ]
-    return plan
+    return [stage for stage in plan if stage.encoder != "a1" or (stage.objective == "elbo" and stage.decoder_from)]
 
 
 def log_decoder(model: VAE, z: Tensor) -> Tensor:
@@ -705,20 +706,23 @@ class Exact:
         self.u = torch.from_numpy(unigram(corpus.train)).float().to(device)
         self.documents = {split: Documents(getattr(corpus, split), self.u) for split in SPLITS}
         self.z = codes(options.bits, self.u)
-        self.log_prior = log_bernoulli(self.z, torch.zeros(options.bits, device=device))
 
-    def model(self, encoder: EncoderKind) -> VAE:
+    def model(self, encoder: ExactKind) -> VAE:
         """A new model; one seed gives one decoder, whatever the encoder."""
-        options = Options(encoder=encoder, bits=self.options.bits, decoder_layers=self.options.decoder_layers)
+        bits, words = self.options.bits, len(self.u)
         torch.manual_seed(self.options.seed)
-        decoder = VAE(replace(options, encoder="e1"), len(self.u)).decoder
-        model = VAE(options, len(self.u), self.documents["train"].n.double().mean().item())
-        model.decoder.load_state_dict(decoder.state_dict())
+        model = VAE(Options(bits=bits, decoder_layers=self.options.decoder_layers), words)
+        model.encoder = Encoder(encoder, words, bits, self.documents["train"].n.double().mean().item())
         return model.to(self.device)
+
+    def logits(self, model: VAE, batch: Batch) -> Tensor:
+        """Of q, (B, b); of a1, (B, K, b): those of each code, which depend on its own bits."""
+        logits, earlier = model.encoder(batch), model.encoder.earlier
+        return logits if earlier is None else logits[:, None] + self.z @ earlier.tril(-1).T
 
     def log_joint(self, log_p: Tensor, batch: Batch) -> Tensor:
         """log p(x, z), relative to the document's entropy, for all codes: log_p, of `log_decoder`, (V, K) -> (B, K)."""
-        return SmoothedProduct.apply(log_p, batch) + self.log_prior - batch.negentropy[:, None]
+        return SmoothedProduct.apply(log_p, batch) - self.options.bits * math.log(2) - batch.negentropy[:, None]
 
     @torch.no_grad()
     def totals(self, model: VAE, split: str) -> tuple[float, float]:
@@ -727,7 +731,7 @@ class Exact:
         sums = np.zeros(2)
         for batch in documents.batches(1024):
             joint = self.log_joint(log_p, batch)
-            elbo = exact_elbo(model.encoder(batch), joint, self.z)
+            elbo = exact_elbo(self.logits(model, batch), joint, self.z)
             sums += [joint.logsumexp(1).double().sum().item(), elbo.double().sum().item()]
         return float(sums[0] / len(documents)), float(sums[1] / len(documents))
 
@@ -737,13 +741,12 @@ class Exact:
         The train values are means over the epoch's batches, each before its step; the test values are after the epoch.
         """
         options, train = self.options, self.documents["train"]
-        for part in ("encoder", "decoder"):
-            getattr(model, part).requires_grad_(part in stage.trains)
-        parameters = [p for part in ("encoder", "decoder") for p in getattr(model, part).parameters()]
-        optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], options.lr, fused=True)
+        parts = [getattr(model.requires_grad_(False), part) for part in stage.trains]
+        parameters = [p.requires_grad_(True) for part in parts for p in part.parameters()]
+        optimizer = torch.optim.Adam(parameters, options.lr, fused=True)
         generator = torch.Generator().manual_seed(options.seed)
         noise = torch.Generator(self.device).manual_seed(options.seed + 1)
-        history: dict[str, list[float]] = {key: [] for key in CURVES}
+        values: list[list[float]] = []
         log_p = log_decoder(model, self.z)
         for epoch in tqdm(range(stage.epochs), desc=stage.name, unit="epoch", leave=False):
             order = torch.randperm(len(train), generator=generator).numpy()
@@ -753,7 +756,7 @@ class Exact:
                 if "decoder" in stage.trains:
                     log_p = log_decoder(model, self.z)
                 joint = self.log_joint(log_p, batch)
-                logits = model.encoder(batch)
+                logits = self.logits(model, batch)
                 likelihood, elbo = joint.logsumexp(1), exact_elbo(logits, joint, self.z)
                 gain = likelihood if stage.objective == "likelihood" else elbo
                 if stage.objective == "disarm":
@@ -762,12 +765,10 @@ class Exact:
                 (-gain.mean()).backward()
                 optimizer.step()
                 sums += [likelihood.detach().double().sum().item(), elbo.detach().double().sum().item()]
-            values = [*sums / len(train), *self.totals(model, "test")]
-            if not np.isfinite(values).all():
+            values.append([*(sums / len(train)).tolist(), *self.totals(model, "test")])
+            if not np.isfinite(values[-1]).all():
                 raise FloatingPointError(f"{stage.name}: the loss is not finite in epoch {epoch + 1}")
-            for key, value in zip(history, values, strict=True):
-                history[key].append(float(value))
-        return history
+        return {key: list(curve) for key, curve in zip(CURVES, zip(*values, strict=True), strict=True)}
 
     def regress(self, model: VAE, stage: Stage) -> dict[str, list[float]]:
         """Fit the encoder, in place, to the marginals of the exact posterior by logistic regression, all at once.
@@ -807,9 +808,8 @@ class Exact:
         sums: dict[str, float] = {}
         for batch in self.documents[split].batches(1024):
             joint = self.log_joint(log_p, batch).double()
-            logits = model.encoder(batch).double()
-            likelihood, elbo = joint.logsumexp(1), exact_elbo(logits, joint, z)
-            best = exact_elbo(best_factorized(joint, logits, z), joint, z)
+            likelihood, elbo = joint.logsumexp(1), exact_elbo(self.logits(model, batch).double(), joint, z)
+            best = exact_elbo(best_factorized(joint, model.encoder(batch).double(), z), joint, z)
             posterior = (joint - likelihood[:, None]).exp()
             entropy = -(posterior * (joint - likelihood[:, None])).sum(1)
             marginal = (posterior @ z).clamp(1e-300, 1)

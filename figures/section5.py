@@ -91,7 +91,7 @@ SHOWN = {  # cells whose test curves are in the section's figure, by b
     "e3_b{}_d0_lr0.1": "e3, encoder's rate x 100",
 }
 ENCODERS, BITS, LAYERS = ("e1", "e2", "e3", "e4"), (8, 16, 32, 64), (0, 1, 2)
-COLOUR = dict(zip(("e1", "e3", "e2", "e4"), style.COLOURS, strict=False))
+COLOUR = dict(zip(("e1", "e3", "e2", "e4", "a1"), style.COLOURS, strict=False))
 BESIDE = {  # columns of Table 3 beside the report's protocol, and what its caption says of them
     "chosen": (
         {"held_out": 0.1},

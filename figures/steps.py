@@ -109,6 +109,8 @@ STEPS = {
             "--joint-epochs 40 --scratch-epochs 1 --out {self}",
             HOUR / 2,
         ),
+        Step("exact_richer_d0", "hashing.py exact --encoders a1 --out {self}", 0.4 * HOUR),
+        Step("exact_richer_d1", f"hashing.py exact --encoders a1 --decoder-layers 1 {DEEP} --out {{self}}", HOUR / 3),
         Step("exact_seed2_d0", "hashing.py exact --encoders e1 --seed 2 --out {self}", 0.6 * HOUR),
         *(
             Step(

@@ -33,7 +33,7 @@ STAGES = ["frozen", "frozen_disarm", "joint", "regressed", "scratch"]
 def doubled(bits: int = 3, layers: int = 0, scale: float = 6.0) -> tuple[hashing.Exact, hashing.VAE, Batch]:
     """A model in float64 on the toy corpus, its decoder far from trivial, and a batch of 12 documents."""
     sums = hashing.Exact(replace(SMALL, bits=bits, decoder_layers=layers), corpus(), CPU)
-    sums.u, sums.z, sums.log_prior = sums.u.double(), sums.z.double(), sums.log_prior.double()
+    sums.u, sums.z = sums.u.double(), sums.z.double()
     sums.documents = {split: Documents(d.counts, sums.u) for split, d in sums.documents.items()}
     model = sums.model("e1").double()
     with torch.no_grad():
@@ -65,6 +65,40 @@ def test_enumeration_gradients_equal_finite_differences() -> None:
 
     inputs = [p.detach().clone().requires_grad_() for p in (decoder.weight, decoder.bias, model.encoder.weight)]
     assert torch.autograd.gradcheck(objective, inputs)
+
+
+def test_an_autoregressive_posterior_by_hand() -> None:
+    """a1: e1, whose bits also see those before them; its ELBO is a sum over sequences of bits."""
+    sums, _, batch = doubled()
+    model = sums.model("a1").double()
+    with torch.no_grad():
+        model.decoder.weight.mul_(6)
+        at_first = disarm.exact_elbo(
+            sums.logits(model, batch), joint := sums.log_joint(hashing.log_decoder(model, sums.z), batch), sums.z
+        )
+        factorized = disarm.exact_elbo(model.encoder(batch), joint, sums.z)
+        torch.testing.assert_close(at_first, factorized)  # it begins as e1
+        model.encoder.earlier.copy_(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))
+        log_q = disarm.log_posterior(sums.logits(model, batch), sums.z)
+        torch.testing.assert_close(log_q.exp().sum(1), torch.ones(12).double())
+        logits, a = model.encoder(batch), model.encoder.earlier
+        for k, (z0, z1, z2) in enumerate(sums.z.long().tolist()):
+            of_bits = (logits[:, 0], logits[:, 1] + a[1, 0] * z0, logits[:, 2] + a[2, 0] * z0 + a[2, 1] * z1)
+            by_hand = sum(
+                (torch.sigmoid(m).log() if z else torch.sigmoid(-m).log())
+                for m, z in zip(of_bits, (z0, z1, z2), strict=True)
+            )
+            torch.testing.assert_close(log_q[:, k], by_hand)
+
+
+def test_a_richer_family_reaches_a_posterior_that_a_product_cannot() -> None:
+    z = disarm.codes(2, torch.zeros(1).double())
+    joint = torch.tensor([[0.0, -9.0, -9.0, 0.0]]).double()  # both bits, or none
+    product = disarm.exact_elbo(disarm.best_factorized(joint, torch.zeros(1, 2).double(), z), joint, z)
+    logits = torch.zeros(1, 1, 2).double() + z @ torch.tensor([[0.0, 0.0], [18.0, 0.0]]).double().T
+    logits[..., 1] -= 9
+    assert joint.logsumexp(1) - disarm.exact_elbo(logits, joint, z) < 1e-3
+    assert joint.logsumexp(1) - product > 0.6
 
 
 def test_exact_elbo_is_what_sampling_gives() -> None:
@@ -180,10 +214,11 @@ def test_normaliser_is_the_part_of_the_posterior_that_is_not_additive() -> None:
 
 def test_stages_repeat_resume_and_tell_what_they_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(newsgroups, "load", lambda archive: corpus())
-    options = replace(SMALL, likelihood_epochs=40, encoder_epochs=40, joint_epochs=10, out=tmp_path / "a")
+    options = replace(SMALL, encoders=("e1", "e4", "a1"), likelihood_epochs=40, encoder_epochs=40, joint_epochs=10)
+    options = replace(options, out=tmp_path / "a")
     hashing.exact(options)
     result = json.loads((tmp_path / "a" / "result.json").read_text())
-    stages = [f"{encoder}_{stage}" for encoder in ("e1", "e4") for stage in STAGES]
+    stages = [f"{encoder}_{stage}" for encoder in ("e1", "e4") for stage in STAGES] + ["a1_frozen", "a1_joint"]
     assert set(result["metrics"]) == {"likelihood", "likelihood_on", "e1_regressed_joint", "e1_scratch_exact", *stages}
     train = {name: stage["train"] for name, stage in result["metrics"].items()}
     assert train["likelihood_on"]["log_likelihood"] > train["likelihood"]["log_likelihood"]
@@ -191,6 +226,7 @@ def test_stages_repeat_resume_and_tell_what_they_should(tmp_path: Path, monkeypa
     assert train["e1_frozen"]["log_likelihood"] == train["likelihood"]["log_likelihood"]
     assert train["e1_joint"]["elbo"] > train["e1_frozen"]["elbo"]
     assert train["e1_frozen"]["amortization"] < 2
+    assert train["a1_joint"]["elbo"] > train["a1_frozen"]["elbo"]
     assert (tmp_path / "a" / "hashing_exact_d0.png").is_file()
     with pytest.raises(hashing.RunError, match="--resume"):
         hashing.exact(options)

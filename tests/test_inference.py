@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_section4 import SIGMA, SMALL, ground_truth, linear_vae, read, small_vae  # noqa: F401 (a fixture)
@@ -14,6 +15,7 @@ import celeba_encoder
 import celeba_joint
 from celeba_encoder import VAE
 from celeba_joint import Evidence, Options, Posteriors, curvature, log_joint
+from figures import section4
 
 WITHOUT = ("--posteriors", 12, "--evidence-images", 3, "--evidence-samples", 20)
 
@@ -173,6 +175,27 @@ def test_a_free_linear_decoder_turns_its_axes_and_loses_nothing(scale: float, lo
     likelihood, _ = best(torch.ones(3).double(), lambda s: start * s, 0.0)
     evidence, gap = best(torch.ones(3).double(), lambda s: start * s, 1.0)
     assert likelihood - evidence == pytest.approx(lost, abs=0.01)
+
+
+def test_the_closed_form_on_the_findings_page() -> None:
+    found = section4.linear_gaussian()
+    assert found["free"]["lost"] < 1e-6
+    assert found["free"]["gap"] < 1e-6 < 3 < found["truth"]["gap"]
+    assert found["scaled"]["lost"] == pytest.approx(0.699, abs=0.001)
+    # The same by torch, of scaled weights that are near the best.
+    rng = np.random.default_rng(0)
+    weight = torch.from_numpy(0.2 * rng.standard_normal((12, 3)))
+    weight += 3 * weight[:, :1]
+    normals = {}
+    for name, scales in (("truth", (1.0, 1.0, 1.0)), ("scaled", (1.0, 0.2, 0.2))):
+        w = weight * torch.tensor(scales, dtype=torch.float64)
+        covariance = w @ w.T + SIGMA**2 * torch.eye(12, dtype=torch.float64)
+        normals[name] = torch.distributions.MultivariateNormal(torch.zeros(12).double(), covariance)
+        if name == "truth":
+            assert factorized_gap(w).item() == pytest.approx(found["truth"]["gap"])
+        else:
+            divergence = torch.distributions.kl_divergence(normals["truth"], normals["scaled"])
+            assert divergence + factorized_gap(w) > found["scaled"]["lost"] + found["scaled"]["gap"]
 
 
 def test_evidence_is_that_of_a_linear_decoder() -> None:
