@@ -338,8 +338,7 @@ class Joint(Trainer):
             return super().step()
         size, count = self.options.batch_size, len(self.posteriors.mean)
         rows = (self.iteration * size + torch.arange(min(size, count), device=self.device)) % count
-        if self.iteration * size < count:
-            self.posteriors.to_mode(self.vae, rows, 3)
+        self.posteriors.to_mode(self.vae, rows, 3 if self.iteration * size < count else 1)
         e = normal((len(rows), self.vae.nz), self.noise)
         self.posteriors.improve(self.vae, rows, e, 0.5)
         e = normal((len(rows), self.vae.nz), self.noise)
