@@ -17,10 +17,10 @@ keeps its own. --freeze-decoder is the control that Table 1 lacks: its first row
 log q(z given x), not the ELBO, so part of what joint training gains is the encoder's. Here the encoder gets the
 ELBO, and the decoder stays g*.
 
---inference takes the encoder away: *factorized* and *full* give each image of a fixed training set a Gaussian of its
-own, found by Newton-like steps under the present decoder, so that no encoder lags behind. With the full covariance q is
-all but the posterior, and joint training all but maximum likelihood: the control that Section 3 (d) is there. What
-*factorized* loses beyond it is the family's. Both want the report's protocol.
+--inference takes the encoder away: *factorized* and *full* give each image a Gaussian of its own, found under the
+present decoder by Newton-like steps from the latents that the image was made of, so that no encoder lags behind. With
+the full covariance q is all but the posterior, and joint training all but maximum likelihood: the control that Section
+3 (d) is there. What *factorized* loses beyond it is the family's. Both want the report's protocol.
 
 Tracked for every kind, on held-out images of the ground truth, is what a bound cannot show: log p(x) under the present
 decoder, by importance sampling from the full Gaussian; and how far below it the ELBOs of the best Gaussians are.
@@ -71,7 +71,7 @@ from celeba_encoder import (
 )
 from data import celeba, faces
 from figures import run, section4
-from figures.cli import Count, Natural, OptionalPositive, RunError, Several, cli
+from figures.cli import Natural, OptionalPositive, RunError, Several, cli
 from figures.frechet import Features, Moments
 
 Inference = Literal["encoder", "factorized", "full"]
@@ -92,8 +92,6 @@ class Options(TrainingOptions):
     """train the encoder only, by the same ELBO"""
     inference: Inference = "encoder"
     """encoder: the fitted one; factorized, full: for each image a Gaussian of its own, with that covariance"""
-    posteriors: Count = 16_384
-    """training images with a Gaussian of their own"""
     evidence_images: Natural = 256
     """held-out images whose log p(x) and gaps are tracked; 0: none"""
     evidence_samples: Several = 100
@@ -125,7 +123,6 @@ QUICK = Options(
     fid_dims=0,
     track=5,
     track_images=500,
-    posteriors=256,
     evidence_images=16,
     evidence_samples=20,
 )
@@ -315,34 +312,27 @@ class Joint(Trainer):
             return -vae.elbo(x, noise)["elbo"].mean()
 
         self.evidence = Evidence(vae, options, device) if options.evidence_images else None
-        self.posteriors = None
-        if options.inference != "encoder":
-            noise = torch.Generator(device).manual_seed(8_000_003 + options.seed)
-            z = normal((options.posteriors, vae.nz), noise)
-            self.posteriors = Posteriors(options.inference, vae.sample(z, noise)[1], z)
-            vae.encoder.requires_grad_(False)
-        # In the state of `vae`, these are in the checkpoint.
-        vae.add_module("evidence", self.evidence)
-        vae.add_module("posteriors", self.posteriors)
+        self.by_encoder = options.inference == "encoder"
+        vae.encoder.requires_grad_(self.by_encoder)
+        vae.add_module("evidence", self.evidence)  # in the state of `vae` it is in the checkpoint
         super().__init__(vae, objective, ADAM[options.protocol], options, spaces, device)
         self.highest = self.optimizer.param_groups[0]["lr"]
-        kept = (key for key in self.history if self.posteriors is None or not key.startswith("frechet"))
+        kept = (key for key in self.history if self.by_encoder or not key.startswith("frechet"))
         self.history = {key: [] for key in (*kept, *(section4.EVIDENCE if self.evidence else ()))}
 
     def step(self) -> Tensor:
-        """With an encoder, on fresh samples; else on the next images of the training set and the pair mean +- R e."""
+        """On fresh samples: with an encoder, by the ELBO of one z each; else of the pair mean +- R e."""
         if self.options.schedule == "falling":
             done = (self.iteration + 0.5) / self.options.iterations
             self.optimizer.param_groups[0]["lr"] = self.highest * min(10 * done, (1 - done) / 0.9)
-        if self.posteriors is None:
+        if self.by_encoder:
             return super().step()
-        size, count = self.options.batch_size, len(self.posteriors.mean)
-        rows = (self.iteration * size + torch.arange(min(size, count), device=self.device)) % count
-        self.posteriors.to_mode(self.vae, rows, 3 if self.iteration * size < count else 1)
-        e = normal((len(rows), self.vae.nz), self.noise)
-        self.posteriors.improve(self.vae, rows, e, 0.5)
-        e = normal((len(rows), self.vae.nz), self.noise)
-        loss = -self.posteriors.log_weights(self.vae, rows, torch.stack([e, -e])).mean()
+        z, of_q, e = normal((3, self.options.batch_size, self.vae.nz), self.noise)
+        best = Posteriors(self.options.inference, self.vae.sample(z, self.noise)[1], z)
+        rows = torch.arange(len(z), device=self.device)
+        best.to_mode(self.vae, rows, 2)
+        best.improve(self.vae, rows, of_q, 0.5)
+        loss = -best.log_weights(self.vae, rows, torch.stack([e, -e])).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -356,9 +346,10 @@ class Joint(Trainer):
                 measured = self.evidence.measure(self.vae)
         for key, value in measured.items():
             self.history[key].append(value)
-        if self.posteriors is None:
+        if self.by_encoder:
             return super().elbo()
-        return {"elbo": measured["evidence"] - measured[f"gap_{self.posteriors.family}"], "data": None, "kl": None}
+        gap = measured[f"gap_{self.options.inference}"]
+        return {"elbo": measured["evidence"] - gap, "data": None, "kl": None}
 
 
 def main(options: Options) -> None:
@@ -390,7 +381,7 @@ def main(options: Options) -> None:
     run.save_torch(options.out / "model.pt", model | {"ground_truth": before["ground_truth"]})
     changed = "frozen, ELBO" if options.freeze_decoder else "joint"
     changes = {"evidence_changes": trainer.evidence.change.tolist()} if trainer.evidence is not None else {}
-    if trainer.posteriors is None:
+    if trainer.by_encoder:
         metrics, _ = evaluate(vae, options, spaces, real, known_moments(options, config, device), device)
         metrics |= changes
         finish(trainer, metrics, origin, changed + ", sigma learned" * options.learn_sigma)

@@ -15,7 +15,7 @@ import scipy.stats
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data import write_aside
-from figures import reference
+from figures import reference, section4
 from figures.run import in_present_words
 
 BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
@@ -69,6 +69,22 @@ def claims(results: Mapping[str, dict]) -> list[tuple[str, str, float, float, st
         rows.append(("5", "ELBO", stages["e1_frozen"]["elbo"], joint["elbo"], True))
         rows.append(("5", EVIDENCE, stages["likelihood_on"]["log_likelihood"], joint["log_likelihood"], False))
     return [(a, b, before, after, "yes" if (after > before) == rise else "no") for a, b, before, after, rise in rows]
+
+
+def of_section4(results: dict[str, dict]) -> dict[str, Any]:
+    """What the page of Section 4 says of joint training without an encoder."""
+    inference = {n.removeprefix("inference/"): r for n, r in results.items() if n.startswith("inference/")}
+    beyond = section4.beyond_full(inference["factorized"], inference)
+    assert beyond is not None
+
+    def either_side(value: float, half: float) -> str:
+        return f"{value:.2f} ± {half:.2f}"
+
+    return {
+        "loss": lambda result: either_side(*section4.lost(result)),
+        "beyond": either_side(*beyond),
+        "linear": section4.linear_gaussian(),
+    }
 
 
 def of_section5(results: dict[str, dict]) -> dict[str, Any]:
@@ -152,6 +168,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         ),
         "batched": [of_batches - of_documents for of_batches, of_documents in batched],
         "cells": len(histories),
+        "scatter": lambda values: f"{statistics.mean(values):.1f} ({statistics.stdev(values):.1f})",
         "full": {name.removeprefix("hashing/"): r for name, r in results.items() if r["metrics"].get("epochs") == 1500},
         "part_costs": [min(parts[name]) - min(parts["full"]) for name in PARTS if name != "full"],
         "part_epoch": parts["full"].index(min(parts["full"])),
@@ -194,6 +211,7 @@ def write_pages(folder: Path) -> None:
         "along": lambda name, iteration: dict(
             zip(results[name]["history"]["iteration"], results[name]["history"]["elbo"], strict=True)
         )[iteration],
-    } | of_section5(results)
+    }
+    values |= of_section4(results) | of_section5(results)
     for page in PAGES:
         write_aside(folder / page, environment.get_template(f"{page}.j2").render(values).encode())

@@ -60,6 +60,31 @@ QUICK_GRID = sweep.Options(
 ENCODER = "celeba_encoder.py --ground-truth {celeba/dcgan}/ground_truth.pt --out {self}"
 
 
+# Section 4 on drawn faces, with encoders fitted more or less well, and without.
+FACES = "celeba_joint.py quick --lr 1e-3 --schedule falling"
+ARM = f"{FACES} --precision float32 --iterations 1200 --batch-size 32 --evidence-images 256"
+FITS = {"encoder": "faces/fit_10000", "encoder_1000": "faces/fit_1000", "encoder_log_q": "faces/encoder"}
+
+
+def inference() -> Iterator[Step]:
+    """The ground truth, the encoders, and joint training from there."""
+    yield Step("faces/dcgan", "dcgan.py quick --epochs 30 --out {self}", 250)
+    options = "--sigma 0.5 --iterations 3000 --precision float32 --ground-truth {faces/dcgan}/ground_truth.pt"
+    yield Step("faces/encoder", f"celeba_encoder.py quick {options} --out {{self}}", 300, needs=("faces/dcgan",))
+    fitted = f"{FACES} --precision float32 --freeze-decoder --evidence-images 0 --track 2"
+    start = "--encoder {faces/encoder}/model.pt --out {self}"
+    for n in (1000, 10_000):
+        yield Step(f"faces/fit_{n}", f"{fitted} --iterations {n} {start}", 0.1 * n, needs=("faces/encoder",))
+    for name, fit in FITS.items():
+        options = f"--evidence-samples 60 --track 20 --encoder {{{fit}}}/model.pt --out {{self}}"
+        yield Step(f"inference/{name}", f"{ARM} {options}", 900, needs=(fit,))
+    for kind in ("factorized", "full"):
+        for seed in (0, 1):
+            options = f"--evidence-samples 100 --sigma 0.5 --track {5 if seed else 10} --seed {seed}"
+            name = f"inference/{kind}" + f"_seed{seed}" * (seed > 0)
+            yield Step(name, f"{ARM} --inference {kind} {options} {start}", 1800, needs=("faces/encoder",))
+
+
 def joint(name: str, encoder: str, options: str) -> Step:
     command = f"celeba_joint.py --encoder {{celeba/{encoder}}}/model.pt {options} --out {{self}}"
     return Step(f"celeba/{name}", command, 114 * HOUR, needs=(f"celeba/{encoder}",))
@@ -77,16 +102,20 @@ STEPS = {
             needs=("celeba/dcgan",),
         ),
         Step(
-            "celeba/elbo_report",
-            "celeba_joint.py quick --freeze-decoder --encoder {celeba/encoder_report}/model.pt --out {self}",
-            65,
-            needs=("celeba/encoder_report",),
-        ),
-        Step(
             "celeba/joint_report",
             "celeba_joint.py quick --encoder {celeba/encoder_report}/model.pt --out {self}",
             68,
             needs=("celeba/encoder_report",),
+        ),
+        *(
+            Step(
+                f"inference/{kind}",
+                f"{FACES} --inference {kind} --sigma 0.5 --iterations 60 --batch-size 16 "
+                "--track 2 --encoder {celeba/encoder_report}/model.pt --out {self}",
+                35,
+                needs=("celeba/encoder_report",),
+            )
+            for kind in ("factorized", "full")
         ),
         *grid(QUICK_GRID),
         Step(
@@ -130,5 +159,6 @@ STEPS = {
         joint("elbo_report", "encoder_report", "--freeze-decoder"),
         joint("joint_report_sigma", "encoder_report", "--learn-sigma"),
         joint("joint_released", "encoder_released", ""),
+        *inference(),
     ),
 }

@@ -17,7 +17,7 @@ from celeba_encoder import VAE
 from celeba_joint import Evidence, Options, Posteriors, curvature, log_joint
 from figures import section4
 
-WITHOUT = ("--posteriors", 12, "--evidence-images", 3, "--evidence-samples", 20)
+WITHOUT = ("--evidence-images", 3, "--evidence-samples", 20)
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +280,7 @@ def test_an_encoder_fitted_by_the_elbo_can_go_on(encoder: Path, tmp_path: Path) 
     steps = (("--freeze-decoder",), (), ())
     kept, done = encoder, None
     for i, words in enumerate(steps):
-        done = main(celeba_joint, "--encoder", kept, *SMALL, *WITHOUT[2:], *words, "--out", tmp_path / f"{i}")
+        done = main(celeba_joint, "--encoder", kept, *SMALL, *WITHOUT, *words, "--out", tmp_path / f"{i}")
         if i < 2:
             assert done.returncode == 0, done.stderr
             kept = tmp_path / f"{i}" / "model.pt"
@@ -316,7 +316,6 @@ def test_a_run_without_an_encoder(encoder: Path, family: str, tmp_path: Path, mo
     assert main(celeba_joint, *arguments, "--resume", "--out", tmp_path / "parts").returncode == 0
     assert read(tmp_path / "parts")["history"] == history
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["vae"] for name in ("whole", "parts")]
-    assert states[0]["posteriors.mean"].shape == (12, states[0]["evidence.best.full.mean"].shape[1])
     for key, values in states[0].items():
         assert torch.equal(values, states[1][key]), key
 
@@ -330,7 +329,7 @@ def test_without_an_encoder_the_decoder_is_a_fixed_function(encoder: Path, tmp_p
 
 
 def test_an_encoder_run_tracks_the_evidence_too(encoder: Path, tmp_path: Path) -> None:
-    arguments = (*SMALL, *WITHOUT[2:], "--encoder", encoder)
+    arguments = (*SMALL, *WITHOUT, "--encoder", encoder)
     done = main(celeba_joint, *arguments, "--out", tmp_path / "a")
     assert done.returncode == 0, done.stderr
     history = read(tmp_path / "a")["history"]
