@@ -160,50 +160,49 @@ class Posteriors(nn.Module):
         self.register_buffer("mean", start.clone())  # (N, nz)
         self.register_buffer("precision", torch.eye(start.shape[1]).to(start).repeat(len(start), 1, 1))
 
-    def root(self, rows: Tensor) -> Tensor:
-        """R, (B, nz, nz), with C = R R' for these rows."""
-        precision = self.precision[rows]
+    def root(self) -> Tensor:
+        """R, (N, nz, nz), with C = R R'."""
+        precision = self.precision
         if self.family == "factorized":
             return torch.diag_embed(precision.diagonal(dim1=1, dim2=2).rsqrt())
         upper = torch.linalg.cholesky(precision).mT
         return torch.linalg.solve_triangular(upper, torch.eye(upper.shape[1]).to(upper).expand_as(upper), upper=True)
 
-    def sample(self, rows: Tensor, e: Tensor) -> Tensor:
-        """z = mean + R e of standard normal e, (S, B, nz) -> (S, B, nz)."""
-        return self.mean[rows] + torch.einsum("bij,sbj->sbi", self.root(rows), e)
+    def sample(self, e: Tensor) -> Tensor:
+        """z = mean + R e of standard normal e, (S, N, nz) -> (S, N, nz)."""
+        return self.mean + torch.einsum("nij,snj->sni", self.root(), e)
 
     @torch.no_grad()
-    def to_mode(self, vae: VAE, rows: Tensor, steps: int) -> None:
+    def to_mode(self, vae: VAE, steps: int) -> None:
         """Gauss-Newton steps to the largest log p(x, z), each halved until it does not lower that."""
         for _ in range(steps):
-            x, z = self.x[rows], self.mean[rows]
-            gradient, self.precision[rows] = curvature(vae, x, z)
-            step = torch.linalg.solve(self.precision[rows], gradient)
-            candidates = torch.stack([z, *(z + step / 2**i for i in range(5))])
-            best = log_joint(vae, x, candidates).argmax(0)
-            self.mean[rows] = candidates[best, torch.arange(len(rows), device=z.device)]
+            gradient, self.precision = curvature(vae, self.x, self.mean)
+            step = torch.linalg.solve(self.precision, gradient)
+            candidates = torch.stack([self.mean, *(self.mean + step / 2**i for i in range(5))])
+            best = log_joint(vae, self.x, candidates).argmax(0)
+            self.mean = candidates[best, torch.arange(len(best), device=best.device)]
 
     @torch.no_grad()
-    def improve(self, vae: VAE, rows: Tensor, e: Tensor, rate: float) -> None:
-        """A natural-gradient step on the ELBO, from the pair mean +- R e, e (B, nz); the precision from the first.
+    def improve(self, vae: VAE, e: Tensor, rate: float) -> None:
+        """A natural-gradient step on the ELBO, from the pair mean +- R e, e (N, nz); the precision from the first.
 
         The gradient in the mean is E_q[J'(x - g(z))] / sigma^2 - mean; for a linear decoder, the pair's is exact.
         """
-        x, pair = self.x[rows], self.sample(rows, torch.stack([e, -e]))
-        gradient, precision = curvature(vae, x, pair[0])
+        pair = self.sample(torch.stack([e, -e]))
+        gradient, precision = curvature(vae, self.x, pair[0])
         with torch.enable_grad():
             other = pair[1].requires_grad_()
-            (of_other,) = torch.autograd.grad(log_joint(vae, x, other[None]).sum(), other)
+            (of_other,) = torch.autograd.grad(log_joint(vae, self.x, other[None]).sum(), other)
         gradient = (gradient + of_other) / 2
-        self.precision[rows] = self.precision[rows].lerp(precision, rate)
-        self.mean[rows] += rate * torch.linalg.solve(self.precision[rows], gradient[..., None])[..., 0]
+        self.precision = self.precision.lerp(precision, rate)
+        self.mean = self.mean + rate * torch.linalg.solve(self.precision, gradient[..., None])[..., 0]
 
-    def log_weights(self, vae: VAE, rows: Tensor, e: Tensor) -> Tensor:
-        """log p(x, z) - log q(z given x), nats, (S, B), of the samples made of e, (S, B, nz)."""
-        root, zero = self.root(rows), torch.zeros_like(e[0])
+    def log_weights(self, vae: VAE, e: Tensor) -> Tensor:
+        """log p(x, z) - log q(z given x), nats, (S, N), of the samples made of e, (S, N, nz)."""
+        zero = torch.zeros_like(e[0])
         log_q = torch.stack([log_normal(part, zero, zero) for part in e])
-        log_q = log_q - root.diagonal(dim1=1, dim2=2).log().sum(1)
-        return log_joint(vae, self.x[rows], self.sample(rows, e)) - log_q
+        log_q = log_q - self.root().diagonal(dim1=1, dim2=2).log().sum(1)
+        return log_joint(vae, self.x, self.sample(e)) - log_q
 
 
 def log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
@@ -260,25 +259,25 @@ class Evidence(nn.Module):
         smallest effective sample size of 100; and the share of J'J, by its squared entries, off the diagonal.
         """
         noise = torch.Generator(self.first.device).manual_seed(7_000_003 + self.seed)  # the same at each call
-        starting, rows = bool(self.first.isnan().any()), torch.arange(len(self.first), device=self.first.device)
+        starting = bool(self.first.isnan().any())
         full, factorized = self.best["full"], self.best["factorized"]
         assert isinstance(full, Posteriors)
         assert isinstance(factorized, Posteriors)
-        full.to_mode(vae, rows, 10 if starting else 2)
+        full.to_mode(vae, 10 if starting else 2)
         factorized.load_state_dict(full.state_dict())  # the mode is the same
         for i in range(3):
             for best in (full, factorized):
-                best.improve(vae, rows, normal(best.mean.shape, noise), 1 / (i + 2))
+                best.improve(vae, normal(best.mean.shape, noise), 1 / (i + 2))
         e = normal((-(-self.samples // 2), *full.mean.shape), noise)
-        log_w = full.log_weights(vae, rows, torch.cat([e, -e])).double()
+        log_w = full.log_weights(vae, torch.cat([e, -e])).double()
         few = e[: -(-len(e) // 5)]
         few = torch.cat([few, -few])
         evidence, effective = estimate(log_w)
-        if len(low := rows[effective < 10]):
-            more = normal((10, self.samples, len(low), vae.nz), noise)
-            evidence[low], effective[low] = estimate(
-                torch.cat([full.log_weights(vae, low, part).double() for part in more])
-            )
+        if (low := effective < 10).any():
+            again = Posteriors("full", full.x[low], full.mean[low])
+            again.precision = full.precision[low]
+            more = normal((10, self.samples, *again.mean.shape), noise)
+            evidence[low], effective[low] = estimate(torch.cat([again.log_weights(vae, e).double() for e in more]))
         if starting:
             self.first.copy_(evidence)
         change = self.change.copy_(evidence - self.first)
@@ -287,7 +286,7 @@ class Evidence(nn.Module):
         of_encoder = log_joint(vae, full.x, mu + log_s.exp() * few).double() + (
             0.5 * (few**2).sum(2) + log_s.sum(1) + 0.5 * vae.nz * math.log(2 * math.pi)
         )
-        below = {"factorized": factorized.log_weights(vae, rows, few).double(), "full": log_w, "encoder": of_encoder}
+        below = {"factorized": factorized.log_weights(vae, few).double(), "full": log_w, "encoder": of_encoder}
         return {
             "evidence": (evidence + self.surplus).mean().item(),
             "evidence_change": change.mean().item(),
@@ -329,10 +328,9 @@ class Joint(Trainer):
             return super().step()
         z, of_q, e = normal((3, self.options.batch_size, self.vae.nz), self.noise)
         best = Posteriors(self.options.inference, self.vae.sample(z, self.noise)[1], z)
-        rows = torch.arange(len(z), device=self.device)
-        best.to_mode(self.vae, rows, 2)
-        best.improve(self.vae, rows, of_q, 0.5)
-        loss = -best.log_weights(self.vae, rows, torch.stack([e, -e])).mean()
+        best.to_mode(self.vae, 2)
+        best.improve(self.vae, of_q, 0.5)
+        loss = -best.log_weights(self.vae, torch.stack([e, -e])).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -402,12 +400,12 @@ def strips_without_encoder(vae: VAE, options: Continued, device: torch.device) -
     """The rows of images that a run with an encoder keeps, of the same x, but for those with the decoder's noise."""
     images = Images(vae, COLUMNS, COLUMNS, options.seed, device, one_by_one=False)
     rows = {kind: next(images(kind)) for kind in ("truth", "noisy")}
-    noise, at = torch.Generator(device).manual_seed(options.seed + 4_000_037), torch.arange(COLUMNS, device=device)
+    noise = torch.Generator(device).manual_seed(options.seed + 4_000_037)
     best = Posteriors(options.inference, rows["noisy"], normal((COLUMNS, vae.nz), noise))
-    best.to_mode(vae, at, 10)
+    best.to_mode(vae, 10)
     for i in range(3):
-        best.improve(vae, at, normal(best.mean.shape, noise), 1 / (i + 2))
-    rows["decoded"] = vae.decoder(best.sample(at, normal((1, *best.mean.shape), noise))[0])
+        best.improve(vae, normal(best.mean.shape, noise), 1 / (i + 2))
+    rows["decoded"] = vae.decoder(best.sample(normal((1, *best.mean.shape), noise))[0])
     return {kind: base64.b64encode(dcgan.png(row, COLUMNS)).decode() for kind, row in rows.items()}
 
 
