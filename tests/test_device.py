@@ -3,8 +3,8 @@
 The device is torch's own "meta", and under FakeTensorMode tensors have a device and a shape but no values. An operation
 on tensors of two devices fails as on a GPU, and so does a random stream of another device than its numbers, or NumPy
 taking a tensor that is not on the CPU. It shows nothing of values, kernels, memory or speed; numbers read off a tensor
-are ones. Left out are what selects elements by value and so has no shape here, `Exact.measure` and Section 3's oracle,
-and hashing.py's --average, which torch's AveragedModel does not do with tensors without values.
+are ones. Left out are what selects elements by value and so has no shape here, `Exact.measure`, `Evidence.measure` and
+Section 3's oracle, and hashing.py's --average, which torch's AveragedModel does not do with tensors without values.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from toy import corpus
 
 import celeba_encoder
+import celeba_joint
 import dcgan
 import hashing
 import mixture
@@ -210,3 +211,16 @@ def test_encoder_and_joint_training(protocol: Any, joint: bool) -> None:
     metrics, _ = celeba_encoder.evaluate(vae, options, spaces, faces.draw(8, 0), {}, THERE)
     assert loss.device == THERE
     assert metrics["frechet"]["discriminator"].keys() >= {"means", "floor"}
+
+
+@pytest.mark.usefixtures("pretended")
+@pytest.mark.parametrize("inference", ["factorized", "full"])
+def test_joint_training_without_an_encoder(inference: Any) -> None:
+    options = celeba_joint.Continued(inference=inference, batch_size=4, evidence_images=4, precision="float32")
+    truth, decoder = dcgan.Generator(3, 2).to(THERE), dcgan.Generator(3, 2).to(THERE)
+    vae = celeba_encoder.VAE(truth, celeba_encoder.Encoder(3, 2).to(THERE), 0.05, decoder).to(THERE).eval()
+    trainer = celeba_joint.Joint(vae, options, {}, THERE)
+    assert trainer.step().device == THERE
+    z = torch.zeros(4, 3, device=THERE)
+    full = celeba_joint.Posteriors("full", vae.sample(z, trainer.noise)[1], z)
+    assert celeba_joint.estimate(full.log_weights(vae, torch.zeros(2, 4, 3, device=THERE)))[0].device == THERE
