@@ -108,7 +108,7 @@ STEPS = {
         *(
             Step(
                 f"inference/{kind}",
-                f"{FACES} --inference {kind} --sigma 0.5 --lr 1e-3 --iterations 60 --batch-size 16 "
+                f"{FACES} --inference {kind} --sigma 0.5 --lr 1e-3 --iterations 40 --batch-size 16 "
                 "--track 2 --encoder {celeba/encoder_report}/model.pt --out {self}",
                 35,
                 needs=("celeba/encoder_report",),
