@@ -204,21 +204,25 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     """Joint training with an encoder, and with the best Gaussians of two families in its place."""
     kinds = {kind: results[kind] for kind in INFERENCE if kind in results}
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.4), width_ratios=(1, 1, 1.05))
-    for i, (kind, result) in enumerate(kinds.items()):
-        history, look = result["history"], {"color": style.COLOURS[i], "marker": style.MARKERS[i], "markersize": 3}
+    looks = {k: {"color": style.COLOURS[i], "marker": style.MARKERS[i]} for i, k in enumerate(INFERENCE)}
+    for kind, result in kinds.items():
+        history, look = result["history"], looks[kind] | {"markersize": 3}
         change = history["evidence_change"]
         bound = [a - b for a, b in zip(change, own_gap(result), strict=True)]
         axes[0].plot(history["iteration"], change, label=f"{INFERENCE[kind]}: log p(x)", **look)
         axes[0].plot(history["iteration"], bound, label=f"{INFERENCE[kind]}: ELBO", **look, linestyle=":")
     axes[0].set_yscale("symlog", linthresh=10)
     axes[0].set(xlabel="iteration", ylabel="nats per image, above log p(x) of the truth", title="(a)")
-    for i, (kind, label) in enumerate(INFERENCE.items()):
+    for kind, label in INFERENCE.items():
         of_kind = [result for result in results.values() if result["config"]["inference"] == kind]
         values, errors = zip(*map(lost, of_kind), strict=True) if of_kind else ((), ())
-        look = {"color": style.COLOURS[i], "marker": style.MARKERS[i], "linestyle": "none", "label": label}
-        axes[1].errorbar([own_gap(result)[0] for result in of_kind], values, errors, **look)
+        starts = [own_gap(result)[0] for result in of_kind]
+        axes[1].errorbar(starts, values, errors, linestyle="none", label=label, **looks[kind])
     axes[1].set_xscale("symlog", linthresh=1)
     axes[1].set_yscale("symlog", linthresh=1)
+    axes[1].set(xlim=(0, None), ylim=(0, None))
+    for ticks in (axes[0].yaxis, axes[1].xaxis, axes[1].yaxis):
+        ticks.set_major_formatter("{x:,g}")
     axes[1].set(xlabel="gap at the start (nats)", ylabel="log p(x) lost (nats per image)", title="(b)")
     axes[0].legend(fontsize=7)
     axes[1].legend(fontsize=7)
@@ -228,7 +232,7 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     axes[2].set(title="(c)")
     axes[2].axis("off")
     for i, (label, strip) in enumerate(rows.items()):
-        row = axes[2].inset_axes((0.2, 1 - (i + 1) / len(rows), 0.8, 1 / len(rows)))
+        row = axes[2].inset_axes((0.2, 0.86 - 0.16 * i, 0.8, 0.14))
         row.imshow(plt.imread(io.BytesIO(base64.b64decode(strip)), format="png"), interpolation="nearest")
         row.set(xticks=[], yticks=[])
         row.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)

@@ -63,7 +63,7 @@ ENCODER = "celeba_encoder.py --ground-truth {celeba/dcgan}/ground_truth.pt --out
 # Section 4 on drawn faces, with encoders fitted more or less well, and without.
 FACES = "celeba_joint.py quick --schedule falling --precision float32"
 ARM = f"{FACES} --lr 4e-4 --iterations 500 --evidence-images 256"
-FITS = {"encoder": "faces/fit_10000", "encoder_1000": "faces/fit_1000", "encoder_log_q": "faces/encoder"}
+FITS = {"encoder": "faces/fit_4000", "encoder_1000": "faces/fit_1000", "encoder_log_q": "faces/encoder"}
 
 
 def inference() -> Iterator[Step]:
@@ -73,8 +73,8 @@ def inference() -> Iterator[Step]:
     yield Step("faces/encoder", f"celeba_encoder.py quick {options} --out {{self}}", 300, needs=("faces/dcgan",))
     fitted = f"{FACES} --freeze-decoder --lr 1e-3 --evidence-images 0 --track 2"
     start = "--encoder {faces/encoder}/model.pt --out {self}"
-    for n in (1000, 10_000):
-        yield Step(f"faces/fit_{n}", f"{fitted} --iterations {n} {start}", 0.1 * n, needs=("faces/encoder",))
+    for n in (1000, 4000):
+        yield Step(f"faces/fit_{n}", f"{fitted} --iterations {n} {start}", 0.2 * n, needs=("faces/encoder",))
     for name, fit in FITS.items():
         options = f"--evidence-samples 60 --track 20 --encoder {{{fit}}}/model.pt --out {{self}}"
         yield Step(f"inference/{name}", f"{ARM} {options}", 800, needs=(fit,))
