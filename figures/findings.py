@@ -80,7 +80,13 @@ def of_section4(results: dict[str, dict]) -> dict[str, Any]:
     def either_side(value: float, half: float) -> str:
         return f"{value:.2f} ± {half:.2f}"
 
+    arms = [inference[name] for name in ("encoder", "encoder_1000", "encoder_log_q") if name in inference]
+    quarters = [section4.last_quarter(inference[kind]) for kind in ("factorized", "full")]
     return {
+        "fits": [4000, 1000],
+        "starts": [section4.own_gap(arm)[0] for arm in reversed(arms)],
+        "losses": [section4.lost(arm)[0] for arm in reversed(arms)],
+        "back": max(quarters),
         "loss": lambda result: either_side(*section4.lost(result)),
         "beyond": either_side(*beyond),
         "linear": section4.linear_gaussian(),

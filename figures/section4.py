@@ -200,6 +200,12 @@ def linear_gaussian(scale: float = 0.2, sigma: float = 0.3) -> dict[str, dict[st
     return found
 
 
+def last_quarter(result: dict) -> float:
+    """By how much log p(x) changed in the last quarter of the training, nats."""
+    steps, change = (result["history"][key] for key in ("iteration", "evidence_change"))
+    return change[-1] - change[min(i for i, step in enumerate(steps) if step >= 0.75 * steps[-1])]
+
+
 def draw_inference(results: dict[str, dict], folder: Path) -> None:
     """Joint training with an encoder, and with the best Gaussians of two families in its place."""
     kinds = {kind: results[kind] for kind in INFERENCE if kind in results}
@@ -249,15 +255,13 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
     for result in results.values():
         config, history, gap = result["config"], result["history"], own_gap(result)
         beyond, steps = beyond_full(result, results), history["iteration"]
-        quarter = history["evidence_change"][min(i for i, step in enumerate(steps) if step >= 0.75 * steps[-1])]
-        of_quarter = history["evidence_change"][-1] - quarter
         ends = [f"{history[key][0]:.3f} to {history[key][-1]:.3f}" for key in ("off_diagonal", "prior_discriminator")]
         rows.append(
             (
                 *(config["inference"], f"{config['sigma']:g}", config["seed"], f"{steps[-1]:,}"),
                 *(f"{gap[0]:,.2f}", f"{gap[-1]:,.2f}", "{:,.2f} ± {:.2f}".format(*lost(result))),
                 "-" if beyond is None else "{:,.2f} ± {:.2f}".format(*beyond),
-                *(*ends, f"{of_quarter:+.2f}"),
+                *(*ends, f"{last_quarter(result):+.2f}"),
                 f"{result['seconds'] / 3600:.2f} x {result['environment']['threads']}",
             )
         )
