@@ -158,10 +158,10 @@ def lost(result: dict) -> tuple[float, float]:
 
 def beyond_full(result: dict, results: Mapping[str, dict]) -> tuple[float, float] | None:
     """How much more was lost than by the run with full Gaussians, paired by image, and its half width."""
-    same = ("sigma", "seed", "iterations", "lr", "schedule", "batch_size")
+    same = ("sigma", "seed", "iterations", "lr", "schedule", "batch_size", "evidence_images")
     for other in results.values():
-        place = [(r["config"][key] for key in same) for r in (result, other)]
-        if other["config"]["inference"] == "full" and list(place[0]) == list(place[1]) and other is not result:
+        alike = all(other["config"][key] == result["config"][key] for key in same)
+        if other["config"]["inference"] == "full" and alike and other is not result:
             pairs = [r["metrics"]["evidence_changes"] for r in (other, result)]
             differences = [a - b for a, b in zip(*pairs, strict=True)]
             return statistics.mean(differences), 1.96 * statistics.stdev(differences) / len(differences) ** 0.5
@@ -201,9 +201,10 @@ def linear_gaussian(scale: float = 0.2, sigma: float = 0.3) -> dict[str, dict[st
 
 
 def last_quarter(result: dict) -> float:
-    """By how much log p(x) changed in the last quarter of the training, nats."""
+    """By how much log p(x) changed since three quarters of the training, or since the last point but one."""
     steps, change = (result["history"][key] for key in ("iteration", "evidence_change"))
-    return change[-1] - change[min(i for i, step in enumerate(steps) if step >= 0.75 * steps[-1])]
+    first = min(i for i, step in enumerate(steps) if step >= 0.75 * steps[-1])
+    return change[-1] - change[min(first, len(steps) - 2)]
 
 
 def draw_inference(results: dict[str, dict], folder: Path) -> None:

@@ -197,6 +197,27 @@ def test_the_closed_form_on_the_findings_page() -> None:
             assert divergence + factorized_gap(w) > found["scaled"]["lost"] + found["scaled"]["gap"]
 
 
+def test_what_a_run_loses_is_compared_with_full_gaussians_of_the_same_training() -> None:
+    def result(inference: str, sigma: float, changes: list[float]) -> dict:
+        config = {"inference": inference, "sigma": sigma, "seed": 0, "iterations": 8, "lr": None, "batch_size": 4}
+        config |= {"schedule": "falling", "evidence_images": 3}
+        history = {"iteration": [0, 4, 6, 8], "evidence_change": [0.0, -4.0, -3.0, -2.5]}
+        return {"config": config, "history": history, "metrics": {"evidence_changes": changes}}
+
+    runs = {
+        "a": result("full", 0.1, [9.0, 9.0, 9.0]),
+        "b": result("full", 0.5, [-1.0, -2.0, -3.0]),
+        "c": result("factorized", 0.5, [-2.0, -2.0, -5.0]),
+    }
+    mean, half = section4.beyond_full(runs["c"], runs) or (0.0, 0.0)
+    assert mean == pytest.approx(1.0)  # of 1, 0, 2
+    assert half == pytest.approx(1.96 / 3**0.5)
+    assert section4.beyond_full(runs["b"], runs) is None
+    runs["c"]["config"]["lr"] = 1e-3
+    assert section4.beyond_full(runs["c"], runs) is None
+    assert section4.last_quarter(runs["c"]) == 0.5
+
+
 def test_evidence_is_that_of_a_linear_decoder() -> None:
     vae, weight, _ = linear_vae(orthogonal=False)
     options = celeba_joint.Continued(evidence_images=300, evidence_samples=100)
