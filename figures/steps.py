@@ -91,18 +91,18 @@ def joint(name: str, encoder: str, options: str) -> Step:
 STEPS = {
     "quick": (
         Step("mixture", "mixture.py quick --out {self}", 45),
-        Step("disarm", "disarm.py --out {self}", 15, resume=False),
-        Step("celeba/dcgan", "dcgan.py quick --out {self}", 106),
+        Step("disarm", "disarm.py --out {self}", 16, resume=False),
+        Step("celeba/dcgan", "dcgan.py quick --out {self}", 91),
         Step(
             "celeba/encoder_report",
             "celeba_encoder.py quick --ground-truth {celeba/dcgan}/ground_truth.pt --out {self}",
-            83,
+            71,
             needs=("celeba/dcgan",),
         ),
         Step(
             "celeba/joint_report",
             "celeba_joint.py quick --encoder {celeba/encoder_report}/model.pt --out {self}",
-            68,
+            81,
             needs=("celeba/encoder_report",),
         ),
         *(
@@ -110,7 +110,7 @@ STEPS = {
                 f"inference/{kind}",
                 f"{FACES} --inference {kind} --sigma 0.5 --lr 1e-3 --iterations 40 --batch-size 16 "
                 "--track 2 --encoder {celeba/encoder_report}/model.pt --out {self}",
-                35,
+                46,
                 needs=("celeba/encoder_report",),
             )
             for kind in ("factorized", "full")
@@ -120,7 +120,7 @@ STEPS = {
             "exact_d0",
             "hashing.py exact --corpus docstrings --encoders e1 --bits 6 --likelihood-epochs 20 --encoder-epochs 10 "
             "--joint-epochs 20 --scratch-epochs 20 --out {self}",
-            67,
+            79,
         ),
     ),
     "report": (
