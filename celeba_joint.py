@@ -226,9 +226,9 @@ def curvature(vae: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
         with warnings.catch_warnings():  # torch's own use of torch.jit
             warnings.simplefilter("ignore", FutureWarning)
-            decoded, jacobian = torch.func.vmap(along, out_dims=1)(torch.eye(nz).to(z))
+            decoded, jacobian = torch.func.vmap(along, out_dims=(None, 1))(torch.eye(nz).to(z))
         jacobian = jacobian.flatten(2) / vae.log_sigma.exp()  # (B, nz, pixels)
-        residual = ((images - decoded[:, 0]) / vae.log_sigma.exp()).flatten(1)
+        residual = ((images - decoded) / vae.log_sigma.exp()).flatten(1)
         gradients.append(torch.einsum("bkp,bp->bk", jacobian, residual) - latents)
         precisions.append(torch.eye(nz).to(z) + jacobian @ jacobian.mT)
     return torch.cat(gradients), torch.cat(precisions)
