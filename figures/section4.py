@@ -269,11 +269,12 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
     config = some["config"]
     caption = (
         f"Joint training from the ground truth ({some['data']}, nz = {some['ground_truth']['width']['nz']}) with an "
-        "encoder, or with the best factorized or full Gaussian of each training image in its place. Nats per image: "
+        "encoder, or with the best factorized or full Gaussian of each image in its place. Nats per image: "
         "gap of that kind of inference below log p(x); log p(x) lost, on "
         f"{config['evidence_images']} held-out images, with its 95% interval over images, in all and beyond what the "
         "full Gaussians lose, paired by image; share of J'J, by squares, off the diagonal; Fréchet distance of x* and "
-        "the decoder's own samples in the discriminator's features, not an FID; change of log p(x) in the last quarter."
+        "the decoder's own samples in the discriminator's features, not an FID; change of log p(x) in the last quarter;"
+        " hours, pauses and other work of the machine included."
     )
     style.write_table(folder / "evidence", caption, header, rows)
     style.write_csv(folder / "evidence", header, rows)

@@ -63,7 +63,7 @@ ENCODER = "celeba_encoder.py --ground-truth {celeba/dcgan}/ground_truth.pt --out
 # Section 4 on drawn faces, with encoders fitted more or less well, and without.
 FACES = "celeba_joint.py quick --schedule falling --precision float32"
 ARM = f"{FACES} --lr 4e-4 --iterations 500 --evidence-images 256"
-FITS = {"encoder": "faces/fit_4000", "encoder_1000": "faces/fit_1000", "encoder_log_q": "faces/encoder"}
+FITS = {"encoder": ("faces/fit_4000", 8), "encoder_1000": ("faces/fit_1000", 20)}  # and how often to track
 
 
 def inference() -> Iterator[Step]:
@@ -75,8 +75,8 @@ def inference() -> Iterator[Step]:
     start = "--encoder {faces/encoder}/model.pt --out {self}"
     for n in (1000, 4000):
         yield Step(f"faces/fit_{n}", f"{fitted} --iterations {n} {start}", 0.2 * n, needs=("faces/encoder",))
-    for name, fit in FITS.items():
-        options = f"--evidence-samples 60 --track 20 --encoder {{{fit}}}/model.pt --out {{self}}"
+    for name, (fit, track) in FITS.items():
+        options = f"--evidence-samples 60 --track {track} --encoder {{{fit}}}/model.pt --out {{self}}"
         yield Step(f"inference/{name}", f"{ARM} {options}", 800, needs=(fit,))
     for kind in ("factorized", "full"):
         options = f"--inference {kind} --evidence-samples 100 --sigma 0.5 --track 5 {start}"

@@ -58,7 +58,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
     assert set(epochs[len(fewer) :]) == {1500}
     e3 = [metrics["e3_b8_d0"], metrics["e3_b64_d0"]]
     lowest, lowest_fed = ([f"{m[key]:.1f}" for m in e3] for key in ("test_min", "test_counts_min"))
-    at_start, gap = findings.of_section4(RESULTS), section4.own_gap(RESULTS["inference/factorized"])
+    at_start = findings.of_section4(RESULTS)
     said = [
         f"ELBO {reference.MIXTURE_REPORT['frozen.elbo']} to {reference.MIXTURE_REPORT['joint.elbo']} |",
         f"{code['frozen']['elbo']:.3f} to {code['joint']['elbo']:.3f}; evidence falls",
@@ -81,9 +81,8 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"decoder by {code['truth']['evidence'] - code['joint']['evidence']:.3f}, and moves two centres by "
         f"{drifts[3]:.2f} and {drifts[2]:.2f}.",
         f"only {at_start['beyond']} nats more of log p(x)",
-        f"{at_start['beyond']}, one seed; gap {gap[0]:.1f} to {gap[-1]:.1f}",
-        f"{frozen['laplace']['evidence'] - frozen['elbo']:,.0f} nats below log p(x), of which factorization costs "
-        f"{frozen['laplace']['factorization']:.0f}",
+        f"| {at_start['beyond']}; its fit {at_start['over'][1]} |",
+        f"An encoder {at_start['starts'][1]:.0f} nats below log p(x) loses {at_start['over'][1]} more.",
         f"up to {worst['e1']:.1f} nats of train likelihood with counts and {worst['e3']:.1f} with frequencies",
         f"at most {values['family']:.2f} nats, and from an encoder fitted by regression joint training loses at most "
         f"{max(values['from_regression']):.2f}:",
