@@ -222,13 +222,13 @@ def curvature(vae: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     for images, latents in zip(x.split(max(1, CHUNK // nz)), z.split(max(1, CHUNK // nz)), strict=True):
 
         def along(tangent: Tensor, latents: Tensor = latents) -> Any:
-            return torch.func.jvp(vae.decoder, (latents,), (tangent.expand_as(latents),))
+            return torch.func.jvp(vae.decoder, (latents,), (tangent.expand_as(latents),))[1]
 
         with warnings.catch_warnings():  # torch's own use of torch.jit
             warnings.simplefilter("ignore", FutureWarning)
-            decoded, jacobian = torch.func.vmap(along, out_dims=(None, 1))(torch.eye(nz).to(z))
+            jacobian = torch.func.vmap(along, out_dims=1)(torch.eye(nz).to(z))
         jacobian = jacobian.flatten(2) / vae.log_sigma.exp()  # (B, nz, pixels)
-        residual = ((images - decoded) / vae.log_sigma.exp()).flatten(1)
+        residual = ((images - vae.decoder(latents)) / vae.log_sigma.exp()).flatten(1)
         gradients.append(torch.einsum("bkp,bp->bk", jacobian, residual) - latents)
         precisions.append(torch.eye(nz).to(z) + jacobian @ jacobian.mT)
     return torch.cat(gradients), torch.cat(precisions)
