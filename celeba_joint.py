@@ -197,12 +197,17 @@ class Posteriors(nn.Module):
         self.precision = self.precision.lerp(precision, rate)
         self.mean = self.mean + rate * torch.linalg.solve(self.precision, gradient[..., None])[..., 0]
 
+    def settle(self, vae: VAE, noise: torch.Generator) -> None:
+        """To the Gaussian of largest ELBO, from the mode: three such steps, at falling rates."""
+        for i in range(3):
+            self.improve(vae, normal(self.mean.shape, noise), 1 / (i + 2))
+
     def log_weights(self, vae: VAE, e: Tensor) -> Tensor:
         """log p(x, z) - log q(z given x), nats, (S, N), of the samples made of e, (S, N, nz)."""
         zero = torch.zeros_like(e[0])
-        log_q = torch.stack([log_normal(part, zero, zero) for part in e])
-        log_q = log_q - self.root().diagonal(dim1=1, dim2=2).log().sum(1)
-        return log_joint(vae, self.x, self.sample(e)) - log_q
+        log_e = torch.stack([log_normal(part, zero, zero) for part in e])
+        log_det = self.root().diagonal(dim1=1, dim2=2).log().sum(1)
+        return log_joint(vae, self.x, self.sample(e)) - log_e + log_det
 
 
 def log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
@@ -265,9 +270,8 @@ class Evidence(nn.Module):
         assert isinstance(factorized, Posteriors)
         full.to_mode(vae, 10 if starting else 2)
         factorized.load_state_dict(full.state_dict())  # the mode is the same
-        for i in range(3):
-            for best in (full, factorized):
-                best.improve(vae, normal(best.mean.shape, noise), 1 / (i + 2))
+        full.settle(vae, noise)
+        factorized.settle(vae, noise)
         e = normal((-(-self.samples // 2), *full.mean.shape), noise)
         log_w = full.log_weights(vae, torch.cat([e, -e])).double()
         few = e[: -(-len(e) // 5)]
@@ -304,7 +308,7 @@ def estimate(log_w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Joint(Trainer):
-    """The joint training, with the evidence tracked, by an encoder or by a Gaussian for each training image."""
+    """The joint training, with the evidence tracked, by an encoder or by a Gaussian for each image."""
 
     def __init__(self, vae: VAE, options: "Continued", spaces: Mapping[str, Features], device: torch.device):
         def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
@@ -403,8 +407,7 @@ def strips_without_encoder(vae: VAE, options: Continued, device: torch.device) -
     noise = torch.Generator(device).manual_seed(options.seed + 4_000_037)
     best = Posteriors(options.inference, rows["noisy"], normal((COLUMNS, vae.nz), noise))
     best.to_mode(vae, 10)
-    for i in range(3):
-        best.improve(vae, normal(best.mean.shape, noise), 1 / (i + 2))
+    best.settle(vae, noise)
     rows["decoded"] = vae.decoder(best.sample(normal((1, *best.mean.shape), noise))[0])
     return {kind: base64.b64encode(dcgan.png(row, COLUMNS)).decode() for kind, row in rows.items()}
 

@@ -216,10 +216,11 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
         history, look = result["history"], looks[kind] | {"markersize": 3}
         change = history["evidence_change"]
         bound = [a - b for a, b in zip(change, own_gap(result), strict=True)]
-        axes[0].plot(history["iteration"], change, label=f"{INFERENCE[kind]}: log p(x)", **look)
-        axes[0].plot(history["iteration"], bound, label=f"{INFERENCE[kind]}: ELBO", **look, linestyle=":")
+        axes[0].plot(history["iteration"], change, **look)
+        axes[0].plot(history["iteration"], bound, **look, linestyle=":")
     axes[0].set_yscale("symlog", linthresh=10)
-    axes[0].set(xlabel="iteration", ylabel="nats per image, above log p(x) of the truth", title="(a)")
+    axes[0].set(xlabel="iteration", ylabel="nats per image, less the truth's log p(x)")
+    axes[0].set_title("(a) log p(x), and ELBO (dotted)")
     for kind, label in INFERENCE.items():
         of_kind = [result for result in results.values() if result["config"]["inference"] == kind]
         values, errors = zip(*map(lost, of_kind), strict=True) if of_kind else ((), ())
@@ -230,13 +231,13 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     axes[1].set(xlim=(0, None), ylim=(0, None))
     for ticks in (axes[0].yaxis, axes[1].xaxis, axes[1].yaxis):
         ticks.set_major_formatter("{x:,g}")
-    axes[1].set(xlabel="gap at the start (nats)", ylabel="log p(x) lost (nats per image)", title="(b)")
-    axes[0].legend(fontsize=7)
+    axes[1].set(xlabel="gap at the start (nats)", ylabel="log p(x) lost (nats per image)")
+    axes[1].set_title("(b) what joint training costs")
     axes[1].legend(fontsize=7)
     first = next(iter(kinds.values()))["strips"]
     rows = {label: first[kind] for kind, label in ROWS.items()}
     rows |= {INFERENCE[kind]: result["strips"]["decoded"] for kind, result in kinds.items()}
-    axes[2].set(title="(c)")
+    axes[2].set_title("(c) images, and re-decoded")
     axes[2].axis("off")
     for i, (label, strip) in enumerate(rows.items()):
         row = axes[2].inset_axes((0.2, 0.86 - 0.16 * i, 0.8, 0.14))
@@ -274,7 +275,7 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
         f"{config['evidence_images']} held-out images, with its 95% interval over images, in all and beyond what the "
         "full Gaussians lose, paired by image; share of J'J, by squares, off the diagonal; Fréchet distance of x* and "
         "the decoder's own samples in the discriminator's features, not an FID; change of log p(x) in the last quarter;"
-        " hours, pauses and other work of the machine included."
+        " hours of the training steps, without what is tracked."
     )
     style.write_table(folder / "evidence", caption, header, rows)
     style.write_csv(folder / "evidence", header, rows)
