@@ -184,23 +184,22 @@ class Posteriors(nn.Module):
 
     @torch.no_grad()
     def improve(self, vae: VAE, e: Tensor, rate: float) -> None:
-        """A natural-gradient step on the ELBO, from the pair mean +- R e, e (N, nz); the precision from the first.
+        """A natural-gradient step of the means on the ELBO, from the pair mean +- R e, e (N, nz).
 
-        The gradient in the mean is E_q[J'(x - g(z))] / sigma^2 - mean; for a linear decoder, the pair's is exact.
+        The gradient is E_q[J'(x - g(z))] / sigma^2 - mean; for a linear decoder, the pair's is exact.
         """
         pair = self.sample(torch.stack([e, -e]))
-        gradient, precision = curvature(vae, self.x, pair[0])
         with torch.enable_grad():
-            other = pair[1].requires_grad_()
-            (of_other,) = torch.autograd.grad(log_joint(vae, self.x, other[None]).sum(), other)
-        gradient = (gradient + of_other) / 2
-        self.precision = self.precision.lerp(precision, rate)
-        self.mean = self.mean + rate * torch.linalg.solve(self.precision, gradient[..., None])[..., 0]
+            (gradients,) = torch.autograd.grad(log_joint(vae, self.x, pair.requires_grad_()).sum(), pair)
+        self.mean = self.mean + rate * torch.linalg.solve(self.precision, gradients.mean(0)[..., None])[..., 0]
 
     def settle(self, vae: VAE, noise: torch.Generator) -> None:
-        """To the Gaussian of largest ELBO, from the mode: three such steps, at falling rates."""
-        for i in range(3):
-            self.improve(vae, normal(self.mean.shape, noise), 1 / (i + 2))
+        """To the Gaussian of largest ELBO, from the mode: three steps, of the precisions too, at falling rates."""
+        for rate in (1 / 2, 1 / 3, 1 / 4):
+            e = normal(self.mean.shape, noise)
+            _, precision = curvature(vae, self.x, self.sample(e[None])[0])
+            self.precision = self.precision.lerp(precision, rate)
+            self.improve(vae, e, rate)
 
     def log_weights(self, vae: VAE, e: Tensor) -> Tensor:
         """log p(x, z) - log q(z given x), nats, (S, N), of the samples made of e, (S, N, nz)."""
@@ -330,10 +329,11 @@ class Joint(Trainer):
             self.optimizer.param_groups[0]["lr"] = self.highest * min(10 * done, (1 - done) / 0.9)
         if self.by_encoder:
             return super().step()
-        z, of_q, e = normal((3, self.options.batch_size, self.vae.nz), self.noise)
+        z, *of_q, e = normal((5, self.options.batch_size, self.vae.nz), self.noise)
         best = Posteriors(self.options.inference, self.vae.sample(z, self.noise)[1], z)
-        best.to_mode(self.vae, 2)
-        best.improve(self.vae, of_q, 0.5)
+        best.to_mode(self.vae, 1)  # its precision, of the true z, is all but one sample of the posterior's mean
+        for i, of_mean in enumerate(of_q):
+            best.improve(self.vae, of_mean, 1 / (i + 1))
         loss = -best.log_weights(self.vae, torch.stack([e, -e])).mean()
         self.optimizer.zero_grad()
         loss.backward()
