@@ -196,7 +196,7 @@ class Posteriors(nn.Module):
     def settle(self, vae: VAE, noise: torch.Generator) -> None:
         """To the Gaussian of largest ELBO, from the mode: three steps, of the precisions too, at falling rates."""
         for rate in (1 / 2, 1 / 3, 1 / 4):
-            e = normal(self.mean.shape, noise)
+            e = normal(self.mean.shape, noise).to(self.mean)
             _, precision = curvature(vae, self.x, self.sample(e[None])[0])
             self.precision = self.precision.lerp(precision, rate)
             self.improve(vae, e, rate)
