@@ -385,7 +385,8 @@ def main(options: Options) -> None:
     changes = {"evidence_changes": trainer.evidence.change.tolist()} if trainer.evidence is not None else {}
     if trainer.by_encoder:
         metrics, _ = evaluate(vae, options, spaces, real, known_moments(options, config, device), device)
-        metrics |= changes
+        objective = "ELBO" if "freeze_decoder" in config else "log q"
+        metrics |= changes | {"encoder_fitted_by": objective, "encoder_iterations": config["iterations"]}
         finish(trainer, metrics, origin, changed + ", sigma learned" * options.learn_sigma)
         return
     last = {key: values[-1] for key, values in trainer.history.items() if values}

@@ -160,12 +160,20 @@ def beyond_full(result: dict, results: Mapping[str, dict]) -> tuple[float, float
     """How much more was lost than by the run with full Gaussians, paired by image, and its half width."""
     same = ("sigma", "seed", "iterations", "lr", "schedule", "batch_size", "evidence_images")
     for other in results.values():
-        alike = all(other["config"][key] == result["config"][key] for key in same)
+        alike = all(other["config"][key] == result["config"][key] for key in same) and other["data"] == result["data"]
         if other["config"]["inference"] == "full" and alike and other is not result:
             pairs = [r["metrics"]["evidence_changes"] for r in (other, result)]
             differences = [a - b for a, b in zip(*pairs, strict=True)]
             return statistics.mean(differences), 1.96 * statistics.stdev(differences) / len(differences) ** 0.5
     return None
+
+
+def inference_name(result: dict) -> str:
+    """How its posteriors are found, and what an encoder was fitted by before."""
+    kind = result["config"]["inference"]
+    if kind != "encoder" or "encoder_fitted_by" not in (metrics := result["metrics"]):
+        return kind
+    return f"encoder: {metrics['encoder_fitted_by']}, {metrics['encoder_iterations']:,}"
 
 
 def linear_gaussian(scale: float = 0.2, sigma: float = 0.3) -> dict[str, dict[str, float]]:
@@ -222,10 +230,17 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     axes[0].set(xlabel="iteration", ylabel="nats per image, less the truth's log p(x)")
     axes[0].set_title("(a) log p(x), and ELBO (dotted)")
     for kind, label in INFERENCE.items():
-        of_kind = [result for result in results.values() if result["config"]["inference"] == kind]
-        values, errors = zip(*map(lost, of_kind), strict=True) if of_kind else ((), ())
-        starts = [own_gap(result)[0] for result in of_kind]
-        axes[1].errorbar(starts, values, errors, linestyle="none", label=label, **looks[kind])
+        for result in (result for result in results.values() if result["config"]["inference"] == kind):
+            point, (value, error) = own_gap(result)[0], lost(result)
+            face = None if result["data"] == faces.NAME else "white"
+            axes[1].errorbar(point, value, error, linestyle="none", markerfacecolor=face, **looks[kind])
+            if (sigma := result["config"]["sigma"]) != next(iter(kinds.values()))["config"]["sigma"]:
+                axes[1].annotate(
+                    f"$\\sigma$ {sigma:g}", (point, value), (5, -3), textcoords="offset points", fontsize=6
+                )
+        axes[1].plot([], [], linestyle="none", label=label, **looks[kind])
+    if any(result["data"] != faces.NAME for result in results.values()):
+        axes[1].plot([], [], linestyle="none", marker="o", color="gray", markerfacecolor="white", label="photographs")
     axes[1].set_xscale("symlog", linthresh=1)
     axes[1].set_yscale("symlog", linthresh=1)
     axes[1].set(xlim=(0, None), ylim=(0, None))
@@ -250,32 +265,39 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
 
 def write_inference(results: dict[str, dict], folder: Path) -> None:
     """evidence.md, .tex and .csv: what each run of joint training lost of log p(x)."""
-    some = next(iter(results.values()))
-    header = ("inference", "sigma", "seed", "iterations", "gap, start", "gap, end", "log p(x) lost")
+    header = ("data", "inference", "sigma", "seed", "iterations", "gap, start", "gap, end", "log p(x) lost")
     header += ("beyond full, paired", "J'J off diagonal", "Fréchet, own samples", "last quarter", "hours x threads")
     rows = []
-    for result in results.values():
+
+    def place(result: dict) -> tuple:
+        config = result["config"]
+        kind = list(INFERENCE).index(config["inference"])
+        return result["data"] != faces.NAME, -config["sigma"], -kind, -own_gap(result)[0], config["seed"]
+
+    ordered = sorted(results.values(), key=place)
+    for result in ordered:
         config, history, gap = result["config"], result["history"], own_gap(result)
         beyond, steps = beyond_full(result, results), history["iteration"]
         ends = [f"{history[key][0]:.3f} to {history[key][-1]:.3f}" for key in ("off_diagonal", "prior_discriminator")]
         rows.append(
             (
-                *(config["inference"], f"{config['sigma']:g}", config["seed"], f"{steps[-1]:,}"),
+                *(result["data"], inference_name(result), f"{config['sigma']:g}", config["seed"], f"{steps[-1]:,}"),
                 *(f"{gap[0]:,.2f}", f"{gap[-1]:,.2f}", "{:,.2f} ± {:.2f}".format(*lost(result))),
                 "-" if beyond is None else "{:,.2f} ± {:.2f}".format(*beyond),
                 *(*ends, f"{last_quarter(result):+.2f}"),
                 f"{result['seconds'] / 3600:.2f} x {result['environment']['threads']}",
             )
         )
-    config = some["config"]
+    some = ordered[0]
     caption = (
-        f"Joint training from the ground truth ({some['data']}, nz = {some['ground_truth']['width']['nz']}) with an "
-        "encoder, or with the best factorized or full Gaussian of each image in its place. Nats per image: "
+        f"Joint training from the ground truth (nz = {some['ground_truth']['width']['nz']}) with an encoder, or with "
+        "the best factorized or full Gaussian of each image in its place; an encoder was fitted before by log q(z "
+        "given x) or by the ELBO, with so many iterations. Every seed has a ground truth of its own. Nats per image: "
         "gap of that kind of inference below log p(x); log p(x) lost, on "
-        f"{config['evidence_images']} held-out images, with its 95% interval over images, in all and beyond what the "
-        "full Gaussians lose, paired by image; share of J'J, by squares, off the diagonal; Fréchet distance of x* and "
-        "the decoder's own samples in the discriminator's features, not an FID; change of log p(x) in the last quarter;"
-        " hours of the training steps, without what is tracked."
+        f"{some['config']['evidence_images']} held-out images, with its 95% interval over images, in all and beyond "
+        "what the full Gaussians lose, paired by image; share of J'J, by squares, off the diagonal; Fréchet distance "
+        "of x* and the decoder's own samples in the discriminator's features, not an FID; change of log p(x) in the "
+        "last quarter; hours of the training steps, without what is tracked."
     )
     style.write_table(folder / "evidence", caption, header, rows)
     style.write_csv(folder / "evidence", header, rows)

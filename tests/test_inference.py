@@ -205,7 +205,7 @@ def test_what_a_run_loses_is_compared_with_full_gaussians_of_the_same_training()
         config = {"inference": inference, "sigma": sigma, "seed": 0, "iterations": 8, "lr": None, "batch_size": 4}
         config |= {"schedule": "falling", "evidence_images": 3}
         history = {"iteration": [0, 4, 6, 8], "evidence_change": [0.0, -4.0, -3.0, -2.5]}
-        return {"config": config, "history": history, "metrics": {"evidence_changes": changes}}
+        return {"config": config, "history": history, "metrics": {"evidence_changes": changes}, "data": "faces"}
 
     runs = {
         "a": result("full", 0.1, [9.0, 9.0, 9.0]),
@@ -216,6 +216,7 @@ def test_what_a_run_loses_is_compared_with_full_gaussians_of_the_same_training()
     assert mean == pytest.approx(1.0)  # of 1, 0, 2
     assert half == pytest.approx(1.96 / 3**0.5)
     assert section4.beyond_full(runs["b"], runs) is None
+    assert section4.beyond_full(runs["c"] | {"data": "photographs"}, runs) is None
     runs["c"]["config"]["lr"] = 1e-3
     assert section4.beyond_full(runs["c"], runs) is None
     assert section4.last_quarter(runs["c"]) == 0.5
