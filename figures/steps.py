@@ -1,5 +1,6 @@
 """What figures/make.py runs: the steps of each preset, in order."""
 
+import itertools
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,27 +61,44 @@ QUICK_GRID = sweep.Options(
 ENCODER = "celeba_encoder.py --ground-truth {celeba/dcgan}/ground_truth.pt --out {self}"
 
 
-# Section 4 on drawn faces, with encoders fitted more or less well, and without.
+# Section 4 with encoders fitted more or less well, and without: on drawn faces, and on photographs.
 FACES = "celeba_joint.py quick --schedule falling --precision float32"
-ARM = f"{FACES} --lr 4e-4 --iterations 500 --evidence-images 256"
-FITS = {"encoder": ("faces/fit_4000", 8), "encoder_1000": ("faces/fit_1000", 20)}  # and how often to track
+ARM = f"{FACES} --lr 4e-4 --iterations 600 --evidence-images 256"
+FIT = f"{FACES} --freeze-decoder --lr 1e-3 --evidence-images 0 --track 2"
+FITS = {"encoder": "faces/fit_4000", "encoder_1000": "faces/fit_1000", "encoder_log_q": "faces/encoder"}
+FACES_GAN = "dcgan.py quick --epochs 30"
+PHOTOS_GAN = "dcgan.py --ngf 16 --ndf 16 --nz 16 --epochs 50 --held-out 500 --features thumbnails"
 
 
 def inference() -> Iterator[Step]:
-    """The ground truth, the encoders, and joint training from there."""
-    yield Step("faces/dcgan", "dcgan.py quick --epochs 30 --out {self}", 250)
-    options = "--sigma 0.5 --iterations 3000 --precision float32 --ground-truth {faces/dcgan}/ground_truth.pt"
-    yield Step("faces/encoder", f"celeba_encoder.py quick {options} --out {{self}}", 300, needs=("faces/dcgan",))
-    fitted = f"{FACES} --freeze-decoder --lr 1e-3 --evidence-images 0 --track 2"
-    start = "--encoder {faces/encoder}/model.pt --out {self}"
-    for n in (1000, 4000):
-        yield Step(f"faces/fit_{n}", f"{fitted} --iterations {n} {start}", 0.2 * n, needs=("faces/encoder",))
-    for name, (fit, track) in FITS.items():
-        options = f"--evidence-samples 60 --track {track} --encoder {{{fit}}}/model.pt --out {{self}}"
-        yield Step(f"inference/{name}", f"{ARM} {options}", 800, needs=(fit,))
-    for kind in ("factorized", "full"):
-        options = f"--inference {kind} --evidence-samples 100 --sigma 0.5 --track 5 {start}"
-        yield Step(f"inference/{kind}", f"{ARM} {options}", 1500, needs=("faces/encoder",))
+    """For each seed of drawn faces, and for photographs: ground truth, encoders, and joint training from there."""
+    for where, gan, seed in (*(("faces", FACES_GAN, i) for i in range(3)), ("photos", PHOTOS_GAN, 0)):
+        of_seed, end = (f" --seed {seed}", f"_seed{seed}") if seed else ("", "")
+        prefix, track, few = ("", 6, 4) if where == "faces" else ("photos_", "4 --fid-dims 768", "4 --fid-dims 768")
+        truth, encoder = f"{where}/dcgan{end}", f"{where}/encoder{end}"
+        yield Step(truth, f"{gan}{of_seed} --out {{self}}", 1000 if prefix else 200)
+        options = f"--sigma 0.5 --iterations 3000 --precision float32 --ground-truth {{{truth}}}/ground_truth.pt"
+        yield Step(encoder, f"celeba_encoder.py quick {options}{of_seed} --out {{self}}", 300, needs=(truth,))
+
+        def arm(name: str, options: str, fit: str, seconds: float, of_seed: str = of_seed) -> Step:
+            command = f"{ARM} {options}{of_seed} --encoder {{{fit}}}/model.pt --out {{self}}"
+            return Step(f"inference/{name}", command, seconds, needs=(fit,))
+
+        first = encoder == "faces/encoder"
+        for kind, sigma in itertools.product(("factorized", "full"), (0.5, 1) if first else (0.5,)):
+            name = f"{prefix}{kind}{end}" if sigma == 0.5 else f"{kind}_sigma1"
+            yield arm(name, f"--inference {kind} --sigma {sigma} --track {track}", encoder, 1000)
+        for n in (1000, 4000) if first else (1000,):
+            command = f"{FIT} --iterations {n}{of_seed} --encoder {{{encoder}}}/model.pt --out {{self}}"
+            yield Step(f"{where}/fit_{n}{end}", command, 0.1 * n, needs=(encoder,))
+        if first:
+            for name, fit in FITS.items():
+                yield arm(name, "--evidence-samples 60 --track 20", fit, 800)
+            wide = "--evidence-samples 60 --track 5 --batch-size 128"
+            yield arm("encoder_1000_batch128", wide, FITS["encoder_1000"], 400)
+        else:
+            options = f"--evidence-samples 60 --track {few}"
+            yield arm(f"{prefix}encoder_1000{end}", options, f"{where}/fit_1000{end}", 300)
 
 
 def joint(name: str, encoder: str, options: str) -> Step:

@@ -236,6 +236,8 @@ def test_stages_repeat_resume_and_tell_what_they_should(tmp_path: Path, monkeypa
         (tmp_path / "a" / f"{stage}.pt").unlink()
     hashing.exact(replace(options, resume=True))
     again = json.loads((tmp_path / "a" / "result.json").read_text())
+    for stage, metrics in again["metrics"].items():  # least squares round as the memory lies
+        assert metrics.pop("normaliser") == pytest.approx(result["metrics"][stage].pop("normaliser"), rel=1e-12)
     assert (again["metrics"], again["history"]) == (result["metrics"], result["history"])
     (tmp_path / "a" / "likelihood.pt").write_bytes(b"no checkpoint")
     line = the_one_line(main(hashing, "exact", "--bits", 3, "--resume", "--out", tmp_path / "a"))
