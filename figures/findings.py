@@ -21,6 +21,7 @@ from figures.run import in_present_words
 BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
 WITHOUT_CODES = 467.1  # test loss of a model without codes; tests/test_hashing.py computes it from the corpus
 EVIDENCE = "log p(x)"
+SEEDS = ("", "_seed1", "_seed2")  # ends of the names of Section 4's runs of three seeds
 PAGES = ("section3.md", "section4.md", "section5.md")
 
 
@@ -75,25 +76,26 @@ def of_section4(results: dict[str, dict]) -> dict[str, Any]:
     """What the page of Section 4 says of joint training without an encoder."""
     inference = {n.removeprefix("inference/"): r for n, r in results.items() if n.startswith("inference/")}
 
-    def either_side(value: float, half: float) -> str:
-        return f"{value:.2f} ± {half:.2f}"
-
-    def beyond(name: str) -> str:
-        """What an arm lost beyond that with full Gaussians."""
+    def beyond(name: str) -> tuple[float, float]:
+        """What an arm lost beyond that with full Gaussians, and the half width of its interval over images."""
         found = section4.beyond_full(inference[name], inference)
         assert found is not None
-        return either_side(*found)
+        return found
 
-    arms = [inference[name] for name in ("encoder_1000", "encoder")]
-    quarters = [section4.last_quarter(inference[kind]) for kind in ("factorized", "full")]
+    def over(name: str) -> list[float]:
+        """The same in each seed."""
+        return [beyond(f"{name}{seed}")[0] for seed in SEEDS]
+
     return {
-        "fits": [results[name]["metrics"]["iterations"] for name in ("faces/fit_1000", "faces/fit_4000")],
-        "starts": [section4.own_gap(arm)[0] for arm in arms],
-        "losses": [section4.lost(arm)[0] for arm in arms],
-        "back": max(quarters),
-        "loss": lambda result: either_side(*section4.lost(result)),
-        "beyond": beyond("factorized"),
-        "over": [beyond(name) for name in ("encoder_1000", "encoder")],
+        "arm": inference,
+        "gap": lambda name: section4.own_gap(inference[name]),
+        "starts": lambda names: [section4.own_gap(inference[name])[0] for name in names],
+        "losses": lambda names: [section4.lost(inference[name])[0] for name in names],
+        "beyond": beyond,
+        "over": over,
+        "over_seeds": lambda name: interval(over(name), 2),
+        "either_side": lambda pair: "{:.2f} ± {:.2f}".format(*pair),
+        "back": max(section4.last_quarter(r) for r in inference.values() if r["config"]["inference"] != "encoder"),
         "linear": section4.linear_gaussian(),
     }
 

@@ -1,6 +1,5 @@
 """What figures/make.py runs: the steps of each preset, in order."""
 
-import itertools
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,7 +62,8 @@ ENCODER = "celeba_encoder.py --ground-truth {celeba/dcgan}/ground_truth.pt --out
 
 # Section 4 with encoders fitted more or less well, and without: on drawn faces, and on photographs.
 FACES = "celeba_joint.py quick --schedule falling --precision float32"
-ARM = f"{FACES} --lr 4e-4 --iterations 600 --evidence-images 256"
+ARM = f"{FACES} --lr 4e-4 --evidence-images 256"
+LENGTH = "--iterations 600"
 FIT = f"{FACES} --freeze-decoder --lr 1e-3 --evidence-images 0 --track 2"
 FITS = {"encoder": "faces/fit_4000", "encoder_1000": "faces/fit_1000", "encoder_log_q": "faces/encoder"}
 FACES_GAN = "dcgan.py quick --epochs 30"
@@ -74,7 +74,7 @@ def inference() -> Iterator[Step]:
     """For each seed of drawn faces, and for photographs: ground truth, encoders, and joint training from there."""
     for where, gan, seed in (*(("faces", FACES_GAN, i) for i in range(3)), ("photos", PHOTOS_GAN, 0)):
         of_seed, end = (f" --seed {seed}", f"_seed{seed}") if seed else ("", "")
-        prefix, track, few = ("", 6, 4) if where == "faces" else ("photos_", "4 --fid-dims 768", "4 --fid-dims 768")
+        prefix, track = ("", "6") if where == "faces" else ("photos_", "4 --fid-dims 768")
         truth, encoder = f"{where}/dcgan{end}", f"{where}/encoder{end}"
         yield Step(truth, f"{gan}{of_seed} --out {{self}}", 1000 if prefix else 200)
         options = f"--sigma 0.5 --iterations 3000 --precision float32 --ground-truth {{{truth}}}/ground_truth.pt"
@@ -85,19 +85,22 @@ def inference() -> Iterator[Step]:
             return Step(f"inference/{name}", command, seconds, needs=(fit,))
 
         first = encoder == "faces/encoder"
-        for kind, sigma in itertools.product(("factorized", "full"), (0.5, 1) if first else (0.5,)):
-            name = f"{prefix}{kind}{end}" if sigma == 0.5 else f"{kind}_sigma1"
-            yield arm(name, f"--inference {kind} --sigma {sigma} --track {track}", encoder, 1000)
+        for kind in ("factorized", "full"):
+            yield arm(f"{prefix}{kind}{end}", f"--inference {kind} --sigma 0.5 {LENGTH} --track {track}", encoder, 1000)
+            if first:
+                options = f"--inference {kind} --sigma 1 --iterations 400 --track 4"
+                yield arm(f"{kind}_sigma1", options, encoder, 700)
         for n in (1000, 4000) if first else (1000,):
             command = f"{FIT} --iterations {n}{of_seed} --encoder {{{encoder}}}/model.pt --out {{self}}"
             yield Step(f"{where}/fit_{n}{end}", command, 0.1 * n, needs=(encoder,))
         if first:
             for name, fit in FITS.items():
-                yield arm(name, "--evidence-samples 60 --track 20", fit, 800)
-            wide = "--evidence-samples 60 --track 5 --batch-size 128"
+                points = 5 if name == "encoder_log_q" else 20
+                yield arm(name, f"--evidence-samples 60 {LENGTH} --track {points}", fit, 800)
+            wide = f"--evidence-samples 60 {LENGTH} --track 5 --batch-size 128"
             yield arm("encoder_1000_batch128", wide, FITS["encoder_1000"], 400)
         else:
-            options = f"--evidence-samples 60 --track {few}"
+            options = f"--evidence-samples 60 {LENGTH} --track 4"
             yield arm(f"{prefix}encoder_1000{end}", options, f"{where}/fit_1000{end}", 300)
 
 
