@@ -87,9 +87,9 @@ def inference() -> Iterator[Step]:
         first = encoder == "faces/encoder"
         for kind in ("factorized", "full"):
             yield arm(f"{prefix}{kind}{end}", f"--inference {kind} --sigma 0.5 {LENGTH} --track {track}", encoder, 1000)
-            if first:
-                options = f"--inference {kind} --sigma 1 --iterations 400 --track 4"
-                yield arm(f"{kind}_sigma1", options, encoder, 700)
+            for sigma in (0.2, 1) if first else ():
+                options = f"--inference {kind} --sigma {sigma} --iterations 400 --track 4"
+                yield arm(f"{kind}_sigma{sigma}", options, encoder, 700)
         for n in (1000, 4000) if first else (1000,):
             command = f"{FIT} --iterations {n}{of_seed} --encoder {{{encoder}}}/model.pt --out {{self}}"
             yield Step(f"{where}/fit_{n}{end}", command, 0.1 * n, needs=(encoder,))
