@@ -264,7 +264,7 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
 
 def write_inference(results: dict[str, dict], folder: Path) -> None:
     """evidence.md, .tex and .csv: what each run of joint training lost of log p(x)."""
-    header = ("data", "inference", "sigma", "seed", "iterations", "gap, start", "gap, end", "log p(x) lost")
+    header = ("data", "inference", "sigma", "seed", "iterations x batch", "gap, start", "gap, end", "log p(x) lost")
     header += ("beyond full, paired", "J'J off diagonal", "Fréchet, own samples", "last quarter", "hours x threads")
     rows = []
 
@@ -280,7 +280,8 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
         ends = [f"{history[key][0]:.3f} to {history[key][-1]:.3f}" for key in ("off_diagonal", "prior_discriminator")]
         rows.append(
             (
-                *(result["data"], inference_name(result), f"{config['sigma']:g}", config["seed"], f"{steps[-1]:,}"),
+                *(result["data"], inference_name(result), f"{config['sigma']:g}", config["seed"]),
+                f"{steps[-1]:,} x {config['batch_size']}",
                 *(f"{gap[0]:,.2f}", f"{gap[-1]:,.2f}", "{:,.2f} ± {:.2f}".format(*lost(result))),
                 "-" if beyond is None else "{:,.2f} ± {:.2f}".format(*beyond),
                 *(*ends, f"{last_quarter(result):+.2f}"),
@@ -291,7 +292,7 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
     caption = (
         f"Joint training from the ground truth (nz = {some['ground_truth']['width']['nz']}) with an encoder, or with "
         "the best factorized or full Gaussian of each image in its place; an encoder was fitted before by log q(z "
-        "given x) or by the ELBO, with so many iterations. Every seed has a ground truth of its own. Nats per image: "
+        "given x), or after that by the ELBO for so many iterations. Every seed has a ground truth of its own. Nats per image: "
         "gap of that kind of inference below log p(x); log p(x) lost, on "
         f"{some['config']['evidence_images']} held-out images, with its 95% interval over images, in all and beyond "
         "what the full Gaussians lose, paired by image; share of J'J, by squares, off the diagonal; Fréchet distance "

@@ -82,7 +82,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"raises the ELBO by {code['joint']['elbo'] - code['frozen']['elbo']:.3f} nats, lowers the evidence of the "
         f"decoder by {code['truth']['evidence'] - code['joint']['evidence']:.3f}, and moves two centres by "
         f"{drifts[3]:.2f} and {drifts[2]:.2f}.",
-        f"| {pulls}; its fit {costs}, three seeds |",
+        f"| {pulls}; an encoder {costs}, three seeds |",
         f"loses {pulls} nats more of log p(x) than with full Gaussians (three seeds)",
         f"Encoders {min(starts):.0f} to {max(starts):.0f} nats below log p(x) lose {costs} more.",
         f"up to {worst['e1']:.1f} nats of train likelihood with counts and {worst['e3']:.1f} with frequencies",
