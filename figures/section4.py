@@ -292,8 +292,8 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
     caption = (
         f"Joint training from the ground truth (nz = {some['ground_truth']['width']['nz']}) with an encoder, or with "
         "the best factorized or full Gaussian of each image in its place; an encoder was fitted before by log q(z "
-        "given x), or after that by the ELBO for so many iterations. Every seed has a ground truth of its own. Nats per image: "
-        "gap of that kind of inference below log p(x); log p(x) lost, on "
+        "given x), or after that by the ELBO for so many iterations. Every seed has a ground truth of its own. "
+        "Nats per image: gap of that kind of inference below log p(x); log p(x) lost, on "
         f"{some['config']['evidence_images']} held-out images, with its 95% interval over images, in all and beyond "
         "what the full Gaussians lose, paired by image; share of J'J, by squares, off the diagonal; Fréchet distance "
         "of x* and the decoder's own samples in the discriminator's features, not an FID; change of log p(x) in the "
