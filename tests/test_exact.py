@@ -67,6 +67,11 @@ def test_enumeration_gradients_equal_finite_differences() -> None:
     assert torch.autograd.gradcheck(objective, inputs)
 
 
+def test_an_autoregressive_encoder_alone_has_the_stages_it_has_beside_others() -> None:
+    names = [stage.name for stage in hashing.stages(replace(SMALL, encoders=("a1",)))]
+    assert names == ["likelihood", "likelihood_on", "a1_frozen", "a1_joint"]
+
+
 def test_an_autoregressive_posterior_by_hand() -> None:
     """a1: e1, whose bits also see those before them; its ELBO is a sum over sequences of bits."""
     sums, _, batch = doubled()
