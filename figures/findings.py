@@ -6,10 +6,11 @@ of every result by name, and what the functions here compute from several result
 
 import itertools
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import scipy.stats
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -43,33 +44,73 @@ def fixed(value: float | Sequence[float], digits: int = 1) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
+def half_width(values: Sequence[float]) -> float:
+    """Half the width of the 95% t-interval of the mean."""
+    return float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
+
+
 def interval(values: Sequence[float], digits: int = 1) -> str:
     """Mean and 95% t-interval, such as 6.6 ± 0.8."""
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
-    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {half_width(values):.{digits}f}"
 
 
-def claims(results: Mapping[str, dict]) -> list[tuple[str, str, float, float, str]]:
-    """The report's claim in the results that are there, as rows of section, quantity, its values before and after joint
-    training, and whether it moved as claimed: the bound up, the decoder away from the data.
+class Claim(NamedTuple):
+    """One quantity before and after joint training, by seed, and whether it should rise, by the report's claim: the
+    bound up, the decoder away from the data.
     """
-    rows: list[tuple[str, str, float, float, bool]] = []  # the last: whether it should rise
-    if "mixture" in results:
-        frozen, joint = (results["mixture"]["metrics"][stage] for stage in ("frozen", "joint"))
-        rows.append(("3", "ELBO", frozen["elbo"], joint["elbo"], True))
-        rows.append(("3", EVIDENCE, frozen["evidence"], joint["evidence"], False))
+
+    section: str
+    quantity: str
+    before: list[float]
+    after: list[float]
+    rises: bool
+
+    def row(self) -> tuple[str, ...]:
+        """Means over seeds, and the change with its 95% t-interval; as claimed if no sign but that is in it."""
+        digits = 4 if abs(self.before[0]) < 10 else 2
+        changes = [after - before for before, after in zip(self.before, self.after, strict=True)]
+        change, half = statistics.mean(changes), 0.0
+        text = f"{change:,.{digits}f}"
+        if len(changes) > 1:
+            half = half_width(changes)
+            text += f" ± {half:,.{digits}f}"
+        verdict = "within chance" if abs(change) <= half else "yes" if (change > 0) == self.rises else "no"
+        means = (f"{statistics.mean(values):,.{digits}f}" for values in (self.before, self.after))
+        return (self.section, self.quantity, str(len(changes)), *means, text, verdict)
+
+
+def claims(results: Mapping[str, dict]) -> list[Claim]:
+    """The report's claim in the results that are there."""
+    found = []
+
+    def add(section: str, quantity: str, pairs: Sequence[tuple[float, float]], rises: bool) -> None:
+        if pairs:
+            before, after = map(list, zip(*pairs, strict=True))
+            found.append(Claim(section, quantity, before, after, rises))
+
+    mixtures = [r["metrics"] for name, r in results.items() if re.fullmatch(r"mixture(_seed\d+)?", name)]
+    for quantity, key, rises in (("ELBO", "elbo", True), (EVIDENCE, "evidence", False)):
+        add("3", quantity, [(m["frozen"][key], m["joint"][key]) for m in mixtures], rises)
     if "celeba/joint_report" in results:
         history = results["celeba/joint_report"]["history"]
-        elbo, distance = history["elbo"], history["prior_discriminator"]
-        after = f", {history['iteration'][-1]:,} iterations"
-        rows.append(("4", f"ELBO{after}", elbo[0], elbo[-1], True))
-        rows.append(("4", f"Fréchet distance of own samples{after}", distance[0], distance[-1], True))
-    if "exact_d0" in results:
-        stages = {stage: m["train"] for stage, m in results["exact_d0"]["metrics"].items() if "train" in m}
-        joint = stages["e1_joint"]
-        rows.append(("5", "ELBO", stages["e1_frozen"]["elbo"], joint["elbo"], True))
-        rows.append(("5", EVIDENCE, stages["likelihood_on"]["log_likelihood"], joint["log_likelihood"], False))
-    return [(a, b, before, after, "yes" if (after > before) == rise else "no") for a, b, before, after, rise in rows]
+        for quantity, key in (("ELBO", "elbo"), ("Fréchet distance of own samples", "prior_discriminator")):
+            text = f"{quantity}, {history['iteration'][-1]:,} iterations"
+            add("4", text, [(history[key][0], history[key][-1])], True)
+    drawn = [results[name]["history"] for seed in SEEDS if (name := f"inference/encoder_1000{seed}") in results]
+    for quantity, key, rises in (("ELBO", "elbo", True), (EVIDENCE, "evidence", False)):
+        add("4", f"{quantity}, drawn faces", [(h[key][0], h[key][-1]) for h in drawn], rises)
+    for layers, encoder in itertools.product((0, 1), ("e1", "e3", "a1")):
+        runs = [
+            {stage: m["train"] for stage, m in result["metrics"].items() if "train" in m}
+            for name, result in results.items()
+            if name.startswith("exact_") and result["config"]["decoder_layers"] == layers
+            if f"{encoder}_joint" in result["metrics"]
+        ]
+        pairs = [(run[f"{encoder}_frozen"]["elbo"], run[f"{encoder}_joint"]["elbo"]) for run in runs]
+        add("5", f"ELBO, {encoder}, d = {layers}", pairs, True)
+        pairs = [(run["likelihood_on"]["log_likelihood"], run[f"{encoder}_joint"]["log_likelihood"]) for run in runs]
+        add("5", f"{EVIDENCE}, {encoder}, d = {layers}", pairs, False)
+    return found
 
 
 def of_section4(results: dict[str, dict]) -> dict[str, Any]:
@@ -135,12 +176,17 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         curve = results[run]["history"][stage]["train_log_likelihood"]
         return curve[-1] - curve[-1 - epochs]
 
+    def runs(stage: str, layers: int) -> list[str]:
+        """Runs of `hashing.py exact` with d hidden layers that have a stage, by seed; not those of other lengths."""
+        ends = (f"_d{layers}", f"_richer_d{layers}", f"_seed2_d{layers}", f"_seed2_e3_d{layers}", f"_seed3_d{layers}")
+        return [run for end in ends if stage in results.get(run := f"exact{end}", {"metrics": {}})["metrics"]]
+
     exact = [f"exact_d{layers}" for layers in LAYERS]
     again = [f"exact_seed2_d{layers}" for layers in LAYERS]
     places = list(itertools.product(BITS, LAYERS))
     grid = [f"b{bits}_d{layers}" for bits, layers in places]
     e1 = [lowest(f"e1_{place}") for place in grid]
-    held = [(cell(f"e1_{place}_heldout0.1")["metrics"], cell(f"e1_{place}")["metrics"]) for place in grid]
+    held = {place: cell(f"e1_{place}_heldout0.1")["metrics"] for place in grid}
     disarm, arm, reinforce = (
         [f"e1_b64_d0{estimator}{seed}" for seed in ("", "_seed2", "_seed3")] for estimator in ("", "_arm", "_reinforce")
     )
@@ -161,18 +207,25 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         "less_e1": less_e1,
         "reached": reached,
         "lost": lost,
+        "lost_at": lambda stage, layers: [lost(run, stage) for run in runs(stage, layers)],
+        "behind_from_scratch": lambda stage, layers: [
+            reached(run, "likelihood") - reached(run, stage) for run in runs(stage, layers)
+        ],
         "gain": gain,
         "cell": lambda name: cell(name)["metrics"],
         "exact": exact,
         "again": again,
+        "shorter": sum(cell(f"e1_{place}")["metrics"]["epochs"] < reference.SECTION5_EPOCHS for place in grid),
         "e1_misfit": max(
             abs(cell(f"e1_b{b}_d{d}")["metrics"]["test_min"] - reference.TABLE3["e1", b, d]) for b, d in places
         ),
         "e4_less_e1": max(abs(lowest(f"e4_{place}") - value) for place, value in zip(grid, e1, strict=True)),
         "tuned_less_e1": max(lowest(f"e3_{place}_lr0.1") - value for place, value in zip(grid, e1, strict=True)),
         "behind": [reference.TABLE3["e3", b, d] - reference.TABLE3["e1", b, d] for b, d in places],
-        "chosen": [chosen["test_selected"] - chosen["test_min"] for chosen, _ in held],
-        "chosen_to_all": [chosen["test_selected"] - everything["test_min"] for chosen, everything in held],
+        "chosen": [chosen["test_selected"] - chosen["test_min"] for chosen in held.values()],
+        "chosen_to_all": [
+            chosen["test_selected"] - lowest(f"e1_{place}", chosen["epochs"]) for place, chosen in held.items()
+        ],
         "estimators": {"disarm": disarm, "arm": arm, "reinforce": reinforce},
         "minima": lambda names: [cell(name)["metrics"]["test_min"] for name in names],
         "epochs_of": lambda names: [cell(name)["metrics"]["test_min_epoch"] for name in names],
@@ -182,7 +235,11 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         "batched": [of_batches - of_documents for of_batches, of_documents in batched],
         "cells": len(histories),
         "scatter": lambda values: f"{statistics.mean(values):.1f} ({statistics.stdev(values):.1f})",
-        "full": {name.removeprefix("hashing/"): r for name, r in results.items() if r["metrics"].get("epochs") == 1500},
+        "full": {
+            name.removeprefix("hashing/"): result
+            for name, result in results.items()
+            if result["metrics"].get("epochs") == reference.SECTION5_EPOCHS
+        },
         "part_costs": [min(parts[name]) - min(parts["full"]) for name in PARTS if name != "full"],
         "part_epoch": parts["full"].index(min(parts["full"])),
         "part_tests": results["parts/full"]["history"]["test"],

@@ -143,13 +143,13 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
     cells: of `read_cells`. folder: where table2, table3 and hashing_cells go.
     """
     grid = _grid(cells, PROTOCOL)
-    beside: dict[str, dict[tuple, str]] = {}
+    beside: dict[str, dict[tuple, list[str]]] = {}
     notes = {}
     for column, (other, note) in BESIDE.items():
         for (encoder, *place), result in _grid(cells, PROTOCOL | other).items():
             lowest = f"{result['metrics']['test_min']:.1f} ({result['metrics']['epochs']})"
             text = held_out_choice(result) if result["config"]["held_out"] else lowest
-            beside.setdefault(f"{encoder}, {column}", {})[tuple(place)] = text
+            beside.setdefault(column, {}).setdefault(tuple(place), []).append(f"{encoder} {text}")
             notes[column] = f" {column.capitalize()}: {note}."
     of_the_report, corpora = _corpora(cells)
     for name, title, report, key in (
@@ -167,11 +167,11 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
                 if result is not None:
                     ours, epochs = f"{result['metrics'][key]:.1f}", result["metrics"]["epochs"]
                 rows.append((bits, layers, encoder, reported, ours, epochs))
-                wide[-1].append(f"{reported} / {ours}" + (f" ({epochs})" if epochs else ""))
-            wide[-1] += [column.get((bits, layers), "not run") for column in columns.values()]
+                wide[-1].append(f"{reported} / {ours}" + f" ({epochs})" * (0 < epochs < reference.SECTION5_EPOCHS))
+            wide[-1] += [", ".join(column.get((bits, layers), ["not run"])) for column in columns.values()]
         caption = (
-            f"{title}, relative to the documents' entropy, nats per document: report / ours (epochs). "
-            f"{corpora}. The report has 1,500 epochs, and no e4."
+            f"{title}, relative to the documents' entropy, nats per document: report / ours, in brackets its epochs, "
+            f"where they are fewer than the report's {reference.SECTION5_EPOCHS:,}. {corpora}. The report has no e4."
         )
         if columns:
             caption += "".join(notes.values())
@@ -245,7 +245,7 @@ def report_hashing(result: dict, folder: Path) -> None:
         *([(f"test, {chosen}", None, None, metrics["test_selected"])] if chosen else []),
         *([("  with refined posteriors", None, None, metrics["test_refined"])] if config["refine"] else []),
         (train, reference.TABLE2.get(cell), None, metrics["train_final"]),
-        ("epochs trained", 1500, None, metrics["epochs"]),
+        ("epochs trained", reference.SECTION5_EPOCHS, None, metrics["epochs"]),
         ("precision@100, in per cent", None, None, 100 * metrics["precision_at_100"]),
     ]
     print_table(("relative -ELBO, nats per document", "report", "original paper", "ours"), rows, digits=1)

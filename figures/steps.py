@@ -146,6 +146,10 @@ STEPS = {
     ),
     "report": (
         Step("mixture", "mixture.py --out {self}", 240),
+        *(
+            Step(f"mixture_seed{i}", f"mixture.py --seed {i} --variances 1 --trained-variances 1 --out {{self}}", 200)
+            for i in (1, 2)
+        ),
         Step("mixture_released", "mixture.py --points-per-component 2000 --joint-lr 1e-4 --out {self}", 720),
         Step("disarm", "disarm.py --out {self}", 10, resume=False),
         Step("exact_d0", "hashing.py exact --out {self}", 1.5 * HOUR),
@@ -159,14 +163,15 @@ STEPS = {
         ),
         Step("exact_richer_d0", "hashing.py exact --encoders a1 --out {self}", 0.4 * HOUR),
         Step("exact_richer_d1", f"hashing.py exact --encoders a1 --decoder-layers 1 {DEEP} --out {{self}}", HOUR / 3),
-        Step("exact_seed2_d0", "hashing.py exact --encoders e1 --seed 2 --out {self}", 0.6 * HOUR),
         *(
-            Step(
-                f"exact_seed2_d{layers}",
-                f"hashing.py exact --encoders e1 --decoder-layers {layers} {DEEP} --seed 2 --out {{self}}",
-                HOUR / 3,
+            Step(f"exact_{name}_d{layers}", f"hashing.py exact {depth} {options} --out {{self}}", HOUR * 2 / 3)
+            for name, options, deepest in (
+                ("seed2", "--encoders e1 --seed 2", 2),
+                ("seed2_e3", "--encoders e3 --seed 2 --scratch-epochs 1", 1),
+                ("seed3", "--encoders e1 e3 --seed 3", 1),
             )
-            for layers in (1, 2)
+            for layers, depth in ((0, ""), (1, f"--decoder-layers 1 {DEEP}"), (2, f"--decoder-layers 2 {DEEP}"))
+            if layers <= deepest
         ),
         *(Step(f"best_seed{i}", f"hashing.py best --seed {i} --out {{self}}", 800) for i in (1, 2, 3)),
         *(Step(f"parts/{name}", f"{BEST_HELD_OUT} {option} --out {{self}}", 300) for name, option in PARTS.items()),

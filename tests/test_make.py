@@ -149,12 +149,25 @@ def test_every_step_of_the_presets_is_a_command_that_its_script_takes() -> None:
 
 
 def test_the_claim_is_read_off_the_results() -> None:
-    rows = findings.claims(findings.read(make.HERE / "results"))
-    assert [row[0] for row in rows] == ["3", "3", "4", "4", "5", "5"]
-    assert all(row[4] == "yes" for row in rows)
-    stages = {"frozen": {"elbo": -3.0, "evidence": -2.0}, "joint": {"elbo": -4.0, "evidence": -1.0}}
-    rows = findings.claims({"mixture": {"metrics": stages}})
-    assert rows == [("3", "ELBO", -3.0, -4.0, "no"), ("3", "log p(x)", -2.0, -1.0, "no")]
+    rows = [claim.row() for claim in findings.claims(findings.read(make.HERE / "results"))]
+    assert [row[:2] for row in rows[:2]] == [("3", "ELBO"), ("3", "log p(x)")]
+    assert ("5", "log p(x), a1, d = 1") in [row[:2] for row in rows]
+    assert all(row[-1] == "yes" or "±" in row[-2] for row in rows)
+
+
+def test_a_claim_of_several_seeds_has_an_interval() -> None:
+    def mixture(elbo: float, evidence: float) -> dict:
+        return {"metrics": {"frozen": {"elbo": -3.0, "evidence": -2.0}, "joint": {"elbo": elbo, "evidence": evidence}}}
+
+    one = {"mixture": mixture(-4.0, -1.0)}
+    assert [claim.row() for claim in findings.claims(one)] == [
+        ("3", "ELBO", "1", "-3.0000", "-4.0000", "-1.0000", "no"),
+        ("3", "log p(x)", "1", "-2.0000", "-1.0000", "1.0000", "no"),
+    ]
+    three = one | {"mixture_seed1": mixture(-2.0, -2.5), "mixture_seed2": mixture(-2.0, -2.5)}
+    elbo, evidence = (claim.row() for claim in findings.claims(three | {"mixture_released": mixture(0.0, 0.0)}))
+    assert elbo == ("3", "ELBO", "3", "-3.0000", "-2.6667", "0.3333 ± 2.8684", "within chance")
+    assert evidence[-1] == "within chance"
 
 
 @pytest.mark.parametrize(
