@@ -16,7 +16,7 @@ import scipy.stats
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data import write_aside
-from figures import reference, section4
+from figures import reference, section4, section5
 from figures.run import in_present_words
 
 BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
@@ -141,6 +141,11 @@ def of_section4(results: dict[str, dict]) -> dict[str, Any]:
     }
 
 
+def is_full(result: dict) -> bool:
+    """Whether this is a cell with all of the report's epochs."""
+    return result["metrics"].get("epochs") == reference.SECTION5_EPOCHS
+
+
 def of_section5(results: dict[str, dict]) -> dict[str, Any]:
     """What the page of Section 5 says of several results together."""
 
@@ -181,6 +186,16 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         ends = (f"_d{layers}", f"_richer_d{layers}", f"_seed2_d{layers}", f"_seed2_e3_d{layers}", f"_seed3_d{layers}")
         return [run for end in ends if stage in results.get(run := f"exact{end}", {"metrics": {}})["metrics"]]
 
+    def explained(result: dict, within: float = 5.0) -> str:
+        """Which reading of the released code's test loop comes within so many nats of the report's Table 3."""
+        config, metrics = result["config"], result["metrics"]
+        published = reference.TABLE3.get((config["encoder"], config["bits"], config["decoder_layers"]))
+        readings = {"frequencies": metrics["test_min"], "counts": metrics.get("test_counts_min")}
+        if published is None or readings["counts"] is None:
+            return "-"
+        near = [name for name, value in readings.items() if abs(value - published) <= within]
+        return {0: "neither", 1: "".join(near), 2: "either"}[len(near)]
+
     exact = [f"exact_d{layers}" for layers in LAYERS]
     again = [f"exact_seed2_d{layers}" for layers in LAYERS]
     places = list(itertools.product(BITS, LAYERS))
@@ -190,7 +205,8 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
     disarm, arm, reinforce = (
         [f"e1_b64_d0{estimator}{seed}" for seed in ("", "_seed2", "_seed3")] for estimator in ("", "_arm", "_reinforce")
     )
-    histories = [result["history"] for name, result in results.items() if name.startswith("hashing/")]
+    cells = section5.in_order({n.removeprefix("hashing/"): r for n, r in results.items() if n.startswith("hashing/")})
+    histories = [result["history"] for result in cells.values()]
     batched = [min(zip(h["test"], h["test_per_document"], strict=True)) for h in histories]
     parts = {name: results[f"parts/{name}"]["history"]["held_out"] for name in PARTS}
     best = [results[f"best_seed{seed}"]["metrics"] for seed in (1, 2, 3)]
@@ -215,7 +231,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         "cell": lambda name: cell(name)["metrics"],
         "exact": exact,
         "again": again,
-        "shorter": sum(cell(f"e1_{place}")["metrics"]["epochs"] < reference.SECTION5_EPOCHS for place in grid),
+        "shorter": sum(not is_full(cell(f"e1_{place}")) for place in grid),
         "e1_misfit": max(
             abs(cell(f"e1_b{b}_d{d}")["metrics"]["test_min"] - reference.TABLE3["e1", b, d]) for b, d in places
         ),
@@ -235,18 +251,14 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         "batched": [of_batches - of_documents for of_batches, of_documents in batched],
         "cells": len(histories),
         "scatter": lambda values: f"{statistics.mean(values):.1f} ({statistics.stdev(values):.1f})",
-        "full": {
-            name.removeprefix("hashing/"): result
-            for name, result in results.items()
-            if result["metrics"].get("epochs") == reference.SECTION5_EPOCHS
-        },
+        "full": {name: result for name, result in cells.items() if is_full(result)},
+        "explained": explained,
+        "e3_reported": [reference.TABLE3["e3", bits, 0] for bits in BITS if is_full(cell(f"e3_b{bits}_d0"))],
+        "e3_whole": [cell(f"e3_b{bits}_d0") for bits in BITS if is_full(cell(f"e3_b{bits}_d0"))],
         "part_costs": [min(parts[name]) - min(parts["full"]) for name in PARTS if name != "full"],
         "part_epoch": parts["full"].index(min(parts["full"])),
         "part_tests": results["parts/full"]["history"]["test"],
         "best": {key: [metrics[key] for metrics in best] for key in ("test_selected", "test_refined")},
-        "e3_fed": [
-            abs(reference.TABLE3["e3", b, 0] - column("e3", 0, "test_counts_min")[BITS.index(b)]) for b in (8, 64)
-        ],
         "gains": gains,
         "fed_misfit": max(map(abs, misfits)),
         "untrained_epoch": untrained.index(min(untrained)) + 1,

@@ -103,8 +103,12 @@ BESIDE = {  # columns of Table 3 beside the report's protocol, and what its capt
 
 
 def read_cells(results: Path) -> dict[str, dict]:
-    """The cells of a sweep by name, in the order of b, d, encoder."""
-    cells = {path.stem: json.loads(path.read_bytes()) for path in results.glob("*.json")}
+    """The cells of a sweep by name, in order."""
+    return in_order({path.stem: json.loads(path.read_bytes()) for path in results.glob("*.json")})
+
+
+def in_order(cells: dict[str, dict]) -> dict[str, dict]:
+    """Cells by name in the order of b, d, encoder."""
 
     def place(name: str) -> tuple:
         config = cells[name]["config"]
