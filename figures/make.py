@@ -153,9 +153,9 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
 def write_claims(claims: Sequence[findings.Claim], folder: Path) -> None:
     caption = (
         "What joint training did: nats per point, image or document, means over seeds, and the change with its 95% "
-        "interval over seeds, if there are several. Fréchet distances are of the discriminator's features; the report "
-        "has 1,000,000 iterations. Section 5: training documents, all codes of eight bits summed over; log p(x) is "
-        "compared with likelihood training for as long."
+        "interval over seeds, if there are several. In Section 4 the report has 1,000,000 iterations. Section 5: "
+        "training documents, all codes of eight bits summed over; log p(x) is compared with likelihood training for "
+        "as long."
     )
     header = ("section", "quantity", "seeds", "before", "after", "change", "as claimed")
     style.write_table(folder / "claims", caption, header, [claim.row() for claim in claims])

@@ -110,17 +110,23 @@ def read_cells(results: Path) -> dict[str, dict]:
 def in_order(cells: dict[str, dict]) -> dict[str, dict]:
     """Cells by name in the order of b, d, encoder."""
 
-    def place(name: str) -> tuple:
-        config = cells[name]["config"]
-        return config["bits"], config["decoder_layers"], config["encoder"], name
+    def order(name: str) -> tuple:
+        encoder, bits, layers = place(cells[name])
+        return bits, layers, encoder, name
 
-    return {name: cells[name] for name in sorted(cells, key=place)}
+    return {name: cells[name] for name in sorted(cells, key=order)}
+
+
+def place(result: dict) -> tuple[str, int, int]:
+    """Encoder, b and d of a cell: its place in Tables 2 and 3."""
+    config = result["config"]
+    return config["encoder"], config["bits"], config["decoder_layers"]
 
 
 def _grid(cells: dict[str, dict], protocol: dict) -> dict[tuple[str, int, int], dict]:
     """The cells of one protocol by encoder, b and d."""
     return {
-        tuple(result["config"][key] for key in ("encoder", "bits", "decoder_layers")): result
+        place(result): result
         for result in cells.values()
         if all(result["config"].get(key, value) == value for key, value in protocol.items())
     }
