@@ -110,6 +110,8 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         for gap in [metrics[run][f"{encoder}_{before}"]["train"]["gap"]]
     }
     assert costly == {(True, True), (False, False)}  # "losses above a nat come with gaps of 8 nats and more"
+    richer, e1 = lost("exact_richer_d1", "a1_joint"), lost("exact_d1", "e1_joint")
+    assert abs(richer - e1) < e1 / 10  # "a richer one does not help"
     assert len(values["above_without_codes"]) == 5
     of_e3 = {b: values["explained"](RESULTS[f"hashing/e3_b{b}_d0"]) for b in (8, 64)}
     assert of_e3 == {8: "either", 64: "counts"}  # as the page of Section 5 says
