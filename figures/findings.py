@@ -200,7 +200,6 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         return {0: "neither", 1: "".join(near), 2: "either"}[len(near)]
 
     exact = [f"exact_d{layers}" for layers in LAYERS]
-    again = [f"exact_seed2_d{layers}" for layers in LAYERS]
     places = list(itertools.product(BITS, LAYERS))
     grid = [f"b{bits}_d{layers}" for bits, layers in places]
     e1 = [lowest(f"e1_{place}") for place in grid]
@@ -218,7 +217,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
     gains = [published("e2", d)[i] - column("e2", d)[i] for d, i in e2]
     misfits = [published("e2", d)[i] - column("e2", d, "test_counts_min")[i] for d, i in e2]
     untrained = cell("e2_b64_d2")["history"]["test_counts"]
-    joint_runs = [*exact, *again, "exact_long_again"]
+    joint_runs = [*(run for layers in LAYERS for run in runs("e1_regressed_joint", layers)), "exact_long_again"]
     return {
         "lowest": lowest,
         "column": column,
@@ -227,13 +226,15 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         "reached": reached,
         "lost": lost,
         "lost_at": lambda stage, layers: [lost(run, stage) for run in runs(stage, layers)],
+        "additivity": lambda stage: [
+            results[run]["metrics"][stage]["normaliser"]["rms"] for run in runs("e1_joint", 0)
+        ],
         "behind_from_scratch": lambda stage, layers: [
             reached(run, "likelihood") - reached(run, stage) for run in runs(stage, layers)
         ],
         "gain": gain,
         "cell": lambda name: cell(name)["metrics"],
         "exact": exact,
-        "again": again,
         "shorter": sum(not is_full(cell(f"e1_{place}")) for place in grid),
         "e1_misfit": max(
             abs(cell(f"e1_b{b}_d{d}")["metrics"]["test_min"] - reference.TABLE3["e1", b, d]) for b, d in places

@@ -51,8 +51,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
     fid, joint_fid = frozen["frechet"]["inception"], joint["frechet"]["inception"]
     released = [metrics[f"{name}_released"]["frechet"]["inception"] for name in ("encoder", "joint")]
     e2, fed = values["column"]("e2", 1), values["column"]("e2", 1, "test_counts_min")
-    runs = {"e1": [*values["exact"], *values["again"]], "e3": values["exact"]}
-    worst = {encoder: max(lost(run, f"{encoder}_joint") for run in runs[encoder]) for encoder in runs}
+    worst = {e: max(max(values["lost_at"](f"{e}_joint", layers)) for layers in findings.LAYERS) for e in ("e1", "e3")}
     epochs = sorted(result["metrics"]["epochs"] for name, result in RESULTS.items() if name.startswith("hashing/"))
     fewer = [count for count in epochs if count < 1500]
     assert set(epochs[len(fewer) :]) == {1500}
@@ -103,7 +102,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
     assert reached("exact_d2", "likelihood_on") > reached("exact_d2", "e1_joint")
     costly = {
         (gap > 7.9, lost(run, f"{stage}joint") > 1)
-        for run in (*values["exact"], *values["again"], "exact_long", "exact_long_again")
+        for run in (name for name in RESULTS if name.startswith("exact_"))
         for encoder in RESULTS[run]["config"]["encoders"]
         for stage, before in ((f"{encoder}_", "frozen"), (f"{encoder}_regressed_", "regressed"))
         if f"{stage}joint" in metrics[run]
