@@ -168,10 +168,10 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         """That column of the report's Table 3."""
         return [reference.TABLE3[encoder, bits, layers] for bits in BITS]
 
-    def less_e1(encoder: str, bits: int) -> str:
-        """Difference of the minima over 200 epochs, d = 0, three seeds."""
+    def less_e1(encoder: str, bits: int, layers: int = 0) -> str:
+        """Difference of the minima over 200 epochs, three seeds."""
         seeds = ("", "_seed2", "_seed3")
-        here, e1 = ([lowest(f"{e}_b{bits}_d0{seed}", 200) for seed in seeds] for e in (encoder, "e1"))
+        here, e1 = ([lowest(f"{e}_b{bits}_d{layers}{seed}", 200) for seed in seeds] for e in (encoder, "e1"))
         return interval([a - b for a, b in zip(here, e1, strict=True)])
 
     def reached(run: str, stage: str, split: str = "train") -> float:
@@ -217,8 +217,8 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         e3[f"{reading}_off"] = [a - b for a, b in zip(e3["report"], e3[reading], strict=True)]
     parts = {name: results[f"parts/{name}"]["history"]["held_out"] for name in PARTS}
     best = [results[f"best_seed{seed}"]["metrics"] for seed in (1, 2, 3)]
-    # Of e2, all but b = 8, d = 0, which is undecided: published less ours, fed frequencies and fed counts.
-    e2 = [(layers, i) for layers in LAYERS for i in range(len(BITS))][1:]
+    # Of e2: published less ours, fed frequencies and fed counts.
+    e2 = [(layers, i) for layers in LAYERS for i in range(len(BITS))]
     gains = [published("e2", d)[i] - column("e2", d)[i] for d, i in e2]
     misfits = [published("e2", d)[i] - column("e2", d, "test_counts_min")[i] for d, i in e2]
     untrained = cell("e2_b64_d2")["history"]["test_counts"]

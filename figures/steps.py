@@ -46,9 +46,11 @@ DEEP = "--likelihood-epochs 60 --encoder-epochs 40 --joint-epochs 40 --scratch-e
 GRIDS = (
     sweep.Options(),
     sweep.Options(encoders=("e1",), bits=(64,), decoder_layers=(0,), estimators=("arm", "reinforce"), seeds=(1, 2, 3)),
-    sweep.Options(encoders=("e1",), bits=(64,), decoder_layers=(0,), seeds=(2, 3)),
+    sweep.Options(encoders=("e1", "e4"), bits=(64,), decoder_layers=(0, 1), seeds=(2, 3)),
+    sweep.Options(encoders=("e1", "e4"), bits=(8,), decoder_layers=(1,), seeds=(2, 3)),
     sweep.Options(encoders=("e1", "e3", "e4"), bits=(8, 16), decoder_layers=(0,), seeds=(2, 3)),
     sweep.Options(encoders=("e1",), held_out=(0.1,)),
+    sweep.Options(encoders=("e2", "e3", "e4"), bits=(64,), decoder_layers=(0,), held_out=(0.1,)),
     sweep.Options(encoders=("e3",), encoder_lr=0.1),
     sweep.Options(encoders=("e1",), bits=(64,), decoder_layers=(0, 1), encoder_lr=0.01),
     sweep.Options(encoders=("e1",), bits=(64,), decoder_layers=(0,), encoder_lr=0.003),
