@@ -51,7 +51,7 @@ def half_width(values: Sequence[float]) -> float:
 
 def interval(values: Sequence[float], digits: int = 1) -> str:
     """Mean and 95% t-interval, such as 6.6 ± 0.8."""
-    return f"{statistics.mean(values):.{digits}f} ± {half_width(values):.{digits}f}"
+    return f"{statistics.mean(values):z.{digits}f} ± {half_width(values):.{digits}f}"
 
 
 class Claim(NamedTuple):
