@@ -687,7 +687,7 @@ def stages(options: ExactOptions) -> list[Stage]:
                 Stage(f"{e}_regressed_joint", e, "elbo", on, both, "likelihood", f"{e}_regressed"),
                 Stage(f"{e}_scratch_exact", e, "elbo", options.scratch_epochs, both),
             ]
-    # A regression on marginals, or two samples of independent bits, would not be of a1's posterior.
+    # Of a1 only what its exact ELBO makes of the decoder of likelihood: regression and DisARM are for independent bits.
     return [stage for stage in plan if stage.encoder != "a1" or stage.name in ("a1_frozen", "a1_joint")]
 
 

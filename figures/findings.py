@@ -51,7 +51,7 @@ def half_width(values: Sequence[float]) -> float:
 
 def interval(values: Sequence[float], digits: int = 1) -> str:
     """Mean and 95% t-interval, such as 6.6 ± 0.8."""
-    return f"{statistics.mean(values):z.{digits}f} ± {half_width(values):.{digits}f}"
+    return f"{statistics.mean(values):z,.{digits}f} ± {half_width(values):,.{digits}f}"
 
 
 class Claim(NamedTuple):
@@ -69,16 +69,26 @@ class Claim(NamedTuple):
         """Means over seeds, and the change with its 95% t-interval; as claimed if all of it is."""
         digits = 4 if abs(self.before[0]) < 10 else 2
         changes = [after - before for before, after in zip(self.before, self.after, strict=True)]
-        change, half = statistics.mean(changes), 0.0
-        text = f"{change:,.{digits}f}"
-        if len(changes) > 1:
-            half = half_width(changes)
-            text += f" ± {half:,.{digits}f}"
-        verdict = "within chance" if abs(change) <= half else "yes" if (change > 0) == self.rises else "no"
-        means = (f"{statistics.mean(values):,.{digits}f}" for values in (self.before, self.after))
+        change = statistics.mean(changes)
+        verdict = "yes" if (change > 0) == self.rises else "no"
         if len(changes) == 1:
-            verdict += ", in one seed"
+            text, verdict = f"{change:,.{digits}f}", f"{verdict}, in one seed"
+        else:
+            text = interval(changes, digits)
+            verdict = "within chance" if abs(change) <= half_width(changes) else verdict
+        means = (f"{statistics.mean(values):,.{digits}f}" for values in (self.before, self.after))
         return (self.section, self.quantity, str(len(changes)), *means, text, verdict)
+
+
+def exact_runs(results: Mapping[str, dict], stage: str, layers: int) -> list[str]:
+    """Runs of `hashing.py exact` with d hidden layers that have a stage, by seed; not those of other lengths."""
+    found = [
+        name
+        for name, result in results.items()
+        if name.startswith("exact_") and "long" not in name
+        if result["config"]["decoder_layers"] == layers and stage in result["metrics"]
+    ]
+    return sorted(found, key=lambda name: results[name]["config"]["seed"])
 
 
 def claims(results: Mapping[str, dict]) -> list[Claim]:
@@ -105,10 +115,8 @@ def claims(results: Mapping[str, dict]) -> list[Claim]:
         add("4", f"{quantity}, drawn faces", [(h[key][0], h[key][-1]) for h in drawn], rises)
     for layers, encoder in itertools.product(LAYERS, ("e1", "e3", "a1")):
         runs = [
-            {stage: m["train"] for stage, m in result["metrics"].items() if "train" in m}
-            for name, result in results.items()
-            if name.startswith("exact_") and "long" not in name and result["config"]["decoder_layers"] == layers
-            if f"{encoder}_joint" in result["metrics"]
+            {stage: m["train"] for stage, m in results[name]["metrics"].items()}
+            for name in exact_runs(results, f"{encoder}_joint", layers)
         ]
         pairs = [(run[f"{encoder}_frozen"]["elbo"], run[f"{encoder}_joint"]["elbo"]) for run in runs]
         add("5", f"ELBO, {encoder}, d = {layers}", pairs, True)
@@ -169,7 +177,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         return [reference.TABLE3[encoder, bits, layers] for bits in BITS]
 
     def less_e1(encoder: str, bits: int, layers: int = 0) -> str:
-        """Difference of the minima over 200 epochs, three seeds."""
+        """Difference of the minima over the first 200 epochs, three seeds."""
         seeds = ("", "_seed2", "_seed3")
         here, e1 = ([lowest(f"{e}_b{bits}_d{layers}{seed}", 200) for seed in seeds] for e in (encoder, "e1"))
         return interval([a - b for a, b in zip(here, e1, strict=True)])
@@ -186,9 +194,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         return curve[-1] - curve[-1 - epochs]
 
     def runs(stage: str, layers: int) -> list[str]:
-        """Runs of `hashing.py exact` with d hidden layers that have a stage, by seed; not those of other lengths."""
-        ends = (f"_d{layers}", f"_richer_d{layers}", f"_seed2_d{layers}", f"_seed2_e3_d{layers}", f"_seed3_d{layers}")
-        return [run for end in ends if stage in results.get(run := f"exact{end}", {"metrics": {}})["metrics"]]
+        return exact_runs(results, stage, layers)
 
     def explained(result: dict, within: float = 5.0) -> str:
         """Which reading of the released code's test loop comes within so many nats of the report's Table 3."""
@@ -197,7 +203,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         if published is None or readings["counts"] is None:
             return "-"
         near = [name for name, value in readings.items() if abs(value - published) <= within]
-        return {0: "neither", 1: "".join(near), 2: "either"}[len(near)]
+        return "either" if len(near) == 2 else "".join(near) or "neither"
 
     exact = [f"exact_d{layers}" for layers in LAYERS]
     places = list(itertools.product(BITS, LAYERS))

@@ -96,7 +96,7 @@ BESIDE = {  # columns of Table 3 beside the report's protocol, and what its capt
     "chosen": (
         {"held_out": 0.1},
         "trained on nine tenths of the training documents, tested at the epoch (in brackets) that the other tenth "
-        "chooses",
+        "chooses, of the epochs that hashing_cells has",
     ),
     "rate 0.1": ({"encoder_lr": 0.1}, "Adam's for the encoder, instead of 1e-3; the minimum (epochs)"),
 }
@@ -156,10 +156,10 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
     beside: dict[str, dict[tuple, list[str]]] = {}
     notes = {}
     for column, (other, note) in BESIDE.items():
-        for (encoder, *place), result in _grid(cells, PROTOCOL | other).items():
+        for (encoder, bits, layers), result in _grid(cells, PROTOCOL | other).items():
             lowest = f"{result['metrics']['test_min']:.1f} ({result['metrics']['epochs']})"
             text = held_out_choice(result) if result["config"]["held_out"] else lowest
-            beside.setdefault(column, {}).setdefault(tuple(place), []).append(f"{encoder} {text}")
+            beside.setdefault(column, {}).setdefault((bits, layers), []).append(f"{encoder} {text}")
             notes[column] = f" {column.capitalize()}: {note}."
     of_the_report, corpora = _corpora(cells)
     for name, title, report, key in (

@@ -74,7 +74,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"by {values['arm_gain']}, three seeds",
         f"by {min(values['behind'])} to {max(values['behind'])} nats",
         f"e4 within {values['e4_less_e1']:.1f} of e1",
-        f"{reference.TABLE3['e3', 8, 0]} to {reference.TABLE3['e3', 64, 0]} at d = 0",
+        f"{e3['report']} at d = 0 | b = {e3['bits']}: {e3['frequencies']}; fed counts {e3['counts']}",
         f"{min(values['published']('e2', 1))} to {max(values['published']('e2', 1))} at d = 1",
         f"{min(e2):.1f} to {max(e2):.1f}; fed counts {min(fed):.1f} to {max(fed):.1f}",
         f"e1 up to {worst['e1']:.1f}; fitted first, {max(values['from_regression']):.2f}",
@@ -85,12 +85,11 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"loses {pulls} nats more of log p(x) than with full Gaussians (three seeds)",
         f"Encoders {min(starts):.0f} to {max(starts):.0f} nats below log p(x) lose {costs} more.",
         f"up to {worst['e1']:.1f} nats of train likelihood with counts and {worst['e3']:.1f} with frequencies",
-        f"at most {values['family']:.2f} nats, and from an encoder fitted by regression joint training loses at most "
+        f"at most {values['family']:.2f} nats, and from e1 fitted by regression joint training loses at most "
         f"{max(values['from_regression']):.2f}:",
         f"reaches {min(values['best']['test_selected']):.1f} where the report has {reference.TABLE3['e1', 64, 0]}",
         f"{RESULTS['celeba/dcgan']['images']:,} of {reference.CELEBA_IMAGES:,} photographs",
         f"{joint['iterations']:,} of {reference.SECTION4_ITERATIONS:,} iterations",
-        f"b = {e3['bits']}: {e3['frequencies']}; fed counts {e3['counts']}",
         f"Section 5 uses {fewer[0]} to {fewer[-1]} of the report's 1,500 epochs, "
         f"but for {len(epochs) - len(fewer)} cells",
     ]
