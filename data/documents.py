@@ -159,13 +159,13 @@ class Workspace:
         self.tensors: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
     def take(self, rows: int, words: int, k: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Room for logits, at least (rows, words), and for factors (words, k + 4)."""
+        """Room for logits (words, rows) and for factors (words, k + 4)."""
         logits, factors = self.tensors.get(dtype, (None, None))
-        if logits is None or factors is None or len(logits) < rows or logits.device != device:
-            logits = torch.empty(rows, words, dtype=dtype, device=device)
+        if logits is None or factors is None or len(logits) < words * rows or logits.device != device:
+            logits = torch.empty(words * rows, dtype=dtype, device=device)
             factors = torch.empty(words, k + 4, dtype=dtype, device=device)
             self.tensors[dtype] = logits, factors
-        return logits, factors
+        return logits[: words * rows].view(words, rows), factors
 
 
 class RelativeNLL(torch.autograd.Function):
@@ -185,7 +185,7 @@ class RelativeNLL(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, batch: Batch, workspace: Workspace, dtype: torch.dtype
     ) -> Tensor:
         k, u, n = hidden.shape[1], batch.u, batch.n
-        room, factors = workspace.take(len(hidden), len(bias), k, dtype, u.device)
+        logits, factors = workspace.take(len(hidden), len(bias), k, dtype, u.device)
         # Bias and shift take part in the product, as two columns each: rounded, and what that leaves. In bfloat16, a
         # log-probability of -10 alone would be off by up to 0.03.
         factors[:, :k] = weight
@@ -194,12 +194,12 @@ class RelativeNLL(torch.autograd.Function):
         mean, mean_bias = u @ weight, u @ bias
         shift = _rounded_and_remainder(-(hidden @ mean + mean_bias), dtype)
         rows = torch.cat([hidden.to(dtype), torch.ones_like(shift), shift], 1)
-        logits = torch.mm(rows, factors.T, out=room[: len(hidden)])
+        torch.mm(factors, rows.T, out=logits)
         largest, total = torch.zeros_like(hidden[:, 0]), _exponentiate_and_sum(logits, u.dtype)
         if not math.isfinite(total.sum()):
-            torch.mm(rows, factors.T, out=logits)
-            largest = logits.amax(1)
-            total = _exponentiate_and_sum(logits.sub_(largest[:, None]), u.dtype)
+            torch.mm(factors, rows.T, out=logits)
+            largest = logits.amax(0)
+            total = _exponentiate_and_sum(logits.sub_(largest), u.dtype)
             largest = largest.to(u.dtype)
         # sum_v x_v logits_v, shifted, so that of x = c + u only c is left: from c @ weight, once for all rows.
         documents = batch.counts.product(weight).addr_(n - 1, mean, alpha=-1)
@@ -218,14 +218,14 @@ class RelativeNLL(torch.autograd.Function):
         scale = weights / total
         grad_hidden = None
         if ctx.needs_input_grad[0]:
-            product = (exponentials @ factors[:, : len(mean)]).to(grad.dtype)
+            product = (exponentials.T @ factors[:, : len(mean)]).to(grad.dtype)
             grad_hidden = product.mul_(scale[:, None]).addr_(weights, mean, alpha=-1).addmm_(grad, documents, alpha=-1)
-        product = (exponentials.T @ (hidden * scale[:, None]).to(exponentials.dtype)).to(grad.dtype)
+        product = (exponentials @ (hidden * scale[:, None]).to(exponentials.dtype)).to(grad.dtype)
         by_document = grad.T @ hidden
         grad_weight = product.sub_(batch.counts.product(by_document, transposed=True)).addr_(
             batch.u, by_document.sum(0), alpha=-1
         )
-        product, by_document = (exponentials.T @ scale.to(exponentials.dtype)).to(grad.dtype), grad.sum(0)
+        product, by_document = (exponentials @ scale.to(exponentials.dtype)).to(grad.dtype), grad.sum(0)
         counts = batch.counts.product(by_document[:, None], transposed=True)[:, 0]
         grad_bias = product.sub_(counts).sub_(batch.u * by_document.sum())
         return grad_hidden, grad_weight, grad_bias, None, None, None
@@ -249,9 +249,9 @@ def distinct_codes(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _exponentiate_and_sum(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Put exp(logits) in the place of the logits (R, V); their sums over the words, (R,), in `dtype`."""
-    # Some columns at a time, as bfloat16 rounds each sum; a sum in another type would copy all of them.
-    parts = [part.sum(1).to(dtype) for part in logits.exp_().split(2560, 1)]
+    """Put exp(logits) in the place of the logits (V, K); their sums over the words, (K,), in `dtype`."""
+    # Some words at a time, as bfloat16 rounds each sum; a sum in another type would copy all of them.
+    parts = [part.sum(0).to(dtype) for part in logits.exp_().split(2560)]
     return sum(parts[1:], parts[0])
 
 
