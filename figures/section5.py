@@ -390,7 +390,7 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     """Section 5 at a glance; results: of `hashing.py exact`, by seed and d; cells: of `shown`.
 
     (a) and (b) What joint training does to the exact likelihood, for e3, if it was run, and the first decoder, and for
-    e1 and the last, of the first seed; (c) for all, the likelihood lost in joint training against the gap before it;
+    e1 and the last, of the first seed; (c) for all, the likelihood lost in joint training against the gap before it, hollow if by regression;
     (d) test curves of counts, frequencies, and frequencies in the scale of counts.
     """
     first = {result["config"]["decoder_layers"]: result for result in reversed(results)}  # the first of each d
@@ -409,16 +409,20 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
         layers, stages = result["config"]["decoder_layers"], result["metrics"]
         for name in (name for name in stages if name.endswith("_joint")):
             encoder = name.partition("_")[0]
-            start = f"{encoder}_regressed" if name == f"{encoder}_regressed_joint" else f"{encoder}_frozen"
+            regressed = name == f"{encoder}_regressed_joint"
+            start = f"{encoder}_{'regressed' if regressed else 'frozen'}"
             train = {stage: stages[stage]["train"] for stage in ("likelihood_on", start, name)}
             lost = train["likelihood_on"]["log_likelihood"] - train[name]["log_likelihood"]
             look = {"color": COLOUR[encoder], "marker": style.MARKERS[layers]}
+            look["markerfacecolor"] = "none" if regressed else COLOUR[encoder]
             axis.plot(train[start]["gap"], lost, **look, linestyle="none", markersize=4)
     present = sorted({encoder for result in results for encoder in result["config"]["encoders"]})
     keys = [Line2D([], [], color=COLOUR[encoder], linewidth=4, label=encoder) for encoder in present]
     for layers in sorted({result["config"]["decoder_layers"] for result in results}):
         marker = style.MARKERS[layers]
         keys.append(Line2D([], [], color="0.35", marker=marker, linestyle="none", label=f"d = {layers}"))
+    hollow = {"color": "0.35", "markerfacecolor": "none", "linestyle": "none"}
+    keys.append(Line2D([], [], marker="o", **hollow, label="by regression"))
     axis.legend(handles=keys, fontsize=7, loc="upper left")
     axis.axhline(0, color="0.7", linewidth=0.8)
     axis.set(
