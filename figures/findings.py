@@ -221,7 +221,8 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
     ]
     histories = [result["history"] for result in cells.values()]
     batched = [min(zip(h["test"], h["test_per_document"], strict=True)) for h in histories]
-    whole = {bits: cell(f"e3_b{bits}_d0")["metrics"] for bits in BITS if is_full(cell(f"e3_b{bits}_d0"))}
+    full_bits = {e: [bits for bits in BITS if is_full(cell(f"{e}_b{bits}_d0"))] for e in section5.ENCODERS}
+    whole = {bits: cell(f"e3_b{bits}_d0")["metrics"] for bits in full_bits["e3"]}
     e3 = {"bits": list(whole), "report": [reference.TABLE3["e3", bits, 0] for bits in whole]}
     for reading, key in (("counts", "test_counts_min"), ("frequencies", "test_min")):
         e3[reading] = [metrics[key] for metrics in whole.values()]
@@ -271,6 +272,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         "cells": len(histories),
         "scatter": lambda values: f"{statistics.mean(values):.1f} ({statistics.stdev(values):.1f})",
         "full": {name: result for name, result in cells.items() if is_full(result)},
+        "full_bits": full_bits,
         "explained": explained,
         "below": {
             "means": [statistics.mean(train[-100:]) - published for train, published in trained],

@@ -170,7 +170,7 @@ def render(folder: Path) -> list[str]:
 
     mixture, dcgan = first("mixture_released", "mixture"), first("celeba/dcgan")
     exact = {name: result for name, result in results.items() if name.startswith("exact_")}
-    curves = first("hashing_e1_64_0", "hashing/e1_b64_d0", "hashing/e1_b8_d0")
+    curves = first("hashing/e1_b64_d0", "hashing/e1_b8_d0")
     stages = {name: results[f"celeba/{name}"] for name in section4.STAGES if f"celeba/{name}" in results}
     tracked = {name: result for name, result in stages.items() if not name.startswith("encoder")}
     inference = {n.removeprefix("inference/"): r for n, r in results.items() if n.startswith("inference/")}
