@@ -390,8 +390,9 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     """Section 5 at a glance; results: of `hashing.py exact`, by seed and d; cells: of `shown`.
 
     (a) and (b) What joint training does to the exact likelihood, for e3, if it was run, and the first decoder, and for
-    e1 and the last, of the first seed; (c) for all, the likelihood lost in joint training against the gap before it, hollow if by regression;
-    (d) test curves of counts, frequencies, and frequencies in the scale of counts.
+    e1 and the last, of the first seed; (c) for all, the likelihood lost in joint training against the gap before it,
+    hollow where a regression had fitted the encoder; (d) test curves of counts, frequencies, and frequencies in the
+    scale of counts.
     """
     first = {result["config"]["decoder_layers"]: result for result in reversed(results)}  # the first of each d
     figure, axes = plt.subplots(2, 2, figsize=(7.6, 6))
@@ -451,5 +452,5 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
         xlim=(max(1, max(map(len, curves.values())) // 30), None),
         ylim=(low - 0.3 * (high - low), high + 0.1 * (high - low)),
     )
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="lower right")
     style.save(figure, folder, "section5")
