@@ -422,8 +422,8 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     for layers in sorted({result["config"]["decoder_layers"] for result in results}):
         marker = style.MARKERS[layers]
         keys.append(Line2D([], [], color="0.35", marker=marker, linestyle="none", label=f"d = {layers}"))
-    hollow = {"color": "0.35", "markerfacecolor": "none", "linestyle": "none"}
-    keys.append(Line2D([], [], marker="o", **hollow, label="by regression"))
+    hollow = Line2D([], [], color="0.35", marker="o", markerfacecolor="none", linestyle="none", label="by regression")
+    keys.append(hollow)
     axis.legend(handles=keys, fontsize=7, loc="upper left")
     axis.axhline(0, color="0.7", linewidth=0.8)
     axis.set(
