@@ -201,7 +201,8 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         the report's is above them; fed counts also the minimum of the first 300 epochs.
         """
         full = {bits: cell(f"{encoder}_b{bits}_d0") for bits in BITS if is_full(cell(f"{encoder}_b{bits}_d0"))}
-        found = {"bits": list(full), "report": [reference.TABLE3[encoder, bits, 0] for bits in full]}
+        found: dict[str, list[float]] = {"bits": list(full)}
+        found["report"] = [reference.TABLE3[encoder, bits, 0] for bits in full]
         for reading, key in (("counts", "test_counts_min"), ("frequencies", "test_min")):
             found[reading] = [result["metrics"][key] for result in full.values()]
             found[f"{reading}_off"] = [a - b for a, b in zip(found["report"], found[reading], strict=True)]
