@@ -414,16 +414,15 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
             start = f"{encoder}_{'regressed' if regressed else 'frozen'}"
             train = {stage: stages[stage]["train"] for stage in ("likelihood_on", start, name)}
             lost = train["likelihood_on"]["log_likelihood"] - train[name]["log_likelihood"]
-            look = {"color": COLOUR[encoder], "marker": style.MARKERS[layers]}
-            look["markerfacecolor"] = "none" if regressed else COLOUR[encoder]
+            face = "none" if regressed else COLOUR[encoder]
+            look = {"color": COLOUR[encoder], "marker": style.MARKERS[layers], "markerfacecolor": face}
             axis.plot(train[start]["gap"], lost, **look, linestyle="none", markersize=4)
     present = sorted({encoder for result in results for encoder in result["config"]["encoders"]})
     keys = [Line2D([], [], color=COLOUR[encoder], linewidth=4, label=encoder) for encoder in present]
     for layers in sorted({result["config"]["decoder_layers"] for result in results}):
         marker = style.MARKERS[layers]
         keys.append(Line2D([], [], color="0.35", marker=marker, linestyle="none", label=f"d = {layers}"))
-    hollow = Line2D([], [], color="0.35", marker="o", markerfacecolor="none", linestyle="none", label="by regression")
-    keys.append(hollow)
+    keys.append(Line2D([], [], color="0.35", marker="o", mfc="none", linestyle="none", label="by regression"))
     axis.legend(handles=keys, fontsize=7, loc="upper left")
     axis.axhline(0, color="0.7", linewidth=0.8)
     axis.set(
@@ -450,7 +449,7 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
         title=f"(d) test, b = {next(iter(cells.values()))['config']['bits']}, d = 0",
         xscale="log",
         xlim=(max(1, max(map(len, curves.values())) // 30), None),
-        ylim=(low - 0.3 * (high - low), high + 0.1 * (high - low)),
+        ylim=(low - 0.5 * (high - low), high + 0.1 * (high - low)),  # room for the legend below
     )
     axis.legend(fontsize=7, loc="lower right")
     style.save(figure, folder, "section5")

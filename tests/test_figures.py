@@ -91,7 +91,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"{RESULTS['celeba/dcgan']['images']:,} of {reference.CELEBA_IMAGES:,} photographs",
         f"{joint['iterations']:,} of {reference.SECTION4_ITERATIONS:,} iterations",
         f"Section 5 uses {fewer[0]} to {fewer[-1]} of the report's 1,500 epochs, "
-        f"but for {len(epochs) - len(fewer)} cells",
+        f"but for {len(epochs) - len(fewer)} runs",
     ]
     for sentence in said:
         assert sentence in README, sentence
