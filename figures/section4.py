@@ -234,15 +234,15 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
             point, (value, error) = own_gap(result)[0], lost(result)
             face = None if result["data"] == faces.NAME else "white"
             axes[1].errorbar(point, value, error, linestyle="none", markerfacecolor=face, **looks[kind])
-            if (sigma := result["config"]["sigma"]) != next(iter(kinds.values()))["config"]["sigma"]:
-                axes[1].annotate(
-                    f"$\\sigma$ {sigma:g}", (point, value), (-5, -10), textcoords="offset points", fontsize=6
-                )
+            usual = next(iter(kinds.values()))["config"]["sigma"]
+            if (sigma := result["config"]["sigma"]) != usual:
+                offset = (7, -2) if kind == "factorized" and sigma < usual else (-5, -10)  # below that one are others
+                axes[1].annotate(f"$\\sigma$ {sigma:g}", (point, value), offset, textcoords="offset points", fontsize=6)
         axes[1].plot([], [], linestyle="none", label=label, **looks[kind])
     if any(result["data"] != faces.NAME for result in results.values()):
         axes[1].plot([], [], linestyle="none", marker="o", color="gray", markerfacecolor="white", label="photographs")
     axes[1].set_xscale("symlog", linthresh=1)
-    axes[1].set(xlim=(0, None), ylim=(0, None))
+    axes[1].set(xlim=(0, None), ylim=(-1, None))
     for ticks in (axes[0].yaxis, axes[1].xaxis):
         ticks.set_major_formatter("{x:,g}")
     axes[1].set(xlabel="gap at the start (nats)", ylabel="log p(x) lost (nats per image)")
