@@ -256,6 +256,13 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         "behind_from_scratch": lambda stage, layers: [
             reached(run, "likelihood") - reached(run, stage) for run in runs(stage, layers)
         ],
+        "at_d0": max(lost(run, stage) for stage in ("e1_joint", "e1_regressed_joint") for run in runs(stage, 0)),
+        "gaps": lambda stage, layers: [results[run]["metrics"][stage]["train"]["gap"] for run in runs(stage, layers)],
+        "lag": max(  # of the curves in the figure's (a) and (b)
+            reached(run, stage) - results[run]["history"][stage]["train_log_likelihood"][-1]
+            for run, joint in (("exact_d0", "e3_joint"), ("exact_d2", "e1_joint"))
+            for stage in ("likelihood", "likelihood_on", joint)
+        ),
         "gain": gain,
         "cell": lambda name: cell(name)["metrics"],
         "exact": exact,
@@ -291,7 +298,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         "part_tests": results["parts/full"]["history"]["test"],
         "best": {key: [metrics[key] for metrics in best] for key in ("test_selected", "test_refined")},
         "gains": gains,
-        "fed_misfit": max(map(abs, misfits)),
+        "fed_misfit": max(map(abs, misfits[:-1])),  # without b = 64, d = 2
         "untrained_epoch": untrained.index(min(untrained)) + 1,
         "untrained_later": min(untrained[9:]),
         "without_codes": WITHOUT_CODES,

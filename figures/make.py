@@ -157,7 +157,7 @@ def write_claims(claims: Sequence[findings.Claim], folder: Path) -> None:
         "training documents, all codes of eight bits summed over; log p(x) is compared with likelihood training for "
         "as long."
     )
-    header = ("section", "quantity", "seeds", "before", "after", "change", "as claimed")
+    header = ("section", "quantity", "seeds", "before, or without", "after", "change", "as claimed")
     style.write_table(folder / "claims", caption, header, [claim.row() for claim in claims])
 
 

@@ -77,7 +77,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"{e3['report']} at d = 0 | b = {e3['bits']}: {e3['frequencies']}; fed counts {e3['counts']}",
         f"{min(values['published']('e2', 1))} to {max(values['published']('e2', 1))} at d = 1",
         f"{min(e2):.1f} to {max(e2):.1f}; fed counts {min(fed):.1f} to {max(fed):.1f}",
-        f"e1 up to {worst['e1']:.1f}; fitted first, {max(values['from_regression']):.2f}",
+        f"e1 up to {worst['e1']:.1f}; by regression, {max(values['from_regression']):.2f}",
         f"raises the ELBO by {code['joint']['elbo'] - code['frozen']['elbo']:.3f} nats, lowers the evidence of the "
         f"decoder by {code['truth']['evidence'] - code['joint']['evidence']:.3f}, and moves two centres by "
         f"{drifts[3]:.2f} and {drifts[2]:.2f}.",
@@ -87,7 +87,8 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"up to {worst['e1']:.1f} nats of train likelihood with counts and {worst['e3']:.1f} with frequencies",
         f"at most {values['family']:.2f} nats, and from e1 fitted by regression joint training loses at most "
         f"{max(values['from_regression']):.2f}:",
-        f"reaches {min(values['best']['test_selected']):.1f} where the report has {reference.TABLE3['e1', 64, 0]}",
+        f"ends at {min(values['best']['test_selected']):.1f} to {max(values['best']['test_selected']):.1f} "
+        f"(report: {reference.TABLE3['e1', 64, 0]})",
         f"{RESULTS['celeba/dcgan']['images']:,} of {reference.CELEBA_IMAGES:,} photographs",
         f"{joint['iterations']:,} of {reference.SECTION4_ITERATIONS:,} iterations",
         f"Section 5 uses {fewer[0]} to {fewer[-1]} of the report's 1,500 epochs, "
@@ -109,7 +110,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
     }
     assert costly == {(True, True), (False, False)}  # "losses above a nat come with gaps of 8 nats and more"
     richer, e1 = lost("exact_richer_d1", "a1_joint"), lost("exact_d1", "e1_joint")
-    assert abs(richer - e1) < e1 / 10  # "a richer one does not help"
+    assert abs(richer - e1) < e1 / 10  # "a richer family does not help"
     assert len(values["above_without_codes"]) == 5
     of_e3 = [values["explained"](RESULTS[f"hashing/e3_b{bits}_d0"]) for bits in values["e3"]["bits"]]
     assert of_e3 == ["either"] * (len(of_e3) - 1) + ["counts"]  # as the page of Section 5 says
