@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import SymmetricalLogLocator
 from scipy.optimize import minimize
 
 from data import faces
@@ -227,6 +228,7 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
         axes[0].plot(history["iteration"], change, **look)
         axes[0].plot(history["iteration"], bound, **look, linestyle=":")
     axes[0].set_yscale("symlog", linthresh=10)
+    axes[0].yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=10, subs=(1, 2, 5)))
     axes[0].set(xlabel="iteration", ylabel="nats per image, less the truth's log p(x)")
     axes[0].set_title("(a) log p(x), and ELBO (dotted)")
     for kind, label in INFERENCE.items():
@@ -297,7 +299,7 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
         f"{some['config']['evidence_images']} held-out images, with its 95% interval over images, in all and beyond "
         "what the full Gaussians lose, paired by image; share of J'J, by squares, off the diagonal; Fréchet distance "
         "of x* and the decoder's own samples in the discriminator's features, not an FID; change of log p(x) in the "
-        "last quarter; hours of the training steps, without what is tracked."
+        "last quarter, since the first point tracked in it; hours of the training steps, without what is tracked."
     )
     style.write_table(folder / "evidence", caption, header, rows)
     style.write_csv(folder / "evidence", header, rows)
@@ -337,7 +339,9 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
             axis.set_ylim(0, None)
     values = [value for result in results.values() for value in result["history"]["elbo"]]
     if min(values) < -20_000 < max(values):  # the first steps gain by far the most; 19,376 nats are the largest ELBO
-        axes[0].set_yscale("symlog", linthresh=20_000)
+        axes[0].set_yscale("symlog", linthresh=10_000)
+        axes[0].yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=10_000, subs=(1, 3)))
+        axes[0].yaxis.set_major_formatter("{x:,g}")
     handles, labels = axes[0].get_legend_handles_labels()
     title = f"{some['data']}, {some['config']['track_images']:,} images per point"
     figure.legend(handles, labels, loc="outside lower center", ncols=2, title=title, title_fontsize=8)

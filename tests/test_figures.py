@@ -82,8 +82,8 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"decoder by {code['truth']['evidence'] - code['joint']['evidence']:.3f}, and moves two centres by "
         f"{drifts[3]:.2f} and {drifts[2]:.2f}.",
         f"| {pulls}; an encoder {costs}, three seeds |",
-        f"loses {pulls} nats more of log p(x) than with full Gaussians (three seeds)",
-        f"Encoders {min(starts):.0f} to {max(starts):.0f} nats below log p(x) lose {costs} more.",
+        f"Gaussian costs {pulls} nats more of log p(x)",
+        f"encoders that start {min(starts):.0f} to {max(starts):.0f} nats below log p(x), {costs} more.",
         f"up to {worst['e1']:.1f} nats of train likelihood with counts and {worst['e3']:.1f} with frequencies",
         f"at most {values['family']:.2f} nats, and from e1 fitted by regression joint training loses at most "
         f"{max(values['from_regression']):.2f}:",
