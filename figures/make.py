@@ -153,8 +153,8 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
 def write_claims(claims: Sequence[findings.Claim], folder: Path) -> None:
     caption = (
         "What joint training did: nats per point, image or document, means over seeds, and the change with its 95% "
-        "interval over seeds, if there are several. Section 3: settings of the report's text. Section 4: the report has "
-        "1,000,000 iterations; drawn faces are those of section4.md, sigma 0.5, with encoders after 1,000 steps of "
+        "interval over seeds, if there are several. Section 3: settings of the report's text. Section 4: the report "
+        "has 1,000,000 iterations; drawn faces are those of section4.md, sigma 0.5, with encoders after 1,000 steps of "
         "the ELBO, log p(x) of 256 images and the ELBO of 500. Section 5: training documents, all codes of eight bits "
         "summed over; log p(x) is compared with likelihood training for as long."
     )
