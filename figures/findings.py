@@ -196,17 +196,20 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
     def runs(stage: str, layers: int) -> list[str]:
         return exact_runs(results, stage, layers)
 
-    def readings(encoder: str) -> dict[str, list[float]]:
-        """Of the full cells with d = 0: the report's test loss, ours by either reading of its test loop, and how far
-        the report's is above them; fed counts also the minimum of the first 300 epochs.
+    def readings(encoder: str, *layers: int) -> dict[str, list]:
+        """Of the full cells with these d: b and d, the report's test loss, ours by either reading of its test loop,
+        and how far the report's is above them; fed counts also the epoch, and the minimum of the first 300.
         """
-        full = {bits: cell(f"{encoder}_b{bits}_d0") for bits in BITS if is_full(cell(f"{encoder}_b{bits}_d0"))}
-        found: dict[str, list[float]] = {"bits": list(full)}
-        found["report"] = [reference.TABLE3[encoder, bits, 0] for bits in full]
+        places = [(bits, d) for d in layers for bits in BITS if is_full(cell(f"{encoder}_b{bits}_d{d}"))]
+        full = [cell(f"{encoder}_b{bits}_d{d}") for bits, d in places]
+        found: dict[str, list] = {"bits": [bits for bits, _ in places], "layers": [d for _, d in places]}
+        found["report"] = [reference.TABLE3[encoder, bits, d] for bits, d in places]
         for reading, key in (("counts", "test_counts_min"), ("frequencies", "test_min")):
-            found[reading] = [result["metrics"][key] for result in full.values()]
+            found[reading] = [result["metrics"][key] for result in full]
             found[f"{reading}_off"] = [a - b for a, b in zip(found["report"], found[reading], strict=True)]
-        found["counts_early"] = [min(result["history"]["test_counts"][:300]) for result in full.values()]
+        curves = [result["history"]["test_counts"] for result in full]
+        found["counts_epoch"] = [curve.index(min(curve)) + 1 for curve in curves]
+        found["counts_early"] = [min(curve[:300]) for curve in curves]
         return found
 
     def explained(result: dict, within: float = 5.0) -> str:
@@ -291,8 +294,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
             "means": [statistics.mean(train[-100:]) - published for train, published in trained],
             "lowest": [min(train) - published for train, published in trained],
         },
-        "e2": readings("e2"),
-        "e3": readings("e3"),
+        "readings": readings,
         "part_costs": [min(parts[name]) - min(parts["full"]) for name in PARTS if name != "full"],
         "part_epoch": parts["full"].index(min(parts["full"])),
         "part_tests": results["parts/full"]["history"]["test"],
