@@ -175,6 +175,11 @@ STEPS = {
             for layers, depth in ((0, ""), (1, f"--decoder-layers 1 {DEEP}"), (2, f"--decoder-layers 2 {DEEP}"))
             if layers <= deepest
         ),
+        Step(
+            "exact_seed3_d2",
+            f"hashing.py exact --encoders e1 --seed 3 --decoder-layers 2 {DEEP} --out {{self}}",
+            HOUR / 2,
+        ),
         *(Step(f"best_seed{i}", f"hashing.py best --seed {i} --out {{self}}", 800) for i in (1, 2, 3)),
         *(Step(f"parts/{name}", f"{BEST_HELD_OUT} {option} --out {{self}}", 300) for name, option in PARTS.items()),
         *(step for options in GRIDS for step in grid(options)),
