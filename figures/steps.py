@@ -26,6 +26,7 @@ def grid(options: sweep.Options) -> Iterator[Step]:
     """A step for every cell."""
     for name, cell in sweep.cells(options).items():
         one, ten = EPOCH[cell["decoder_layers"]]
+        ten = one if cell["bits"] == 8 else ten  # 256 codes at most, each decoded once
         seconds = cell["epochs"] * one + cell["fine_epochs"] * ten
         yield Step(f"hashing/{name}", f"{shlex.join(sweep.command(cell))} --out {{self}}", seconds)
 
