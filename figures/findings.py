@@ -266,6 +266,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
             for run, joint in (("exact_d0", "e3_joint"), ("exact_d2", "e1_joint"))
             for stage in ("likelihood", "likelihood_on", joint)
         ),
+        "likelihoods": sorted(reached(run, "likelihood") for run in (*runs("e1_joint", 2), "exact_long_again")),
         "gain": gain,
         "cell": lambda name: cell(name)["metrics"],
         "exact": exact,
