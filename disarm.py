@@ -103,7 +103,8 @@ def sampled_elbo(logits: Tensor, joint: Tensor, z: Tensor, generator: torch.Gene
     place = 2 ** torch.arange(z.shape[1] - 1, -1, -1, device=z.device)
 
     def f(pair: Tensor) -> Tensor:
-        values = joint.expand(len(pair), *joint.shape).gather(2, (pair.long() @ place)[..., None])[..., 0]
+        number = (pair.long() * place).sum(-1, keepdim=True)  # not @: CUDA has no product of integers
+        values = joint.expand(len(pair), *joint.shape).gather(2, number)[..., 0]
         return values - log_bernoulli(pair, logits.detach())
 
     return disarm(f, logits, generator)

@@ -354,8 +354,8 @@ class Trainer:
         Each code of a pair is a sample of q, so their mean loss is unbiased, and no decoder pass is spent on reporting.
         """
         losses: list[Tensor] = []
-        # Few bits: the pairs share most codes, which are decoded once. Many: a table of all would leave the caches.
-        at_once = pairs if self.options.bits <= 16 else 1
+        # Few bits: the pairs share most codes, decoded once. Many: a CPU's caches do not hold the logits of all pairs.
+        at_once = 1 if self.options.bits > 16 and self.device.type == "cpu" else pairs
         rounded = torch.bfloat16 if self.options.precision == "bfloat16" else None
         with run.products_in(self.options.precision):
             logits = self.model.encoder(batch)

@@ -1,10 +1,11 @@
 """One step and one evaluation of every trainer on a device other than the CPU, without one.
 
 The device is torch's own "meta", and under FakeTensorMode tensors have a device and a shape but no values. An operation
-on tensors of two devices fails as on a GPU, and so does a random stream of another device than its numbers, or NumPy
-taking a tensor that is not on the CPU. It shows nothing of values, kernels, memory or speed; numbers read off a tensor
-are ones. Left out are what selects elements by value and so has no shape here, `Exact.measure`, `Evidence.measure` and
-Section 3's oracle, and hashing.py's --average, which torch's AveragedModel does not do with tensors without values.
+on tensors of two devices fails as on a GPU, and so does a random stream of another device than its numbers, NumPy
+taking a tensor that is not on the CPU, or a product of integers, which CUDA lacks. It shows nothing of values, other
+kernels, memory or speed; numbers read off a tensor are ones. Left out are what selects elements by value and so has no
+shape here, `Exact.measure`, `Evidence.measure` and Section 3's oracle, and hashing.py's --average, which torch's
+AveragedModel does not do with tensors without values.
 """
 
 import contextlib
@@ -67,6 +68,8 @@ class Pretence(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         name, tensor = getattr(function, "__name__", ""), args[0] if args else None
         if isinstance(tensor, FakeTensor):
+            if "matmul" in name and not tensor.is_floating_point():
+                raise NotImplementedError(f"no product of integers on CUDA: {tensor.dtype}")
             if name in ("item", "__float__"):
                 return 1.0
             if name == "__bool__":
@@ -115,6 +118,8 @@ def test_the_pretence_finds_what_is_on_another_device() -> None:
         there.numpy()
     with pytest.raises(RuntimeError, match="generator"):
         torch.rand(3, generator=torch.Generator(), device=THERE)
+    with pytest.raises(NotImplementedError, match="int64"):
+        there.long() @ there.long()
     assert torch.rand(3, generator=torch.Generator(THERE), device=THERE).device == THERE
 
 
