@@ -196,14 +196,14 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
     def runs(stage: str, layers: int) -> list[str]:
         return exact_runs(results, stage, layers)
 
-    def readings(encoder: str, *layers: int) -> dict[str, list]:
-        """Of the full cells with these d: b and d, the report's test loss, ours by either reading of its test loop,
-        and how far the report's is above them; fed counts also the epoch, and the minimum of the first 300.
+    def readings(encoder: str, *layers: int, bits: Sequence[int] = BITS) -> dict[str, list]:
+        """Of the full cells with these d and b: b and d, the report's test loss, ours by either reading of its test
+        loop, and how far the report's is above them; fed counts also the epoch, and the minimum of the first 300.
         """
-        places = [(bits, d) for d in layers for bits in BITS if is_full(cell(f"{encoder}_b{bits}_d{d}"))]
-        full = [cell(f"{encoder}_b{bits}_d{d}") for bits, d in places]
-        found: dict[str, list] = {"bits": [bits for bits, _ in places], "layers": [d for _, d in places]}
-        found["report"] = [reference.TABLE3[encoder, bits, d] for bits, d in places]
+        places = [(b, d) for d in layers for b in bits if is_full(cell(f"{encoder}_b{b}_d{d}"))]
+        full = [cell(f"{encoder}_b{b}_d{d}") for b, d in places]
+        found: dict[str, list] = {"bits": [b for b, _ in places], "layers": [d for _, d in places]}
+        found["report"] = [reference.TABLE3[encoder, b, d] for b, d in places]
         for reading, key in (("counts", "test_counts_min"), ("frequencies", "test_min")):
             found[reading] = [result["metrics"][key] for result in full]
             found[f"{reading}_off"] = [a - b for a, b in zip(found["report"], found[reading], strict=True)]

@@ -193,19 +193,21 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
     for name, result in cells.items():
         m, config = result["metrics"], result["config"]
         fed, seconds = m.get("test_counts_min"), result["seconds"] / m["epochs"]
+        device = result["environment"]["device"]
+        where = f" x {result['environment']['threads']}" if device == "cpu" else f", {device}"
         rows.append(
             (
                 *(name, f"{m['test_min']:.1f}", m["test_min_epoch"], m["epochs"]),
                 "-" if fed is None else f"{fed:.1f}",
                 held_out_choice(result) if config["held_out"] else "-",
-                *(f"{m['precision_at_100']:.3f}", f"{seconds:.2f} x {result['environment']['threads']}"),
+                *(f"{m['precision_at_100']:.3f}", f"{seconds:.2f}{where}"),
             )
         )
     caption = (
         "Every cell trained: minimum of the test negative ELBO over epochs; the same with counts fed to an encoder "
         "made for frequencies; test value at the epoch that held-out documents choose, and that epoch (such "
         "cells train on the other documents only); precision@100 at the chosen epoch; seconds per epoch x threads, "
-        f"whatever else the machine was doing. {corpora}."
+        f"or GPU, whatever else the machine was doing. {corpora}."
     )
     style.write_table(folder / "hashing_cells", caption, header, rows)
     style.write_csv(folder / "hashing_cells", header, rows)
