@@ -119,6 +119,10 @@ def test_readme_numbers_are_those_of_the_results() -> None:
     told = {(values["explained"](RESULTS[f"hashing/e3_b{b}_d{d}"]), b) for b, d in places}
     assert {word for word, _ in told} == {"counts", "either"}  # "by all cells run in full"
     assert {word for word, b in told if b == 64} == {"counts"}
+    of_e2 = values["readings"]("e2", *findings.LAYERS)
+    off = sorted(zip(np.abs(of_e2["counts_off"]), of_e2["bits"], of_e2["layers"], strict=True))
+    assert off[-1][1:] == (16, 0)  # "but one, b = 16, d = 0"
+    assert off[-2][0] < 5  # "probably fed counts"
 
 
 def test_stages_have_results_of_their_names() -> None:
