@@ -77,7 +77,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"by {min(values['behind'])} to {max(values['behind'])} nats",
         f"e4 within {values['e4_less_e1']:.1f} of e1",
         f"{e3['report']} at b = 64, d = {e3['layers']} | fed counts {e3['counts']}; frequencies {e3['frequencies']} | "
-        f"report: fed counts, in all {len(of_e3['bits'])} full cells",
+        f"report: fed counts fit all {len(of_e3['bits'])} full cells",
         f"{min(values['published']('e2', 1))} to {max(values['published']('e2', 1))} at d = 1",
         f"{min(e2):.1f} to {max(e2):.1f}; fed counts {min(fed):.1f} to {max(fed):.1f}",
         f"e1 up to {worst['e1']:.1f}; by regression, {max(values['from_regression']):.2f}",
@@ -117,8 +117,9 @@ def test_readme_numbers_are_those_of_the_results() -> None:
     assert len(values["above_without_codes"]) == 5
     places = zip(of_e3["bits"], of_e3["layers"], strict=True)
     told = {(values["explained"](RESULTS[f"hashing/e3_b{b}_d{d}"]), b) for b, d in places}
-    assert {word for word, _ in told} == {"counts", "either"}  # "in all full cells"
-    assert {word for word, b in told if b == 64} == {"counts"}
+    assert {word for word, _ in told} == {"counts", "either"}  # "fed counts fit all"
+    assert {b for word, b in told if word == "counts"} == {32, 64}  # "b = 32, 64 tell the two apart"
+    assert {b for word, b in told if word == "either"} == {8, 16}
     of_e2 = values["readings"]("e2", *findings.LAYERS)
     off = sorted(zip(np.abs(of_e2["counts_off"]), of_e2["bits"], of_e2["layers"], strict=True))
     assert off[-1][1:] == (16, 0)  # "but one, b = 16, d = 0"
