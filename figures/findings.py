@@ -198,7 +198,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
 
     def readings(encoder: str, *layers: int, bits: Sequence[int] = BITS) -> dict[str, list]:
         """Of the full cells with these d and b: b and d, the report's test loss, ours by either reading of its test
-        loop, and how far the report's is above them; fed counts also the epoch, and the minimum of the first 300.
+        loop, and how far the report's is above them; fed counts also the epoch.
         """
         places = [(b, d) for d in layers for b in bits if is_full(cell(f"{encoder}_b{b}_d{d}"))]
         full = [cell(f"{encoder}_b{b}_d{d}") for b, d in places]
@@ -209,7 +209,6 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
             found[f"{reading}_off"] = [a - b for a, b in zip(found["report"], found[reading], strict=True)]
         curves = [result["history"]["test_counts"] for result in full]
         found["counts_epoch"] = [curve.index(min(curve)) + 1 for curve in curves]
-        found["counts_early"] = [min(curve[:300]) for curve in curves]
         return found
 
     def explained(result: dict, within: float = 5.0) -> str:

@@ -43,7 +43,7 @@ PARTS = {
     "prior": "--prior uniform",
     "rate": "--lr 1e-3",
 }
-DEEP = "--likelihood-epochs 60 --encoder-epochs 40 --joint-epochs 40 --scratch-epochs 60"
+DEEP = "--likelihood-epochs 60 --encoder-epochs 40 --joint-epochs 40 --scratch-epochs"
 GRIDS = (
     sweep.Options(),
     sweep.Options(encoders=("e1",), bits=(64,), decoder_layers=(0,), estimators=("arm", "reinforce"), seeds=(1, 2, 3)),
@@ -156,8 +156,8 @@ STEPS = {
         Step("mixture_released", "mixture.py --points-per-component 2000 --joint-lr 1e-4 --out {self}", 720),
         Step("disarm", "disarm.py --out {self}", 10, resume=False),
         Step("exact_d0", "hashing.py exact --out {self}", 1.5 * HOUR),
-        Step("exact_d1", f"hashing.py exact --decoder-layers 1 {DEEP} --out {{self}}", HOUR),
-        Step("exact_d2", f"hashing.py exact --decoder-layers 2 {DEEP} --out {{self}}", HOUR),
+        Step("exact_d1", f"hashing.py exact --decoder-layers 1 {DEEP} 60 --out {{self}}", HOUR),
+        Step("exact_d2", f"hashing.py exact --decoder-layers 2 {DEEP} 60 --out {{self}}", HOUR),
         Step(
             "exact_long",
             "hashing.py exact --encoders e1 --decoder-layers 2 --likelihood-epochs 60 --encoder-epochs 200 "
@@ -165,21 +165,19 @@ STEPS = {
             HOUR / 2,
         ),
         Step("exact_richer_d0", "hashing.py exact --encoders a1 --out {self}", 0.4 * HOUR),
-        Step("exact_richer_d1", f"hashing.py exact --encoders a1 --decoder-layers 1 {DEEP} --out {{self}}", HOUR / 3),
+        Step("exact_richer_d1", f"hashing.py exact --encoders a1 --decoder-layers 1 {DEEP} 60 --out {{self}}", 1200),
         *(
-            Step(f"exact_{name}_d{layers}", f"hashing.py exact {depth} {options} --out {{self}}", HOUR * 2 / 3)
-            for name, options, deepest in (
-                ("seed2", "--encoders e1 --seed 2", 2),
-                ("seed2_e3", "--encoders e3 --seed 2 --scratch-epochs 1", 1),
-                ("seed3", "--encoders e1 e3 --seed 3", 1),
+            Step(
+                f"exact_seed{i}_d{layers}",
+                f"hashing.py exact --encoders {encoders if layers < 2 else 'e1'} --seed {i} {depth} --out {{self}}",
+                HOUR * 2 / 3,
             )
-            for layers, depth in ((0, ""), (1, f"--decoder-layers 1 {DEEP}"), (2, f"--decoder-layers 2 {DEEP}"))
-            if layers <= deepest
+            for i, encoders in ((2, "e1"), (3, "e1 e3"))
+            for layers, depth in enumerate(("", f"--decoder-layers 1 {DEEP} 60", f"--decoder-layers 2 {DEEP} 60"))
         ),
-        Step(
-            "exact_seed3_d2",
-            f"hashing.py exact --encoders e1 --seed 3 --decoder-layers 2 {DEEP} --out {{self}}",
-            HOUR / 2,
+        *(
+            Step(f"exact_seed2_e3_{name}", f"hashing.py exact --encoders e3 --seed 2 {depth} 1 --out {{self}}", 1800)
+            for name, depth in (("d0", "--scratch-epochs"), ("d1", f"--decoder-layers 1 {DEEP}"))
         ),
         *(Step(f"best_seed{i}", f"hashing.py best --seed {i} --out {{self}}", 800) for i in (1, 2, 3)),
         *(Step(f"parts/{name}", f"{BEST_HELD_OUT} {option} --out {{self}}", 300) for name, option in PARTS.items()),
