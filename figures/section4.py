@@ -244,6 +244,7 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     if any(result["data"] != faces.NAME for result in results.values()):
         axes[1].plot([], [], linestyle="none", marker="o", color="gray", markerfacecolor="white", label="photographs")
     axes[1].set_xscale("symlog", linthresh=1)
+    axes[1].xaxis.get_major_locator().set_params(numticks=4)  # labels apart over six decades, too
     axes[1].set(xlim=(0, None), ylim=(-0.08 * axes[1].get_ylim()[1], None))  # room for labels below points
     for ticks in (axes[0].yaxis, axes[1].xaxis):
         ticks.set_major_formatter("{x:,g}")
