@@ -139,10 +139,18 @@ def of_section4(results: dict[str, dict]) -> dict[str, Any]:
         """The same in each seed."""
         return [beyond(f"{name}{seed}")[0] for seed in SEEDS]
 
+    def fell(name: str) -> float:
+        """By how much an arm's ELBO ends below its start: what log p(x) lost beyond what the gap narrowed."""
+        gaps = section4.own_gap(inference[name])
+        return section4.lost(inference[name])[0] - (gaps[0] - gaps[-1])
+
     return {
         "arm": inference,
+        "fell": fell,
+        "own": lambda name, i=-1: inference[name]["history"]["prior_discriminator"][i],
         "gap": lambda name: section4.own_gap(inference[name]),
         "starts": lambda names: [section4.own_gap(inference[name])[0] for name in names],
+        "ends": lambda names: [section4.own_gap(inference[name])[-1] for name in names],
         "losses": lambda names: [section4.lost(inference[name])[0] for name in names],
         "beyond": beyond,
         "over": over,
@@ -189,6 +197,10 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         """Train likelihood of a stage of joint training below likelihood training for as long."""
         return reached(run, "likelihood_on") - reached(run, stage)
 
+    def went_on(run: str) -> float:
+        """What likelihood training gains by going on."""
+        return reached(run, "likelihood_on") - reached(run, "likelihood")
+
     def gain(run: str, stage: str, epochs: int = 20) -> float:
         curve = results[run]["history"][stage]["train_log_likelihood"]
         return curve[-1] - curve[-1 - epochs]
@@ -221,6 +233,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         return "either" if len(near) == 2 else "".join(near) or "neither"
 
     exact = [f"exact_d{layers}" for layers in LAYERS]
+    wide = readings("e3", *LAYERS, bits=(32, 64))
     places = list(itertools.product(BITS, LAYERS))
     grid = [f"b{bits}_d{layers}" for bits, layers in places]
     e1 = [lowest(f"e1_{place}") for place in grid]
@@ -270,6 +283,8 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         ),
         "likelihoods": sorted(reached(run, "likelihood") for run in (*runs("e1_joint", 2), "exact_long_again")),
         "gain": gain,
+        "went_on": went_on,
+        "test_gaps": lambda stage: [results[run]["metrics"][stage]["test"]["gap"] for run in exact],
         "cell": lambda name: cell(name)["metrics"],
         "exact": exact,
         "shorter": sum(not is_full(cell(f"e1_{place}")) for place in grid),
@@ -298,6 +313,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
             "lowest": [min(train) - published for train, published in trained],
         },
         "readings": readings,
+        "fed_adds": [a - b for a, b in zip(wide["counts"], wide["frequencies"], strict=True)],
         "part_costs": [min(parts[name]) - min(parts["full"]) for name in PARTS if name != "full"],
         "part_epoch": parts["full"].index(min(parts["full"])),
         "part_tests": results["parts/full"]["history"]["test"],
