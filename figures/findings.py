@@ -197,6 +197,9 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         """Train likelihood of a stage of joint training below likelihood training for as long."""
         return reached(run, "likelihood_on") - reached(run, stage)
 
+    def minima(names: Sequence[str]) -> list[float]:
+        return [cell(name)["metrics"]["test_min"] for name in names]
+
     def went_on(run: str) -> float:
         """What likelihood training gains by going on."""
         return reached(run, "likelihood_on") - reached(run, "likelihood")
@@ -299,7 +302,7 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
             chosen["test_selected"] - lowest(f"e1_{place}", chosen["epochs"]) for place, chosen in held.items()
         ],
         "estimators": {"disarm": disarm, "arm": arm, "reinforce": reinforce},
-        "minima": lambda names: [cell(name)["metrics"]["test_min"] for name in names],
+        "minima": minima,
         "arm_gain": interval(
             [cell(a)["metrics"]["test_min"] - cell(b)["metrics"]["test_min"] for a, b in zip(arm, disarm, strict=True)]
         ),
@@ -313,6 +316,10 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
             "lowest": [min(train) - published for train, published in trained],
         },
         "readings": readings,
+        "by_seed": lambda *names: {
+            "counts": [cell(name)["metrics"]["test_counts_min"] for name in names],
+            "frequencies": minima(names),
+        },
         "fed_adds": [a - b for a, b in zip(wide["counts"], wide["frequencies"], strict=True)],
         "part_costs": [min(parts[name]) - min(parts["full"]) for name in PARTS if name != "full"],
         "part_epoch": parts["full"].index(min(parts["full"])),

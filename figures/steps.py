@@ -50,6 +50,8 @@ GRIDS = (
     sweep.Options(encoders=("e1", "e4"), bits=(64,), decoder_layers=(0, 1), seeds=(2, 3)),
     sweep.Options(encoders=("e1", "e4"), bits=(8,), decoder_layers=(1,), seeds=(2, 3)),
     sweep.Options(encoders=("e1", "e3", "e4"), bits=(8, 16), decoder_layers=(0,), seeds=(2, 3)),
+    sweep.Options(encoders=("e2",), bits=(8,), decoder_layers=(0,), seeds=(2, 3)),
+    sweep.Options(encoders=("e2",), bits=(16,), decoder_layers=(0,), seeds=(2,)),
     sweep.Options(encoders=("e1",), held_out=(0.1,)),
     sweep.Options(encoders=("e2", "e3", "e4"), bits=(64,), decoder_layers=(0,), held_out=(0.1,)),
     sweep.Options(encoders=("e3",), encoder_lr=0.1),
