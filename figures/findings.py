@@ -255,11 +255,10 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
     parts = {name: results[f"parts/{name}"]["history"]["held_out"] for name in PARTS}
     best = [results[f"best_seed{seed}"]["metrics"] for seed in (1, 2, 3)]
     # Of e2, fed counts: how far cells of fewer epochs than the report's are from it, but for b = 64, d = 2.
-    shorter = {place: cell("e2_b{}_d{}".format(*place)) for place in places if place != (64, 2)}
     misfits = [
-        abs(reference.TABLE3["e2", *place] - result["metrics"]["test_counts_min"])
-        for place, result in shorter.items()
-        if not is_full(result)
+        abs(reference.TABLE3["e2", bits, d] - result["metrics"]["test_counts_min"])
+        for bits, d in places
+        if (bits, d) != (64, 2) and not is_full(result := cell(f"e2_b{bits}_d{d}"))
     ]
     untrained = cell("e2_b64_d2")["history"]["test_counts"]
     joint_runs = [*(run for layers in LAYERS for run in runs("e1_regressed_joint", layers)), "exact_long_again"]

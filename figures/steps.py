@@ -43,6 +43,7 @@ PARTS = {
     "prior": "--prior uniform",
     "rate": "--lr 1e-3",
 }
+# Of `hashing.py exact` with hidden layers; the number of epochs from scratch follows.
 DEEP = "--likelihood-epochs 60 --encoder-epochs 40 --joint-epochs 40 --scratch-epochs"
 GRIDS = (
     sweep.Options(),

@@ -78,10 +78,10 @@ def test_readme_numbers_are_those_of_the_results() -> None:
         f"by {min(values['behind'])} to {max(values['behind'])} nats",
         f"e4 within {values['e4_less_e1']:.1f} of e1",
         f"{e3['report']} at b = 64, d = {e3['layers']} | fed counts {e3['counts']}; frequencies {e3['frequencies']} | "
-        f"report: fed counts fit all {len(of_e3['bits'])} cells of 1,500 epochs",
+        f"report: fed counts fit all {len(of_e3['bits'])} cells of 1,500 epochs, seed 1",
         f"{min(values['published']('e2', 1))} to {max(values['published']('e2', 1))} at d = 1",
         f"{min(e2):.1f} to {max(e2):.1f}; fed counts {min(fed):.1f} to {max(fed):.1f} | report: probably fed counts "
-        f"({sum(miss <= 5 for miss in np.abs(of_e2['counts_off']))} of {len(of_e2['bits'])} cells)",
+        f"({sum(miss <= 5 for miss in np.abs(of_e2['counts_off']))} of {len(of_e2['bits'])} such)",
         f"e1 up to {worst['e1']:.1f}; by regression, {max(values['from_regression']):.2f}",
         f"raises the ELBO by {code['joint']['elbo'] - code['frozen']['elbo']:.3f} nats, lowers the evidence of the "
         f"decoder by {code['truth']['evidence'] - code['joint']['evidence']:.3f}, and moves two centres by "
