@@ -238,6 +238,7 @@ class Trainer:
         device: torch.device,
     ):
         self.vae, self.objective, self.options, self.spaces, self.device = vae, objective, options, spaces, device
+        self.tested = vae  # what is tracked; in celeba_joint.py its decoder may be an average
         parameters = [p for p in vae.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(parameters, options.lr or adam[0], betas=adam[1], fused=True)
         self.noise = torch.Generator(device).manual_seed(options.seed)
@@ -257,12 +258,12 @@ class Trainer:
         return loss.detach()
 
     def elbo(self) -> dict[str, Any]:
-        with modes(self.vae, *(NETWORKS if self.options.protocol == "released" else ())):
-            return mean_elbo(self.vae, self.options.track_images, self.options, self.device)
+        with modes(self.tested, *(NETWORKS if self.options.protocol == "released" else ())):
+            return mean_elbo(self.tested, self.options.track_images, self.options, self.device)
 
     def track(self) -> None:
         """Add a point to the curves."""
-        options, vae = self.options, self.vae
+        options, vae = self.options, self.tested
         elbo, one_by_one = self.elbo(), options.protocol == "released"
         images = Images(vae, options.track_images, options.batch_size, options.seed, self.device, one_by_one)
         for name, features in self.spaces.items():
@@ -376,7 +377,7 @@ def main(options: Options) -> None:
 
 def finish(trainer: Trainer, metrics: dict, origin: Mapping, stage: str) -> None:
     """Write result.json and the figure, and print the report, of a training that is done; stage: a row of Table 1."""
-    options, vae, device = trainer.options, trainer.vae, trainer.device
+    options, vae, device = trainer.options, trainer.tested, trainer.device
     seconds = trainer.seconds + metrics.pop("seconds")
     metrics |= {"iterations": trainer.iteration}
     result = run.save_result(

@@ -17,10 +17,11 @@ keeps its own. --freeze-decoder is the control that Table 1 lacks: its first row
 log q(z given x), not the ELBO, so part of what joint training gains is the encoder's. Here the encoder gets the
 ELBO, and the decoder stays g*.
 
---inference takes the encoder away: *factorized* and *full* give each image a Gaussian of its own, found under the
-present decoder by Newton-like steps from the latents that the image was made of, so that no encoder lags behind. With
-the full covariance q is all but the posterior, and joint training all but maximum likelihood: the control that Section
-3 (d) is there. What *factorized* loses beyond it is the family's. Both want the report's protocol.
+--weight w takes the encoder away: each image has Gaussians of its own, found under the present decoder by Newton-like
+steps from the latents that the image was made of, so that no encoder lags behind. What is maximised is (1 - w) times
+the ELBO of the best full Gaussian and w times that of the best factorized one. With w = 0, q is all but the posterior,
+and joint training all but maximum likelihood: the control that Section 3 (d) is there. What w = 1 loses beyond it is
+the factorized family's. Wants the report's protocol. An image is used in --reuse steps, its Gaussians improved by each.
 
 Tracked for every kind, on held-out images of the ground truth, is what a bound cannot show: log p(x) under the present
 decoder, by importance sampling from the full Gaussian; and how far below it the ELBOs of the best Gaussians are.
@@ -33,7 +34,7 @@ All quantities are in nats per image, of 12,288 dimensions.
 
     uv run celeba_joint.py                                      after celeba_encoder.py
     uv run celeba_joint.py --freeze-decoder --out runs/elbo     the control
-    uv run celeba_joint.py --inference full --out runs/full     without an encoder
+    uv run celeba_joint.py --weight 1 --out runs/factorized     without an encoder
     uv run celeba_joint.py quick                                after `celeba_encoder.py quick`; no FID
 """
 
@@ -48,6 +49,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import dcgan
 from celeba_encoder import (
@@ -71,11 +73,11 @@ from celeba_encoder import (
 )
 from data import celeba, faces
 from figures import run, section4
-from figures.cli import Natural, OptionalPositive, RunError, Several, cli
+from figures.cli import Count, Fraction, Natural, OptionalPositive, OptionalShare, RunError, Several, cli
 from figures.frechet import Features, Moments
 
-Inference = Literal["encoder", "factorized", "full"]
 FAMILIES = ("factorized", "full")
+REUSE_RATE = 0.25  # of the steps of an image's means, once it has been in use
 CHUNK = 256  # images decoded at a time, and columns of Jacobians
 ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (1e-5, (0.9, 0.999))}  # learning rate, betas
 
@@ -90,8 +92,12 @@ class Options(TrainingOptions):
     """train the decoder's sigma too"""
     freeze_decoder: bool = False
     """train the encoder only, by the same ELBO"""
-    inference: Inference = "encoder"
-    """encoder: the fitted one; factorized, full: for each image a Gaussian of its own, with that covariance"""
+    average: Fraction = 0.0
+    """decay per step of an exponential moving average of the decoder, which is what is tracked and kept; 0: none"""
+    weight: OptionalShare = None
+    """None: with the encoder; w: without it, (1 - w) ELBO of each image's best full Gaussian + w of its factorized"""
+    reuse: Count = 1
+    """without an encoder: steps that an image is used in; twice it divides --batch-size"""
     evidence_images: Natural = 256
     """held-out images whose log p(x) and gaps are tracked; 0: none"""
     evidence_samples: Several = 100
@@ -104,13 +110,15 @@ class Options(TrainingOptions):
     def __post_init__(self) -> None:
         if self.evidence_images == 1:
             raise ValueError("--evidence-images must be 0, or at least 2 for an interval")
-        if self.inference == "encoder":
-            if self.sigma is not None:
-                raise ValueError("--sigma goes with --inference factorized and full; the encoder was fitted to its own")
+        if self.weight is None:
+            if self.sigma is not None or self.reuse > 1 or self.average:
+                raise ValueError("--sigma, --reuse and --average go with --weight")
         elif self.freeze_decoder or not self.evidence_images:
-            raise ValueError("--inference factorized and full train the decoder, and want --evidence-images")
+            raise ValueError("--weight trains the decoder, and wants --evidence-images")
         elif self.precision == "bfloat16":
-            raise ValueError("--precision bfloat16 goes with --inference encoder; Jacobians are taken in float32")
+            raise ValueError("--precision bfloat16 goes with an encoder; Jacobians are taken in float32")
+        elif self.batch_size % (2 * self.reuse):
+            raise ValueError(f"--batch-size {self.batch_size} is no multiple of two times --reuse {self.reuse}")
 
 
 QUICK = Options(
@@ -156,7 +164,7 @@ class Posteriors(nn.Module):
     def __init__(self, family: str, x: Tensor, start: Tensor):
         super().__init__()
         self.family = family
-        self.register_buffer("x", x, persistent=False)
+        self.register_buffer("x", x)
         self.register_buffer("mean", start.clone())  # (N, nz)
         self.register_buffer("precision", torch.eye(start.shape[1]).to(start).repeat(len(start), 1, 1))
 
@@ -182,16 +190,31 @@ class Posteriors(nn.Module):
             best = log_joint(vae, self.x, candidates).argmax(0)
             self.mean = candidates[best, torch.arange(len(best), device=best.device)]
 
-    @torch.no_grad()
-    def improve(self, vae: VAE, e: Tensor, rate: float) -> None:
-        """A natural-gradient step of the means on the ELBO, from the pair mean +- R e, e (N, nz).
+    def pair_elbo(self, vae: VAE, e: Tensor) -> Tensor:
+        """An estimate of the ELBO of each image, nats, (N,), from the pair mean +- R e, e (N, nz).
 
-        The gradient is E_q[J'(x - g(z))] / sigma^2 - mean; for a linear decoder, the pair's is exact.
+        Differentiable in the decoder, and in the means, whose gradient is E_q[J'(x - g(z))] / sigma^2 - mean; for a
+        linear decoder, the pair's is exact.
         """
-        pair = self.sample(torch.stack([e, -e]))
+        self.mean.requires_grad_()
+        return self.log_weights(vae, torch.stack([e, -e])).mean(0)
+
+    @torch.no_grad()
+    def improve(self, gradient: Tensor, rate: float) -> None:
+        """A natural-gradient step of the means on the ELBO, given its gradient (N, nz)."""
+        self.mean = self.mean + rate * torch.linalg.solve(self.precision, gradient[..., None])[..., 0]
+
+    def climb(self, vae: VAE, e: Tensor, rate: float) -> None:
+        """The same with the gradient from the pair mean +- R e, e (N, nz)."""
         with torch.enable_grad():
-            (gradients,) = torch.autograd.grad(log_joint(vae, self.x, pair.requires_grad_()).sum(), pair)
-        self.mean = self.mean + rate * torch.linalg.solve(self.precision, gradients.mean(0)[..., None])[..., 0]
+            (gradient,) = torch.autograd.grad(self.pair_elbo(vae, e).sum(), self.mean)
+        self.improve(gradient, rate)
+
+    @torch.no_grad()
+    def renew(self, new: "Posteriors") -> None:
+        """The new images and their Gaussians take the place of the oldest."""
+        for name in ("x", "mean", "precision"):
+            setattr(self, name, torch.cat([getattr(self, name)[len(new.x) :], getattr(new, name)]))
 
     def settle(self, vae: VAE, noise: torch.Generator) -> None:
         """To the Gaussian of largest ELBO, from the mode: three steps, of the precisions too, at falling rates."""
@@ -199,7 +222,7 @@ class Posteriors(nn.Module):
             e = normal(self.mean.shape, noise).to(self.mean)
             _, precision = curvature(vae, self.x, self.sample(e[None])[0])
             self.precision = self.precision.lerp(precision, rate)
-            self.improve(vae, e, rate)
+            self.climb(vae, e, rate)
 
     def log_weights(self, vae: VAE, e: Tensor) -> Tensor:
         """log p(x, z) - log q(z given x), nats, (S, N), of the samples made of e, (S, N, nz)."""
@@ -307,50 +330,83 @@ def estimate(log_w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Joint(Trainer):
-    """The joint training, with the evidence tracked, by an encoder or by a Gaussian for each image."""
+    """The joint training, with the evidence tracked, by an encoder or by Gaussians for each image."""
 
     def __init__(self, vae: VAE, options: "Continued", spaces: Mapping[str, Features], device: torch.device):
         def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
             return -vae.elbo(x, noise)["elbo"].mean()
 
         self.evidence = Evidence(vae, options, device) if options.evidence_images else None
-        self.by_encoder = options.inference == "encoder"
+        self.by_encoder = options.weight is None
         vae.encoder.requires_grad_(self.by_encoder)
         vae.add_module("evidence", self.evidence)  # in the state of `vae` it is in the checkpoint
         super().__init__(vae, objective, ADAM[options.protocol], options, spaces, device)
+        if options.weight is not None:
+            shares = {"factorized": options.weight, "full": 1 - options.weight}
+            self.shares = {family: share for family, share in shares.items() if share}
+            x = vae.sample(z := torch.zeros(options.batch_size, vae.nz, device=device), self.noise)[0]
+            # The images in use, the oldest first.
+            self.images = nn.ModuleDict({family: Posteriors(family, 0 * x, z) for family in self.shares})
+            vae.add_module("images", self.images)
+        if options.average:
+            self.averaged = AveragedModel(vae.decoder, multi_avg_fn=get_ema_multi_avg_fn(options.average))
+            self.averaged.requires_grad_(False)
+            vae.add_module("averaged", self.averaged)
+            self.tested = VAE(vae.truth, vae.encoder, vae.sigma, self.averaged.module).to(device).eval()
         self.highest = self.optimizer.param_groups[0]["lr"]
         kept = (key for key in self.history if self.by_encoder or not key.startswith("frechet"))
         self.history = {key: [] for key in (*kept, *(section4.EVIDENCE if self.evidence else ()))}
 
+    def renew(self) -> None:
+        """Draw fresh images, find their Gaussians, and drop as many of the oldest."""
+        fresh = self.options.batch_size // self.options.reuse
+        z = normal((fresh // 2, self.vae.nz), self.noise)
+        clean, x = self.vae.sample(z, self.noise)
+        # Each with its pixels' noise and with the opposite: what the noise adds to the gradient all but cancels.
+        modes_of = Posteriors("full", torch.cat([x, 2 * clean - x]), torch.cat([z, z]))
+        pairs = normal((3, fresh, self.vae.nz), self.noise)
+        modes_of.to_mode(self.vae, 1)  # its precision, of the true z, is all but one sample of the posterior's mean
+        for family, images in self.images.items():
+            new = Posteriors(family, modes_of.x, modes_of.mean)
+            new.precision = modes_of.precision
+            for i, e in enumerate(pairs):
+                new.climb(self.vae, e, 1 / (i + 1))
+            images.renew(new)
+
     def step(self) -> Tensor:
-        """On fresh samples: with an encoder, by the ELBO of one z each; else of the pair mean +- R e."""
-        if self.options.schedule == "falling":
-            done = (self.iteration + 0.5) / self.options.iterations
+        """With an encoder, by the ELBO of one z for each of fresh images; else of the pair mean +- R e."""
+        options = self.options
+        if options.schedule == "falling":
+            done = (self.iteration + 0.5) / options.iterations
             self.optimizer.param_groups[0]["lr"] = self.highest * min(10 * done, (1 - done) / 0.9)
         if self.by_encoder:
             return super().step()
-        z, *of_q, e = normal((5, self.options.batch_size, self.vae.nz), self.noise)
-        best = Posteriors(self.options.inference, self.vae.sample(z, self.noise)[1], z)
-        best.to_mode(self.vae, 1)  # its precision, of the true z, is all but one sample of the posterior's mean
-        for i, of_mean in enumerate(of_q):
-            best.improve(self.vae, of_mean, 1 / (i + 1))
-        loss = -best.log_weights(self.vae, torch.stack([e, -e])).mean()
+        for _ in range(1 if self.iteration else options.reuse):
+            self.renew()
+        e = normal((options.batch_size, self.vae.nz), self.noise)
+        loss = sum(-share * self.images[family].pair_elbo(self.vae, e).mean() for family, share in self.shares.items())
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        for family, share in self.shares.items() if options.reuse > 1 else ():
+            images = self.images[family]
+            gradient, images.mean = -images.mean.grad * options.batch_size / share, images.mean.detach()
+            images.improve(gradient, REUSE_RATE)
+        if options.average:
+            self.averaged.update_parameters(self.vae.decoder)
         return loss.detach()
 
     def elbo(self) -> dict[str, Any]:
-        """Without an encoder: of held-out images, each with the best Gaussian of the family; no parts."""
+        """Without an encoder: what is maximised, of held-out images, each with its best Gaussians; no parts."""
         measured = {}
         if self.evidence is not None:
-            with modes(self.vae):
-                measured = self.evidence.measure(self.vae)
+            with modes(self.tested):
+                measured = self.evidence.measure(self.tested)
         for key, value in measured.items():
             self.history[key].append(value)
         if self.by_encoder:
             return super().elbo()
-        gap = measured[f"gap_{self.options.inference}"]
+        gap = sum(share * measured[f"gap_{family}"] for family, share in self.shares.items())
         return {"elbo": measured["evidence"] - gap, "data": None, "kl": None}
 
 
@@ -361,23 +417,23 @@ def main(options: Options) -> None:
         truth, discriminator, origin = networks_of(before["ground_truth"], device)
         encoder = Encoder(origin["width"]["nz"], origin["width"]["ndf"])
         encoder.load_state_dict(before["encoder"])
-    native = run.native_precision(device) if options.inference == "encoder" else "float32"
+    native = run.native_precision(device) if options.weight is None else "float32"
     options = replace(options, precision=options.precision or native)
-    if options.inference != "encoder" and config["protocol"] != "report":
-        raise RunError(
-            f"--inference {options.inference} is for the report's protocol: here an image depends on its batch"
-        )
+    if options.weight is not None and config["protocol"] != "report":
+        raise RunError("--weight is for the report's protocol: here an image depends on its batch")
     fixed: dict[str, Any] = {"protocol": config["protocol"], "sigma": options.sigma or config["sigma"]}
     options = Continued(**vars(options) | fixed)
     if not config.get("freeze_decoder", True):
         raise RunError(f"{options.encoder} is of joint training: its encoder was fitted to another decoder than g*")
     decoder = truth if options.freeze_decoder else copy.deepcopy(truth).requires_grad_(True)
+    decoder.to(memory_format=torch.channels_last)  # a fifth faster
     vae = VAE(truth, encoder.to(device), options.sigma, decoder).to(device).eval()
     vae.log_sigma.requires_grad_(options.learn_sigma)
     real = real_images(options, origin)  # before Inception's weights are fetched: what is wrong shows first
     spaces = feature_spaces(options, discriminator, device)
     trainer = Joint(vae, options, spaces, device)
     trainer.run(NETWORKS if options.protocol == "released" else (), checkpoint)
+    vae = trainer.tested
     model = {name: getattr(vae, name).state_dict() for name in ("encoder", "decoder")}
     model |= {"log_sigma": vae.log_sigma.detach(), "config": run.as_config(options)}
     run.save_torch(options.out / "model.pt", model | {"ground_truth": before["ground_truth"]})
@@ -406,7 +462,7 @@ def strips_without_encoder(vae: VAE, options: Continued, device: torch.device) -
     images = Images(vae, COLUMNS, COLUMNS, options.seed, device, one_by_one=False)
     rows = {kind: next(images(kind)) for kind in ("truth", "noisy")}
     noise = torch.Generator(device).manual_seed(options.seed + 4_000_037)
-    best = Posteriors(options.inference, rows["noisy"], normal((COLUMNS, vae.nz), noise))
+    best = Posteriors("factorized" if options.weight else "full", rows["noisy"], normal((COLUMNS, vae.nz), noise))
     best.to_mode(vae, 10)
     best.settle(vae, noise)
     rows["decoded"] = vae.decoder(best.sample(normal((1, *best.mean.shape), noise))[0])

@@ -284,24 +284,33 @@ def exact(log_p: Tensor) -> Tensor:
     return torch.log_softmax(log_p.double(), 0)
 
 
-def fit_means(x: Tensor, means: Tensor, variance: float, posterior: Callable[[Tensor], Tensor]) -> Tensor:
-    """The centres, (4, 2), that maximise the mean ELBO when q follows them as `posterior` says; uphill from `means`.
+def fit_means(x: Tensor, means: Tensor, variance: float, w: float) -> tuple[Tensor, float, float]:
+    """The centres, (4, 2), that maximise E - w G, uphill from `means`: mean log p(x) of the points x, (N, 2), less w
+    times the gap of the best factorized q. w = 0 is maximum likelihood, w = 1 the best decoder for a factorized q.
 
-    With `exact` that is maximum likelihood, with `oracle` the best decoder for a factorized q.
+    Returns the centres, and E and G there.
     """
     x = x.double()
     elbo = Elbo(x, variance)
 
-    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        mu = torch.from_numpy(flat.reshape(4, 2)).to(x)
-        # q is at its optimum, so its own change with the means adds nothing to the gradient.
-        value, _, grad = elbo(posterior(log_joint(x, mu, variance)), mu)
-        return -value.mean().item(), -grad.cpu().numpy().ravel() / len(x)
+    def parts(mu: Tensor) -> tuple[float, float, Tensor]:
+        log_p = log_joint(x, mu, variance)
+        gradient, values = torch.zeros_like(mu), []
+        for share, posterior in ((1 - w, exact), (w, oracle)):
+            # q is at its optimum, so its own change with the means adds nothing to the gradient.
+            value, _, of_means = elbo(posterior(log_p), mu)
+            gradient += share * of_means / len(x)
+            values.append(value.mean().item())
+        return values[0], values[0] - values[1], gradient
 
-    optimum = scipy.optimize.minimize(
-        objective, means.double().cpu().numpy().ravel(), jac=True, method="L-BFGS-B", options={"gtol": 1e-7}
-    )
-    return torch.from_numpy(optimum.x.reshape(4, 2)).to(x)
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        evidence, gap, gradient = parts(torch.from_numpy(flat.reshape(4, 2)).to(x))
+        return w * gap - evidence, -gradient.cpu().numpy().ravel()
+
+    start = means.double().cpu().numpy().ravel()
+    optimum = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-7, "ftol": 0})
+    found = torch.from_numpy(optimum.x.reshape(4, 2)).to(x)
+    return found, *parts(found)[:2]
 
 
 # --- report ---------------------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ Positive = Annotated[float, _bounded(float, lambda x: 0 < x < math.inf, ">0")]
 NonNegative = Annotated[float, _bounded(float, lambda x: 0 <= x < math.inf, ">=0")]
 OptionalCount = Annotated[int | None, _bounded(int, lambda x: x >= 1, ">=1", optional=True)]
 OptionalPositive = Annotated[float | None, _bounded(float, lambda x: 0 < x < math.inf, ">0", optional=True)]
+OptionalShare = Annotated[float | None, _bounded(float, lambda x: 0 <= x <= 1, ">=0,<=1", optional=True)]
 Fraction = Annotated[float, _bounded(float, lambda x: 0 <= x < 1, ">=0,<1")]
 
 

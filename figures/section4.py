@@ -141,7 +141,7 @@ def report_evidence(result: dict) -> None:
     """Print what was tracked of the evidence, at the start and at the end."""
     history, config = result["history"], result["config"]
     rows = [(label, history[key][0], history[key][-1]) for key, label in EVIDENCE.items()]
-    title = f"Section 4: joint training, {config['inference']}, sigma {config['sigma']:g}"
+    title = f"Section 4: joint training, weight {config['weight']:g}, sigma {config['sigma']:g}"
     print_table((title, "start", "end"), rows, digits=3)
     print_closing(result)
 

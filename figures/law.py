@@ -1,0 +1,58 @@
+"""The law that joint training obeys: what it costs of the evidence is an area under its gap.
+
+With E(theta) = mean log p(x), G(theta) the smallest mean gap between log p(x) and the ELBO that the family of q allows,
+and theta(w) where E - w G = (1 - w) E + w ELBO is largest, w = 0 is maximum likelihood and w = 1 joint training.
+V(w) = max (E - w G) is a maximum of functions that are linear in w: convex, with V'(w) = -G(theta(w)) (the envelope
+theorem). V(1) = V(0) - integral of G(theta(w)) dw then says, for *global* optima,
+
+    E(theta(0)) - E(theta(1))  =  integral over w from 0 to 1 of  G(theta(w)) - G(theta(1)).
+
+So each nat by which the gap narrows at weight w costs w nats, and the cost is at most what the gap narrows. Where the
+path jumps to a better optimum by Delta in E - w G, the cost is smaller than the area by Delta.
+
+Scripts call `follow` and `write_cases`; the drawing needs the files in results/law alone. All quantities are in nats.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+State = TypeVar("State")
+Ascent = Callable[[State, float], tuple[State, float, float]]
+
+
+def follow(weights: Sequence[float], ascend: Ascent, low: State, high: State) -> tuple[dict[str, Any], State]:
+    """theta(w) followed from w = 0 up, from the state `low`, and from w = 1 down, from `high`; the better is kept.
+
+    ascend(state, w) goes uphill on E - w G from a state; it returns where that ends, E and G there.
+    Returns lists over the weights: `evidence` E, `gap` G; `ahead`, by how much E - w G is larger on the way up than on
+    the way down: where it is not zero there are several optima. And the state of the last weight.
+    """
+    paths = []
+    for state, order in ((low, weights), (high, weights[::-1])):
+        path = []
+        for w in order:
+            path.append(ascend(state, w))
+            state = path[-1][0]
+        paths.append(path if order is weights else path[::-1])
+    ahead = [(up[1] - w * up[2]) - (down[1] - w * down[2]) for w, up, down in zip(weights, *paths, strict=True)]
+    best = [up if lead >= 0 else down for lead, up, down in zip(ahead, *paths, strict=True)]
+    found = {"weight": list(weights), "evidence": [p[1] for p in best], "gap": [p[2] for p in best], "ahead": ahead}
+    return found, best[-1][0]
+
+
+def cost(metrics: dict) -> float:
+    """Evidence that joint training costs."""
+    return metrics["evidence"][0] - metrics["evidence"][-1]
+
+
+def narrowing(metrics: dict) -> float:
+    """By how much the gap narrows: a bound of the cost."""
+    return metrics["gap"][0] - metrics["gap"][-1]
+
+
+def area(metrics: dict) -> float:
+    """The area between the gap and its final value, by the trapezoid rule."""
+    return float(np.trapezoid(metrics["gap"], metrics["weight"])) - metrics["gap"][-1]
