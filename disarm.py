@@ -110,12 +110,12 @@ def sampled_elbo(logits: Tensor, joint: Tensor, z: Tensor, generator: torch.Gene
     return disarm(f, logits, generator)
 
 
-def best_factorized(joint: Tensor, start: Tensor, z: Tensor, sweeps: int = 300) -> Tensor:
+def best_factorized(joint: Tensor, start: Tensor, z: Tensor, sweeps: int = 300, anew: bool = True) -> Tensor:
     """Logits (N, b) of the best factorized posterior found for each document; joint: log p(x, z), (N, K), float64.
 
     Coordinate ascent on the ELBO: given the other bits, the best logit of a bit is the expected difference that it
-    makes to log p(x, z). From three starts: `start` (N, b), the marginals of the posterior, and its mode. What is found
-    is a local optimum, never below `start`.
+    makes to log p(x, z). From three starts: `start` (N, b), the marginals of the posterior, and its mode; from the first
+    alone unless `anew`. What is found is a local optimum, never below `start`.
     """
     bits = z.shape[1]
     number = torch.arange(len(z), device=z.device)
@@ -124,7 +124,7 @@ def best_factorized(joint: Tensor, start: Tensor, z: Tensor, sweeps: int = 300) 
     mode = z[joint.argmax(1)]
     marginal = (torch.softmax(joint, 1) @ z).clamp(1e-12, 1 - 1e-12)
     best, best_value = start, exact_elbo(start, joint, z)
-    for logits in (start, torch.logit(marginal), 16 * mode - 8):
+    for logits in (start, torch.logit(marginal), 16 * mode - 8) if anew else (start,):
         logits, moving = logits.clone(), torch.arange(len(joint), device=z.device)
         for _ in range(sweeps):
             part, values = logits[moving], joint[moving]

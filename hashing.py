@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import scipy.optimize
 import scipy.sparse
 import torch
 import tyro
@@ -42,7 +43,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from data import SPLITS, Corpus, newsgroups
+from data import SPLITS, Corpus, frequent_words, newsgroups
 from data.documents import (
     Batch,
     Documents,
@@ -56,8 +57,8 @@ from data.documents import (
     unigram,
 )
 from disarm import ESTIMATORS, best_factorized, codes, disarm, exact_elbo, log_bernoulli, sampled_elbo
-from figures import run, section5
-from figures.cli import Count, Fraction, Natural, NonNegative, OptionalCount, OptionalPositive, Positive, RunError, cli
+from figures import law, run, section5
+from figures.cli import Count, Fraction, Natural, NonNegative, OptionalCount, OptionalPositive, Positive, RunError, Several, cli
 
 HIDDEN = 512
 LEAK = 0.01  # slope of LeakyReLU
@@ -887,10 +888,132 @@ def exact(options: ExactOptions) -> None:
     section5.report_exact(result, options.out)
 
 
+# --- documents of few words, at the optimum -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LengthsOptions:
+    lengths: tuple[Count, ...] = (2, 4, 8, 16, 32, 64)
+    """words kept of each document, drawn without replacement"""
+    words: Count = 300
+    """the most frequent words of the corpus, which documents consist of"""
+    documents: Count = 1500
+    """documents drawn from those that are long enough, at most"""
+    bits: Count = 4
+    """b, number of Bernoulli latents, 8 at most; all 2^b codes are summed over"""
+    decoder: Literal["linear", "free"] = "linear"
+    """linear: d = 0; free: a distribution of its own for each code, the most that hidden layers could reach"""
+    weights: Several = 5
+    """points on the path from likelihood (w = 0) to the ELBO (w = 1), squares of equal steps"""
+    iterations: Count = 1500
+    """steps of L-BFGS at each point, at most"""
+    corpus: Literal["newsgroups", "docstrings"] = "newsgroups"
+    """20 Newsgroups, or the docstrings of the installed libraries, which need no download"""
+    archive: Path | None = None
+    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there"""
+    seed: Natural = 1
+    """seed of the words that are drawn, and of the first decoder"""
+    resume: bool = False
+    """keep the finished lengths of an interrupted run in --out"""
+    out: Path = Path("runs/lengths")
+    """folder for one file per length and result.json"""
+
+    def __post_init__(self) -> None:
+        if self.bits > 8:
+            raise ValueError(f"--bits must be at most 8 to sum over all codes, not {self.bits}")
+
+
+def some_words(counts: scipy.sparse.csr_array, n: int, most: int, rng: np.random.Generator) -> scipy.sparse.csr_array:
+    """n words, drawn without replacement, of each of `most` random documents that are as long, (N, V)."""
+    long = np.flatnonzero(counts.sum(1) >= n)
+    long = np.sort(rng.permutation(long)[:most])
+    rows = []
+    for i in long:
+        row = slice(*counts.indptr[i : i + 2])
+        rows.append(rng.multivariate_hypergeometric(counts.data[row].astype(np.int64), n, method="count"))
+    chosen = counts[long]
+    found = scipy.sparse.csr_array((np.concatenate(rows).astype(np.float64), chosen.indices, chosen.indptr), chosen.shape)
+    found.eliminate_zeros()
+    return found
+
+
+class Short:
+    """Documents of n words, and where E - w G is largest: E their mean log p(x), G the mean gap of the best factorized q.
+
+    The decoder is a table of logits, words by codes: parameters (V, m) times features of the code (m, K).
+    """
+
+    def __init__(self, counts: scipy.sparse.csr_array, options: LengthsOptions):
+        self.options, self.z = options, codes(options.bits, torch.empty(0, dtype=torch.float64))
+        u = torch.from_numpy(unigram(counts))
+        self.batch = Documents(counts, u).batch(np.arange(counts.shape[0]))
+        ones = torch.ones(len(self.z), 1, dtype=torch.float64)
+        linear = options.decoder == "linear"
+        self.features = torch.cat([ones, self.z], 1).T if linear else torch.eye(len(self.z), dtype=torch.float64)
+        noise = torch.Generator().manual_seed(options.seed)
+        start = 0.1 * torch.randn(len(u), len(self.features), generator=noise, dtype=torch.float64)
+        # From the unigram distribution: every code begins near it.
+        self.start = start + (u.log()[:, None] if options.decoder == "free" else 0)
+        if linear:
+            self.start[:, 0] += u.log()
+        self.logits = torch.zeros(len(self.batch), options.bits, dtype=torch.float64)
+
+    def log_joint(self, parameters: Tensor) -> Tensor:
+        """log p(x, z), relative to the document's entropy, (N, K)."""
+        log_p = torch.log_softmax(parameters @ self.features, 0)
+        return SmoothedProduct.apply(log_p, self.batch) - self.options.bits * math.log(2) - self.batch.negentropy[:, None]
+
+    def ascend(self, parameters: Tensor, w: float) -> tuple[Tensor, float, float]:
+        """Uphill on E - w G by L-BFGS, with the best factorized q at each step; parameters, E and G there."""
+
+        def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            at = torch.from_numpy(flat).view_as(parameters).requires_grad_()
+            joint = self.log_joint(at)
+            value = evidence = joint.logsumexp(1).mean()
+            if w:  # q is at its optimum, so its own change with the decoder adds nothing to the gradient
+                self.logits = best_factorized(joint.detach(), self.logits, self.z, anew=False)
+                value = (1 - w) * evidence + w * exact_elbo(self.logits, joint, self.z).mean()
+            (-value).backward()
+            return -value.item(), at.grad.numpy().ravel()
+
+        steps = {"maxiter": self.options.iterations, "maxcor": 20, "ftol": 1e-11, "gtol": 1e-8}
+        optimum = scipy.optimize.minimize(objective, parameters.numpy().ravel(), jac=True, method="L-BFGS-B", options=steps)
+        found = torch.from_numpy(optimum.x).view_as(parameters)
+        with torch.no_grad():
+            joint = self.log_joint(found)
+            self.logits = best_factorized(joint, self.logits, self.z)
+            evidence, elbo = joint.logsumexp(1).mean().item(), exact_elbo(self.logits, joint, self.z).mean().item()
+        return found, evidence, evidence - elbo
+
+
+def lengths(options: LengthsOptions) -> None:
+    """Where the family of q matters: the law's path for documents of n words, at the optimum of decoder and q."""
+    corpus = load_corpus(options.corpus, options.archive)
+    weights = [(i / (options.weights - 1)) ** 2 for i in range(options.weights)]
+    cases, seconds = [], 0.0
+    for n in tqdm(options.lengths, desc="lengths", unit="length"):
+
+        def path(n: int = n) -> dict[str, Any]:
+            frequent = corpus.train[:, frequent_words(corpus.train, options.words)]
+            counts = some_words(frequent, n, options.documents, np.random.default_rng(options.seed))
+            short = Short(counts, options)
+            return {"metrics": law.follow(weights, short.ascend, short.start)[0] | {"documents": counts.shape[0]}}
+
+        free = {"lengths", "resume", "archive", "out"}
+        state = run.keep(options.out / f"{n}.pt", options, free, path, documents=corpus.name)
+        case = {"section": 5, "knob": "words", "value": n, "seed": options.seed, "settled": True}
+        cases.append(case | state["metrics"] | {"seconds": round(state["seconds"], 1)})
+        seconds += state["seconds"]
+    device = torch.device("cpu")
+    run.save_result(options.out, options, device, seconds, {"cases": cases}, {}, corpus=corpus.name)
+    law.report(cases)
+
+
 RUNS = (
     ("report", main, Options(), "train one configuration by the report's protocol, the default"),
     ("best", main, BEST, "the same with a model of the same size that generalises better"),
     ("exact", exact, ExactOptions(), "sum over all codes of few bits, and take the claim apart"),
+    ("lengths", lengths, LengthsOptions(), "where the family of q matters: documents of few words, at the optimum"),
     ("search", search, SearchOptions(), "find documents with a trained model"),
 )
 

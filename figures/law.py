@@ -14,28 +14,33 @@ Scripts call `follow` and `write_cases`; the drawing needs the files in results/
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
+from figures.run import print_table
 
 State = TypeVar("State")
 Ascent = Callable[[State, float], tuple[State, float, float]]
 
 
-def follow(weights: Sequence[float], ascend: Ascent, low: State, high: State) -> tuple[dict[str, Any], State]:
-    """theta(w) followed from w = 0 up, from the state `low`, and from w = 1 down, from `high`; the better is kept.
+def follow(
+    weights: Sequence[float], ascend: Ascent, low: State, high: State | None = None
+) -> tuple[dict[str, Any], State]:
+    """theta(w) followed from w = 0 up, from the state `low`, and from w = 1 down, from `high` or, without it, from where
+    the way up ends; the better of both is kept.
 
     ascend(state, w) goes uphill on E - w G from a state; it returns where that ends, E and G there.
     Returns lists over the weights: `evidence` E, `gap` G; `ahead`, by how much E - w G is larger on the way up than on
     the way down: where it is not zero there are several optima. And the state of the last weight.
     """
-    paths = []
-    for state, order in ((low, weights), (high, weights[::-1])):
+    paths, state = [], low
+    for order in (weights, weights[::-1]):
         path = []
         for w in order:
             path.append(ascend(state, w))
             state = path[-1][0]
+        state = state if high is None else high
         paths.append(path if order is weights else path[::-1])
     ahead = [(up[1] - w * up[2]) - (down[1] - w * down[2]) for w, up, down in zip(weights, *paths, strict=True)]
     best = [up if lead >= 0 else down for lead, up, down in zip(ahead, *paths, strict=True)]
@@ -56,3 +61,11 @@ def narrowing(metrics: dict) -> float:
 def area(metrics: dict) -> float:
     """The area between the gap and its final value, by the trapezoid rule."""
     return float(np.trapezoid(metrics["gap"], metrics["weight"])) - metrics["gap"][-1]
+
+
+def report(cases: Iterable[dict]) -> None:
+    """Print what each case costs, the area, and the bound."""
+    rows = [
+        (f"{case['knob']} {case['value']:g}", case["gap"][0], narrowing(case), area(case), cost(case)) for case in cases
+    ]
+    print_table(("nats", "gap at w = 0", "narrowing: a bound", "area", "cost"), rows, digits=5)
