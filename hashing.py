@@ -989,7 +989,7 @@ class Short:
 def lengths(options: LengthsOptions) -> None:
     """Where the family of q matters: the law's path for documents of n words, at the optimum of decoder and q."""
     corpus = load_corpus(options.corpus, options.archive)
-    weights = [(i / (options.weights - 1)) ** 2 for i in range(options.weights)]
+    weights = law.weights(options.weights)
     cases, seconds = [], 0.0
     for n in tqdm(options.lengths, desc="lengths", unit="length"):
 
@@ -1001,7 +1001,9 @@ def lengths(options: LengthsOptions) -> None:
 
         free = {"lengths", "resume", "archive", "out"}
         state = run.keep(options.out / f"{n}.pt", options, free, path, documents=corpus.name)
-        case = {"section": 5, "knob": "words", "value": n, "seed": options.seed, "settled": True}
+        name = f"hashing_{options.decoder}_b{options.bits}_n{n}_seed{options.seed}"
+        case = {"name": name, "section": 5, "knob": "words", "value": n, "seed": options.seed, "settled": True}
+        case["of"] = f"{options.decoder} decoder, b = {options.bits}"
         cases.append(case | state["metrics"] | {"seconds": round(state["seconds"], 1)})
         seconds += state["seconds"]
     device = torch.device("cpu")

@@ -13,6 +13,7 @@ true posterior is not of that form. One run goes through the whole section, and 
                to it, which is where joint training of a perfect network would end
   assignments  the three ways to lay code words on components: which component is diagonally opposite which
   variances    the oracle's gap for variances 0.01 to 4, and networks trained at a few of them
+  law          the oracle's optimum followed from likelihood to the ELBO: what joint training costs is an area
 
 The report's text says "identity covariance scaled by sigma = 0.01"; its numbers are those of variance 1, the
 default here. Its text has 2,000 points and Adam 1e-3 throughout, the defaults here; its released code has 2,000 points
@@ -41,8 +42,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from disarm import codes
-from figures import run, section3
-from figures.cli import Count, Natural, OptionalCount, Positive, cli
+from figures import law, run, section3
+from figures.cli import Count, Natural, OptionalCount, Positive, Several, cli
 
 CENTRES = ((1.0, 1.0), (1.0, -1.0), (0.0, 0.0), (-1.0, 0.0))  # of code words 00, 01, 10, 11, as in the released code
 # For each class of assignments, the component (index into CENTRES) of each code word; 00 is opposite 11, 01 to 10.
@@ -75,6 +76,12 @@ class Options:
     """variances at which the oracle's gap is computed"""
     trained_variances: tuple[Positive, ...] = (0.01, 4.0)
     """variances at which networks are trained, besides --variance"""
+    law_variances: tuple[Positive, ...] = (0.2, 0.35, 0.5, 1.0, 2.0, 4.0)
+    """variances at which the optimum is followed from likelihood to the ELBO"""
+    law_weights: Several = 13
+    """points on that path"""
+    law_nodes: Several = 24
+    """nodes of quadrature about each centre, to a side, for that"""
     oracle_points: Count = 50_000
     """fresh points for the oracle's gap"""
     seeds: Count = 1
@@ -90,7 +97,7 @@ class Options:
 
 
 # Three times the rates, for there are few steps.
-QUICK = Options(steps=2000, lr=3e-3, joint_lr=3e-3, oracle_points=20_000)
+QUICK = Options(steps=2000, lr=3e-3, joint_lr=3e-3, oracle_points=20_000, law_variances=(0.35, 1.0), law_weights=7, law_nodes=12)
 
 
 # --- ground truth ---------------------------------------------------------------------------------------------------
@@ -284,33 +291,62 @@ def exact(log_p: Tensor) -> Tensor:
     return torch.log_softmax(log_p.double(), 0)
 
 
-def fit_means(x: Tensor, means: Tensor, variance: float, w: float) -> tuple[Tensor, float, float]:
-    """The centres, (4, 2), that maximise E - w G, uphill from `means`: mean log p(x) of the points x, (N, 2), less w
-    times the gap of the best factorized q. w = 0 is maximum likelihood, w = 1 the best decoder for a factorized q.
+def quadrature(variance: float, side: int) -> tuple[Tensor, Tensor]:
+    """Points (4 side^2, 2) and their masses for means under p*(x): Gauss-Hermite nodes about each centre, float64."""
+    nodes, masses = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(side))
+    x = torch.tensor(CENTRES).double()[:, None] + math.sqrt(variance) * torch.cartesian_prod(nodes, nodes)
+    mass = (masses[:, None] * masses).flatten().repeat(4)
+    return x.flatten(0, 1), mass / mass.sum()
 
-    Returns the centres, and E and G there.
+
+def fit_means(x: Tensor, means: Tensor, variance: float, w: float, mass: Tensor | None = None) -> Tensor:
+    """The centres, (4, 2), that maximise E - w G, uphill from `means` (4, 2): the mean log p(x) of the points x, (N, 2),
+    less w times the mean gap of the best factorized q. mass: of each point, (N,); None: the same of all.
+
+    w = 0 is maximum likelihood, w = 1 the best decoder for a factorized q.
     """
     x = x.double()
-    elbo = Elbo(x, variance)
-
-    def parts(mu: Tensor) -> tuple[float, float, Tensor]:
-        log_p = log_joint(x, mu, variance)
-        gradient, values = torch.zeros_like(mu), []
-        for share, posterior in ((1 - w, exact), (w, oracle)):
-            # q is at its optimum, so its own change with the means adds nothing to the gradient.
-            value, _, of_means = elbo(posterior(log_p), mu)
-            gradient += share * of_means / len(x)
-            values.append(value.mean().item())
-        return values[0], values[0] - values[1], gradient
+    mass = torch.full_like(x[:, 0], 1 / len(x)) if mass is None else mass
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        evidence, gap, gradient = parts(torch.from_numpy(flat.reshape(4, 2)).to(x))
-        return w * gap - evidence, -gradient.cpu().numpy().ravel()
+        mu = torch.from_numpy(flat.reshape(4, 2)).to(x)
+        log_p = log_joint(x, mu, variance)
+        value, gradient = 0.0, torch.zeros_like(mu)
+        for share, posterior in ((1 - w, exact), (w, oracle)):
+            if share:  # q is at its optimum, so its own change with the means adds nothing to the gradient
+                log_q = posterior(log_p)
+                q = mass * log_q.exp()
+                value += share * (q * (log_p - log_q)).sum().item()
+                gradient += share * (q @ x - q.sum(1, keepdim=True) * mu) / variance
+        return -value, -gradient.cpu().numpy().ravel()
 
-    start = means.double().cpu().numpy().ravel()
-    optimum = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-7, "ftol": 0})
-    found = torch.from_numpy(optimum.x.reshape(4, 2)).to(x)
-    return found, *parts(found)[:2]
+    start, steps = means.double().cpu().numpy().ravel(), {"gtol": 1e-7, "ftol": 1e-15}
+    optimum = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=steps)
+    return torch.from_numpy(optimum.x.reshape(4, 2)).to(x)
+
+
+def law_cases(options: Options) -> list[dict[str, Any]]:
+    """The law (figures/law.py) under p* itself: theta(w) of the oracle at each of --law-variances, and of the two
+    classes of assignments that are no mirror images of each other.
+    """
+    cases = []
+    points = [(v, name) for v in options.law_variances for name in list(ASSIGNMENTS)[:2]]
+    for variance, name in tqdm(points, desc="law", unit="case"):
+        start, (x, mass) = time.perf_counter(), quadrature(variance, options.law_nodes)
+        truth = torch.tensor(CENTRES).double()[list(ASSIGNMENTS[name])]
+
+        def ascend(means: Tensor, w: float, x: Tensor = x, mass: Tensor = mass) -> tuple[Tensor, float, float]:
+            means = fit_means(x, means, variance, w, mass)
+            log_p = log_joint(x, means, variance)
+            log_q = oracle(log_p)
+            evidence, elbo = log_p.logsumexp(0) @ mass, (log_q.exp() * (log_p - log_q)).sum(0) @ mass
+            return means, evidence.item(), (evidence - elbo).item()
+
+        metrics, _ = law.follow(law.weights(options.law_weights), ascend, truth, truth)
+        case = {"name": f"mixture_{variance:g}_{ASSIGNMENTS[name].index(3)}", "section": 3, "knob": "variance"}
+        case |= {"value": variance, "seed": None, "of": f"code words: {name}", "settled": True}
+        cases.append(case | metrics | {"seconds": round(time.perf_counter() - start, 2)})
+    return cases
 
 
 # --- report ---------------------------------------------------------------------------------------------------------
@@ -385,8 +421,8 @@ def section(options: Options, seed: int, device: torch.device, bar: tqdm) -> dic
     metrics["truth"] = measure(x, exact(log_p), truth, truth, variance)
     panels["truth"] = picture(lambda x: exact(log_joint(x, truth, variance)), truth, shown, extent)
     metrics["oracle"] = measure(x, oracle(log_p), truth, truth, variance)
-    for name, posterior in (("oracle_joint", oracle), ("maximum_likelihood", exact)):
-        means = fit_means(x, truth, variance, posterior)
+    for name, posterior, w in (("oracle_joint", oracle, 1.0), ("maximum_likelihood", exact, 0.0)):
+        means = fit_means(x, truth, variance, w)
         log_q = posterior(log_joint(x.double(), means, variance))
         metrics[name] = measure(x, log_q, means, truth, variance)
     for make, prefix in ((factorized, ""), (consistent, "consistent_")):
@@ -400,7 +436,7 @@ def section(options: Options, seed: int, device: torch.device, bar: tqdm) -> dic
         of_assignment: dict[str, dict] = {
             "oracle": measure(x, oracle(log_joint(x, laid, variance)), laid, laid, variance)
         }
-        means = fit_means(x, laid, variance, oracle)
+        means = fit_means(x, laid, variance, 1.0)
         of_assignment["oracle_joint"] = measure(
             x, oracle(log_joint(x.double(), means, variance)), means, laid, variance
         )
@@ -451,8 +487,9 @@ def main(options: Options) -> None:
         seeds = [one_seed(options, options.seed + i, device, bar) for i in range(options.seeds)]
         start = time.perf_counter()
         gaps, networks = against_variance(options, device, bar)
+    cases = law_cases(options)
     seconds = time.perf_counter() - start + sum(seed["seconds"] for seed in seeds)
-    metrics = seeds[0]["metrics"] | {"variances": gaps, "networks": networks}
+    metrics = seeds[0]["metrics"] | {"variances": gaps, "networks": networks, "cases": cases}
     if options.seeds > 1:
         every = [section3.scalars(seed["metrics"]) for seed in seeds]
         metrics["seeds"] = {key: interval([values[key] for values in every]) for key in every[0]}
@@ -460,6 +497,7 @@ def main(options: Options) -> None:
         options.out, options, device, seconds, metrics, seeds[0]["history"], panels=seeds[0]["panels"]
     )
     section3.report_mixture(result, options.out)
+    law.report(cases)
 
 
 RUNS = (

@@ -48,6 +48,11 @@ def follow(
     return found, best[-1][0]
 
 
+def weights(count: int) -> list[float]:
+    """So many weights from 0 to 1, closer at 0, where the gap changes most."""
+    return [(i / (count - 1)) ** 2 for i in range(count)]
+
+
 def cost(metrics: dict) -> float:
     """Evidence that joint training costs."""
     return metrics["evidence"][0] - metrics["evidence"][-1]
