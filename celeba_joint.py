@@ -40,16 +40,20 @@ All quantities are in nats per image, of 12,288 dimensions.
 
 import base64
 import copy
+import itertools
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import scipy.optimize
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
 import dcgan
 from celeba_encoder import (
@@ -64,6 +68,7 @@ from celeba_encoder import (
     evaluate,
     feature_spaces,
     finish,
+    kl_to_prior,
     log_normal,
     modes,
     networks_of,
@@ -72,8 +77,19 @@ from celeba_encoder import (
     real_images,
 )
 from data import celeba, faces
-from figures import run, section4
-from figures.cli import Count, Fraction, Natural, OptionalPositive, OptionalShare, RunError, Several, cli
+from figures import law, run, section4
+from figures.cli import (
+    Count,
+    Fraction,
+    Natural,
+    OptionalNatural,
+    OptionalPositive,
+    OptionalShare,
+    Positive,
+    RunError,
+    Several,
+    cli,
+)
 from figures.frechet import Features, Moments
 
 FAMILIES = ("factorized", "full")
@@ -487,9 +503,186 @@ def known_moments(options: Continued, config: dict, device: torch.device) -> dic
     return known
 
 
+# --- the same in the plane, where nothing is sampled ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlaneOptions:
+    hidden: Count = 3
+    """tanh units of the decoder's hidden layer"""
+    pixels: Count = 6
+    """dimensions of x"""
+    sigmas: tuple[Positive, ...] = (0.3, 0.45, 0.6, 0.8, 1.0)
+    """standard deviations of a pixel; a path is followed for each"""
+    points: Count = 150
+    """points of the ground truth to train on"""
+    encoder: OptionalNatural = None
+    """None: each point has its own best Gaussian; else an encoder of so many hidden tanh units, 0: a linear one"""
+    family: Literal["factorized", "full"] = "factorized"
+    """covariance of the Gaussians q"""
+    weights: Several = 9
+    """points on the path from likelihood (w = 0) to the ELBO (w = 1), squares of equal steps"""
+    seed: Natural = 0
+    """seed of ground truth, points and encoder"""
+    resume: bool = False
+    """keep the finished sigmas of an interrupted run in --out"""
+    out: Path = Path("runs/plane")
+    """folder for one file per sigma and result.json"""
+
+
+REACH = 4.5  # half the side of the grid of latents
+FRESH = 1000  # points to test on
+
+
+class Plane:
+    """A decoder x = W2 tanh(W1 z + b1) + sigma e with z ~ N(0, I) in the plane, so that log p(x) is a sum over a grid
+    (spacing at most 0.23 sigma) and an ELBO one over Gauss-Hermite nodes, in float64; parameters are flat vectors theta,
+    of the decoder, and phi, of all q. Points are in the mean over which E - w G is maximised.
+    """
+
+    def __init__(self, options: PlaneOptions, sigma: float):
+        self.options, self.sigma = options, sigma
+        hidden, pixels = options.hidden, options.pixels
+        noise = torch.Generator().manual_seed(options.seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=noise, dtype=torch.float64)
+
+        self.shapes = [(hidden, 2), (hidden,), (pixels, hidden)]
+        parts = draw(hidden, 2), 0.7 * draw(hidden), 2 / hidden**0.5 * draw(pixels, hidden)
+        self.truth = torch.cat([part.ravel() for part in parts])
+        x = self.decode(self.truth, draw(options.points + FRESH, 2)) + sigma * draw(options.points + FRESH, pixels)
+        self.x, self.fresh = x[: options.points], x[options.points :]
+        self.draw_grid(math.ceil(9 * REACH / sigma))
+        nodes, masses = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(8))
+        self.nodes, self.masses = torch.cartesian_prod(nodes, nodes), (masses[:, None] * masses).ravel() / (2 * math.pi)
+        self.statistics = 4 if options.family == "factorized" else 5  # mean, log standard deviations, (shear)
+        widths = [pixels, *([options.encoder] if options.encoder else []), self.statistics]
+        self.layers = [shape for pair in itertools.pairwise(widths) for shape in ((pair[1], pair[0]), (pair[1],))]
+        lengths = [math.prod(shape) for shape in self.layers]
+        self.phi = torch.zeros(options.points * self.statistics, dtype=torch.float64)
+        if options.encoder is not None:
+            self.phi = 0.3 * draw(sum(lengths))
+        # Steps are taken in units of the score's spread, so that no direction is much longer than others.
+        scores = torch.autograd.functional.jacobian(lambda theta: self.evidence(theta, self.x), self.truth)
+        fisher = scores.T @ scores / len(self.x)
+        fisher += 1e-3 * fisher.diagonal().mean() * torch.eye(len(fisher), dtype=torch.float64)
+        self.unit = torch.linalg.inv(torch.linalg.cholesky(fisher)).T
+
+    def draw_grid(self, side: int) -> None:
+        """So many nodes a side for log p(x)."""
+        nodes = torch.linspace(-REACH, REACH, side, dtype=torch.float64)
+        self.grid = torch.cartesian_prod(nodes, nodes)
+        self.log_mass = 2 * math.log(2 * REACH / (side - 1)) - math.log(2 * math.pi) - 0.5 * (self.grid**2).sum(1)
+
+    def decode(self, theta: Tensor, z: Tensor) -> Tensor:
+        """Mean of x, (..., pixels), of latents z, (..., 2)."""
+        w1, b1, w2 = split(theta, self.shapes)
+        return torch.tanh(z @ w1.T + b1) @ w2.T
+
+    def log_normaliser(self) -> float:
+        return 0.5 * self.options.pixels * math.log(2 * math.pi * self.sigma**2)
+
+    def evidence(self, theta: Tensor, x: Tensor) -> Tensor:
+        """log p(x), (N,), of points (N, pixels)."""
+        g = self.decode(theta, self.grid)
+        of_nodes = self.log_mass - (g**2).sum(1) / (2 * self.sigma**2)
+        of_points = -(x**2).sum(1) / (2 * self.sigma**2) - self.log_normaliser()
+        return torch.addmm(of_nodes, x / self.sigma**2, g.T).logsumexp(1) + of_points
+
+    def gaussians(self, phi: Tensor, x: Tensor) -> Tensor:
+        """Mean (2), log standard deviations (2) and, with full covariance, shear of q, (N, 4 or 5)."""
+        if self.options.encoder is None:
+            return phi.view(len(x), -1)
+        weight, bias, *top = split(phi, self.layers)
+        h = x @ weight.T + bias
+        return torch.tanh(h) @ top[0].T + top[1] if top else h
+
+    def elbo(self, theta: Tensor, phi: Tensor, x: Tensor) -> Tensor:
+        """ELBO, (N,), of points (N, pixels); z = mean + R e, R lower triangular."""
+        q = self.gaussians(phi, x)
+        mean, log_s, shear = q[:, :2], q[:, 2:4], q[:, 4:]
+        z = mean + log_s.exp() * self.nodes[:, None]
+        if shear.numel():
+            z = z + nn.functional.pad(shear * self.nodes[:, None, :1], (1, 0))
+        distance = self.masses @ ((x - self.decode(theta, z)) ** 2).sum(2)
+        kl = kl_to_prior(mean, log_s) + 0.5 * (shear**2).sum(1)
+        return -distance / (2 * self.sigma**2) - self.log_normaliser() - kl
+
+    def climb(self, value: Callable[[Tensor], Tensor], start: Tensor, unit: Callable[[Tensor], Tensor]) -> Tensor:
+        """Uphill from `start` by L-BFGS, in coordinates v with parameters start + unit(v)."""
+
+        def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            v = torch.from_numpy(flat).requires_grad_()
+            loss = -value(start + unit(v))
+            (gradient,) = torch.autograd.grad(loss, v)
+            return loss.item(), gradient.numpy()
+
+        steps = {"maxcor": 50, "maxiter": 3000, "maxfun": 6000, "gtol": 1e-6, "ftol": 1e-10}
+        options: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": steps}
+        return start + unit(torch.from_numpy(scipy.optimize.minimize(objective, np.zeros(len(start)), **options).x))
+
+    def fit(self, theta: Tensor, phi: Tensor) -> Tensor:
+        """phi of the largest ELBO."""
+        scale = self.options.points**0.5 if self.options.encoder is None else 1.0
+        return self.climb(lambda at: self.elbo(theta, at, self.x).mean(), phi, lambda v: scale * v)
+
+    def ascend(self, state: tuple[Tensor, Tensor], w: float) -> tuple[tuple[Tensor, Tensor], float, float]:
+        """Uphill on E - w G from decoder and q; both, E and G there."""
+        (theta, phi), k = state, len(self.truth)
+        if w:
+            scale = (self.options.points / w) ** 0.5 if self.options.encoder is None else 1.0
+
+            def value(at: Tensor) -> Tensor:
+                elbo = self.elbo(at[:k], at[k:], self.x).mean()
+                return w * elbo + (1 - w) * self.evidence(at[:k], self.x).mean() if w < 1 else elbo
+
+            at = self.climb(value, torch.cat(state), lambda v: torch.cat([self.unit @ v[:k], scale * v[k:]]))
+            theta, phi = at[:k], at[k:]
+        else:
+            theta = self.climb(lambda at: self.evidence(at, self.x).mean(), theta, lambda v: self.unit @ v)
+            phi = self.fit(theta, phi)
+        evidence, elbo = self.evidence(theta, self.x).mean().item(), self.elbo(theta, phi, self.x).mean().item()
+        return (theta, phi), evidence, evidence - elbo
+
+
+def split(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Consecutive parts of a flat vector, in their shapes."""
+    parts = flat.split([math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def plane(options: PlaneOptions) -> None:
+    """What joint training costs where everything can be summed: the law's path for a small Gaussian VAE in the plane."""
+    cases, seconds = [], 0.0
+    for sigma in tqdm(options.sigmas, desc="plane", unit="sigma"):
+
+        def path(sigma: float = sigma) -> dict[str, Any]:
+            small = Plane(options, sigma)
+            start = small.truth, small.fit(small.truth, small.phi)
+            metrics, states = law.follow(law.weights(options.weights), small.ascend, start, start)
+            ends = [small.evidence(state[0], small.fresh).mean().item() for state in (states[0], states[-1])]
+            metrics |= {"fresh": ends, "fresh_truth": small.evidence(small.truth, small.fresh).mean().item()}
+            small.draw_grid(2 * math.ceil(9 * REACH / sigma))  # an optimiser finds what a coarse grid does not see
+            finer = [small.ascend(state, w)[1:] for state, w in ((states[0], 0.0), (states[-1], 1.0))]
+            return {"metrics": metrics | {"finer_evidence": [e for e, _ in finer], "finer_gap": [g for _, g in finer]}}
+
+        state = run.keep(options.out / f"{sigma:g}.pt", options, {"sigmas", "resume", "out"}, path)
+        kind = "own" if options.encoder is None else f"encoder{options.encoder}"
+        name = f"plane{options.hidden}_{options.family}_{kind}_{sigma:g}_seed{options.seed}"
+        case = {"name": name, "section": 4, "knob": "sigma", "value": sigma, "seed": options.seed, "settled": True}
+        q = "best Gaussian of each point" if options.encoder is None else f"encoder of {options.encoder} hidden units"
+        case |= {"of": f"plane, {options.hidden} hidden units; {options.family}, {q}"}
+        cases.append(case | state["metrics"] | {"seconds": round(state["seconds"], 1)})
+        seconds += state["seconds"]
+    run.save_result(options.out, options, torch.device("cpu"), seconds, {"cases": cases}, {})
+    law.report(cases)
+
+
 RUNS = (
     ("report", main, Options(), "the report's joint training, the default"),
     ("quick", main, QUICK, "after `celeba_encoder.py quick`: minutes on two cores, no FID"),
+    ("plane", plane, PlaneOptions(), "a Gaussian VAE small enough to be solved: what joint training costs, and its bound"),
 )
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ Ascent = Callable[[State, float], tuple[State, float, float]]
 
 def follow(
     weights: Sequence[float], ascend: Ascent, low: State, high: State | None = None
-) -> tuple[dict[str, Any], State]:
+) -> tuple[dict[str, Any], list[State]]:
     """theta(w) followed from w = 0 up, from the state `low`, and from w = 1 down, from `high` or, without it, from where
     the way up ends; the better of both is kept.
 
     ascend(state, w) goes uphill on E - w G from a state; it returns where that ends, E and G there.
     Returns lists over the weights: `evidence` E, `gap` G; `ahead`, by how much E - w G is larger on the way up than on
-    the way down: where it is not zero there are several optima. And the state of the last weight.
+    the way down: where it is not zero there are several optima. And the states that are kept.
     """
     paths, state = [], low
     for order in (weights, weights[::-1]):
@@ -45,7 +45,7 @@ def follow(
     ahead = [(up[1] - w * up[2]) - (down[1] - w * down[2]) for w, up, down in zip(weights, *paths, strict=True)]
     best = [up if lead >= 0 else down for lead, up, down in zip(ahead, *paths, strict=True)]
     found = {"weight": list(weights), "evidence": [p[1] for p in best], "gap": [p[2] for p in best], "ahead": ahead}
-    return found, best[-1][0]
+    return found, [p[0] for p in best]
 
 
 def weights(count: int) -> list[float]:
