@@ -218,7 +218,7 @@ class Posteriors(nn.Module):
     @torch.no_grad()
     def improve(self, gradient: Tensor, rate: float) -> None:
         """A natural-gradient step of the means on the ELBO, given its gradient (N, nz)."""
-        self.mean = self.mean + rate * torch.linalg.solve(self.precision, gradient[..., None])[..., 0]
+        self.mean = self.mean.detach() + rate * torch.linalg.solve(self.precision, gradient[..., None])[..., 0]
 
     def climb(self, vae: VAE, e: Tensor, rate: float) -> None:
         """The same with the gradient from the pair mean +- R e, e (N, nz)."""
@@ -332,7 +332,7 @@ class Evidence(nn.Module):
         return {
             "evidence": (evidence + self.surplus).mean().item(),
             "evidence_change": change.mean().item(),
-            "evidence_half_width": 1.96 * (change.std() / len(change) ** 0.5).item(),
+            "evidence_half_width": run.half_width(change.tolist()),
             **{f"gap_{name}": (evidence - values.mean(0)).mean().item() for name, values in below.items()},
             "effective_samples": effective.min().item(),
             "off_diagonal": (1 - curved.diagonal(dim1=1, dim2=2).sum(1) / curved.sum((1, 2))).mean().item(),
@@ -360,15 +360,18 @@ class Joint(Trainer):
         if options.weight is not None:
             shares = {"factorized": options.weight, "full": 1 - options.weight}
             self.shares = {family: share for family, share in shares.items() if share}
-            x = vae.sample(z := torch.zeros(options.batch_size, vae.nz, device=device), self.noise)[0]
+            z = torch.zeros(options.batch_size, vae.nz, device=device)
+            x = vae.sample(z, self.noise)[0]
             # The images in use, the oldest first.
-            self.images = nn.ModuleDict({family: Posteriors(family, 0 * x, z) for family in self.shares})
-            vae.add_module("images", self.images)
+            self.images = {family: Posteriors(family, 0 * x, z) for family in self.shares}
+            vae.add_module("images", nn.ModuleDict(self.images))
         if options.average:
             self.averaged = AveragedModel(vae.decoder, multi_avg_fn=get_ema_multi_avg_fn(options.average))
             self.averaged.requires_grad_(False)
             vae.add_module("averaged", self.averaged)
-            self.tested = VAE(vae.truth, vae.encoder, vae.sigma, self.averaged.module).to(device).eval()
+            average = self.averaged.module
+            assert isinstance(average, dcgan.Generator)
+            self.tested = VAE(vae.truth, vae.encoder, vae.sigma, average).to(device).eval()
         self.highest = self.optimizer.param_groups[0]["lr"]
         kept = (key for key in self.history if self.by_encoder or not key.startswith("frechet"))
         self.history = {key: [] for key in (*kept, *(section4.EVIDENCE if self.evidence else ()))}
@@ -400,14 +403,15 @@ class Joint(Trainer):
         for _ in range(1 if self.iteration else options.reuse):
             self.renew()
         e = normal((options.batch_size, self.vae.nz), self.noise)
-        loss = sum(-share * self.images[family].pair_elbo(self.vae, e).mean() for family, share in self.shares.items())
+        elbos = [share * self.images[family].pair_elbo(self.vae, e).mean() for family, share in self.shares.items()]
+        loss = -torch.stack(elbos).sum()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        for family, share in self.shares.items() if options.reuse > 1 else ():
-            images = self.images[family]
-            gradient, images.mean = -images.mean.grad * options.batch_size / share, images.mean.detach()
-            images.improve(gradient, REUSE_RATE)
+        for family, share in self.shares.items():
+            images, gradient = self.images[family], self.images[family].mean.grad
+            assert gradient is not None
+            images.improve(-gradient * options.batch_size / share, REUSE_RATE)
         if options.average:
             self.averaged.update_parameters(self.vae.decoder)
         return loss.detach()
@@ -429,7 +433,7 @@ class Joint(Trainer):
 def main(options: Options) -> None:
     device, checkpoint = run.begin(options)
     with run.reading(options.encoder, "encoder of celeba_encoder.py") as before:
-        config = run.in_present_words(before["config"])
+        config = before["config"]
         truth, discriminator, origin = networks_of(before["ground_truth"], device)
         encoder = Encoder(origin["width"]["nz"], origin["width"]["ndf"])
         encoder.load_state_dict(before["encoder"])
@@ -535,9 +539,10 @@ FRESH = 1000  # points to test on
 
 
 class Plane:
-    """A decoder x = W2 tanh(W1 z + b1) + sigma e with z ~ N(0, I) in the plane, so that log p(x) is a sum over a grid
-    (spacing at most 0.23 sigma) and an ELBO one over Gauss-Hermite nodes, in float64; parameters are flat vectors theta,
-    of the decoder, and phi, of all q. Points are in the mean over which E - w G is maximised.
+    """A decoder x = W2 tanh(W1 z + b1) + sigma e with z ~ N(0, I) in the plane.
+
+    There log p(x) is a sum over a grid (spacing at most 0.23 sigma), and an ELBO one over Gauss-Hermite nodes, in
+    float64. Parameters are flat vectors: theta of the decoder, phi of all q.
     """
 
     def __init__(self, options: PlaneOptions, sigma: float):
@@ -653,7 +658,7 @@ def split(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 
 def plane(options: PlaneOptions) -> None:
-    """What joint training costs where everything can be summed: the law's path for a small Gaussian VAE in the plane."""
+    """What joint training costs where all can be summed: the law's path for a small Gaussian VAE in the plane."""
     cases, seconds = [], 0.0
     for sigma in tqdm(options.sigmas, desc="plane", unit="sigma"):
 
@@ -682,7 +687,12 @@ def plane(options: PlaneOptions) -> None:
 RUNS = (
     ("report", main, Options(), "the report's joint training, the default"),
     ("quick", main, QUICK, "after `celeba_encoder.py quick`: minutes on two cores, no FID"),
-    ("plane", plane, PlaneOptions(), "a Gaussian VAE small enough to be solved: what joint training costs, and its bound"),
+    (
+        "plane",
+        plane,
+        PlaneOptions(),
+        "a Gaussian VAE small enough to be solved: what joint training costs, and its bound",
+    ),
 )
 
 if __name__ == "__main__":

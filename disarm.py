@@ -114,7 +114,7 @@ def best_factorized(joint: Tensor, start: Tensor, z: Tensor, sweeps: int = 300, 
     """Logits (N, b) of the best factorized posterior found for each document; joint: log p(x, z), (N, K), float64.
 
     Coordinate ascent on the ELBO: given the other bits, the best logit of a bit is the expected difference that it
-    makes to log p(x, z). From three starts: `start` (N, b), the marginals of the posterior, and its mode; from the first
+    makes to log p(x, z). From three starts: `start` (N, b), the marginals of the posterior, and its mode; from `start`
     alone unless `anew`. What is found is a local optimum, never below `start`.
     """
     bits = z.shape[1]

@@ -58,7 +58,18 @@ from data.documents import (
 )
 from disarm import ESTIMATORS, best_factorized, codes, disarm, exact_elbo, log_bernoulli, sampled_elbo
 from figures import law, run, section5
-from figures.cli import Count, Fraction, Natural, NonNegative, OptionalCount, OptionalPositive, Positive, RunError, Several, cli
+from figures.cli import (
+    Count,
+    Fraction,
+    Natural,
+    NonNegative,
+    OptionalCount,
+    OptionalPositive,
+    Positive,
+    RunError,
+    Several,
+    cli,
+)
 
 HIDDEN = 512
 LEAK = 0.01  # slope of LeakyReLU
@@ -932,13 +943,15 @@ def some_words(counts: scipy.sparse.csr_array, n: int, most: int, rng: np.random
         row = slice(*counts.indptr[i : i + 2])
         rows.append(rng.multivariate_hypergeometric(counts.data[row].astype(np.int64), n, method="count"))
     chosen = counts[long]
-    found = scipy.sparse.csr_array((np.concatenate(rows).astype(np.float64), chosen.indices, chosen.indptr), chosen.shape)
+    found = scipy.sparse.csr_array(
+        (np.concatenate(rows).astype(np.float64), chosen.indices, chosen.indptr), chosen.shape
+    )
     found.eliminate_zeros()
     return found
 
 
 class Short:
-    """Documents of n words, and where E - w G is largest: E their mean log p(x), G the mean gap of the best factorized q.
+    """Documents of n words, and where E - w G is largest: E mean log p(x), G the mean gap of the best factorized q.
 
     The decoder is a table of logits, words by codes: parameters (V, m) times features of the code (m, K).
     """
@@ -961,7 +974,9 @@ class Short:
     def log_joint(self, parameters: Tensor) -> Tensor:
         """log p(x, z), relative to the document's entropy, (N, K)."""
         log_p = torch.log_softmax(parameters @ self.features, 0)
-        return SmoothedProduct.apply(log_p, self.batch) - self.options.bits * math.log(2) - self.batch.negentropy[:, None]
+        return (
+            SmoothedProduct.apply(log_p, self.batch) - self.options.bits * math.log(2) - self.batch.negentropy[:, None]
+        )
 
     def ascend(self, parameters: Tensor, w: float) -> tuple[Tensor, float, float]:
         """Uphill on E - w G by L-BFGS, with the best factorized q at each step; parameters, E and G there."""
@@ -973,11 +988,13 @@ class Short:
             if w:  # q is at its optimum, so its own change with the decoder adds nothing to the gradient
                 self.logits = best_factorized(joint.detach(), self.logits, self.z, anew=False)
                 value = (1 - w) * evidence + w * exact_elbo(self.logits, joint, self.z).mean()
-            (-value).backward()
-            return -value.item(), at.grad.numpy().ravel()
+            (gradient,) = torch.autograd.grad(-value, at)
+            return -value.item(), gradient.numpy().ravel()
 
         steps = {"maxiter": self.options.iterations, "maxcor": 20, "ftol": 1e-11, "gtol": 1e-8}
-        optimum = scipy.optimize.minimize(objective, parameters.numpy().ravel(), jac=True, method="L-BFGS-B", options=steps)
+        optimum = scipy.optimize.minimize(
+            objective, parameters.numpy().ravel(), jac=True, method="L-BFGS-B", options=steps
+        )
         found = torch.from_numpy(optimum.x).view_as(parameters)
         with torch.no_grad():
             joint = self.log_joint(found)

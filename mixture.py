@@ -36,7 +36,6 @@ from typing import Any
 
 import numpy as np
 import scipy.optimize
-import scipy.stats
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -97,7 +96,9 @@ class Options:
 
 
 # Three times the rates, for there are few steps.
-QUICK = Options(steps=2000, lr=3e-3, joint_lr=3e-3, oracle_points=20_000, law_variances=(0.35, 1.0), law_weights=7, law_nodes=12)
+QUICK = Options(
+    steps=2000, lr=3e-3, joint_lr=3e-3, oracle_points=20_000, law_variances=(0.35, 1.0), law_weights=7, law_nodes=12
+)
 
 
 # --- ground truth ---------------------------------------------------------------------------------------------------
@@ -300,8 +301,8 @@ def quadrature(variance: float, side: int) -> tuple[Tensor, Tensor]:
 
 
 def fit_means(x: Tensor, means: Tensor, variance: float, w: float, mass: Tensor | None = None) -> Tensor:
-    """The centres, (4, 2), that maximise E - w G, uphill from `means` (4, 2): the mean log p(x) of the points x, (N, 2),
-    less w times the mean gap of the best factorized q. mass: of each point, (N,); None: the same of all.
+    """The centres, (4, 2), that maximise E - w G, uphill from `means`: mean log p(x) of the points x, (N, 2), less w
+    times the mean gap of the best factorized q. mass: of each point, (N,); None: the same of all.
 
     w = 0 is maximum likelihood, w = 1 the best decoder for a factorized q.
     """
@@ -335,7 +336,9 @@ def law_cases(options: Options) -> list[dict[str, Any]]:
         start, (x, mass) = time.perf_counter(), quadrature(variance, options.law_nodes)
         truth = torch.tensor(CENTRES).double()[list(ASSIGNMENTS[name])]
 
-        def ascend(means: Tensor, w: float, x: Tensor = x, mass: Tensor = mass) -> tuple[Tensor, float, float]:
+        def ascend(
+            means: Tensor, w: float, variance: float = variance, x: Tensor = x, mass: Tensor = mass
+        ) -> tuple[Tensor, float, float]:
             means = fit_means(x, means, variance, w, mass)
             log_p = log_joint(x, means, variance)
             log_q = oracle(log_p)
@@ -343,8 +346,8 @@ def law_cases(options: Options) -> list[dict[str, Any]]:
             return means, evidence.item(), (evidence - elbo).item()
 
         metrics, _ = law.follow(law.weights(options.law_weights), ascend, truth, truth)
-        case = {"name": f"mixture_{variance:g}_{ASSIGNMENTS[name].index(3)}", "section": 3, "knob": "variance"}
-        case |= {"value": variance, "seed": None, "of": f"code words: {name}", "settled": True}
+        case: dict[str, Any] = {"name": f"mixture_{variance:g}_{ASSIGNMENTS[name].index(3)}", "section": 3}
+        case |= {"knob": "variance", "value": variance, "seed": None, "of": f"code words: {name}", "settled": True}
         cases.append(case | metrics | {"seconds": round(time.perf_counter() - start, 2)})
     return cases
 
@@ -474,12 +477,6 @@ def one_seed(options: Options, seed: int, device: torch.device, bar: tqdm) -> di
     return of_seed
 
 
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean and half width of its 95% t-interval."""
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return {"mean": float(np.mean(values)), "half_width": float(half), "n": len(values)}
-
-
 def main(options: Options) -> None:
     device = run.pick_device(options.device)
     runs = SECTION_RUNS * options.seeds + 2 * len(options.trained_variances)
@@ -492,7 +489,11 @@ def main(options: Options) -> None:
     metrics = seeds[0]["metrics"] | {"variances": gaps, "networks": networks, "cases": cases}
     if options.seeds > 1:
         every = [section3.scalars(seed["metrics"]) for seed in seeds]
-        metrics["seeds"] = {key: interval([values[key] for values in every]) for key in every[0]}
+        metrics["seeds"] = {}
+        for key in every[0]:
+            values = [seed[key] for seed in every]
+            spread = {"mean": float(np.mean(values)), "half_width": run.half_width(values), "n": len(values)}
+            metrics["seeds"][key] = spread
     result = run.save_result(
         options.out, options, device, seconds, metrics, seeds[0]["history"], panels=seeds[0]["panels"]
     )

@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import scipy.stats
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data import write_aside
 from figures import reference, section4, section5
-from figures.run import in_present_words
+from figures.run import half_width, interval
 
 BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
 WITHOUT_CODES = 467.1  # test loss of a model without codes; tests/test_hashing.py computes it from the corpus
@@ -27,12 +26,12 @@ PAGES = ("section3.md", "section4.md", "section5.md")
 
 
 def read(folder: Path) -> dict[str, dict]:
-    """Every result below a folder by its path there, such as celeba/dcgan; options in the words of today."""
+    """Every result below a folder by its path there, such as celeba/dcgan; as JSON holds it."""
     results = {}
     for path in sorted(folder.rglob("*.json")):
         result = json.loads(path.read_bytes())
         name = path.relative_to(folder).with_suffix("").as_posix()
-        results[name] = result | {"config": in_present_words(result.get("config", {}))}
+        results[name] = result
     return results
 
 
@@ -42,16 +41,6 @@ def fixed(value: float | Sequence[float], digits: int = 1) -> str:
         return f"{value:,.{digits}f}"
     *most, last = (f"{x:,.{digits}f}" for x in value)
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half the width of the 95% t-interval of the mean."""
-    return float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
-
-
-def interval(values: Sequence[float], digits: int = 1) -> str:
-    """Mean and 95% t-interval, such as 6.6 ± 0.8."""
-    return f"{statistics.mean(values):z,.{digits}f} ± {half_width(values):,.{digits}f}"
 
 
 class Claim(NamedTuple):
@@ -156,7 +145,7 @@ def of_section4(results: dict[str, dict]) -> dict[str, Any]:
         "over": over,
         "over_seeds": lambda name: interval(over(name), 2),
         "either_side": lambda pair: "{:.2f} ± {:.2f}".format(*pair),
-        "back": max(section4.last_quarter(r) for r in inference.values() if r["config"]["inference"] != "encoder"),
+        "back": max(section4.last_quarter(r) for r in inference.values() if r["config"]["weight"] is not None),
         "linear": section4.linear_gaussian(),
     }
 

@@ -31,7 +31,7 @@ from pytorch_fid.inception import FID_WEIGHTS_URL
 from tqdm import tqdm
 
 from data import celeba, newsgroups
-from figures import findings, page, section3, section4, section5, style
+from figures import findings, law, page, section3, section4, section5, style
 from figures.cli import RunError, cli
 from figures.run import pick_device, write_json
 from figures.runner import ClusterOptions, Task, record, run_tasks
@@ -144,6 +144,8 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
         elif step.name not in failed:
             (out / "results" / step.name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(result, out / "results" / f"{step.name}.json")
+            for name, case in law.split(json.loads(result.read_bytes())).items():
+                write_json(out / "results" / "law" / f"{name}.json", case)
     return failed
 
 
@@ -177,6 +179,7 @@ def render(folder: Path) -> list[str]:
     inference = {n.removeprefix("inference/"): r for n, r in results.items() if n.startswith("inference/")}
     if inference and "gap_encoder" in first("celeba/joint_report").get("history", ()):  # the quick run's
         inference.setdefault("encoder", results["celeba/joint_report"])
+    cases = {n.removeprefix("law/"): r["metrics"] for n, r in results.items() if n.startswith("law/")}
     rows = stages if "encoder_report" in stages else {}
     cells = section5.read_cells(folder / "results" / "hashing")
     parts = {name: results[f"parts/{name}"] for name in section5.PARTS if f"parts/{name}" in results}
@@ -202,6 +205,8 @@ def render(folder: Path) -> list[str]:
         *((("best_parts", section5.write_parts, (parts,)),) if parts else ()),
         ("table2, table3 and hashing_cells", section5.write_tables, (cells,)),
         ("retrieval", section5.write_retrieval, (cells,)),
+        ("law", law.draw, (cases,)),
+        ("table of the law", law.write_table, (cases,)),
         ("claims", write_claims, (findings.claims(results),)),
     )
     missing = []

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import platform
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
@@ -12,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import scipy.stats
 import torch
 
 from data import write_aside
@@ -118,15 +120,8 @@ def as_config(options: Any) -> dict[str, Any]:
     }
 
 
-def in_present_words(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config in the names of today: protocols were once called paper and published."""
-    old = {"paper": "report", "published": "released"}
-    return {key: old.get(value, value) if key == "protocol" else value for key, value in config.items()}
-
-
 def same_options(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> None:
     """Raise RunError if a result or checkpoint at `path` was made with other options, but for the `free` ones."""
-    before = in_present_words(before)
     for key in sorted((before.keys() | now.keys()) - set(free)):
         if before.get(key) != now.get(key):
             if key == "documents":
@@ -190,6 +185,19 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "commit": COMMIT,
     }
+
+
+# --- intervals ------------------------------------------------------------------------------------------------------
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half the width of the 95% t-interval of the mean."""
+    return float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
+
+
+def interval(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and 95% t-interval, such as 6.6 ± 0.8."""
+    return f"{statistics.mean(values):z,.{digits}f} ± {half_width(values):,.{digits}f}"
 
 
 # --- terminal -------------------------------------------------------------------------------------------------------

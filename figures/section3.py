@@ -149,7 +149,9 @@ def report_mixture(result: dict, folder: Path) -> None:
     for draw in (draw_figure1, draw_gap, draw_curves):
         draw(result, folder)
     metrics = result["metrics"]
-    flat = scalars({key: value for key, value in metrics.items() if key not in ("variances", "networks", "seeds", "cases")})
+    flat = scalars(
+        {key: value for key, value in metrics.items() if key not in ("variances", "networks", "seeds", "cases")}
+    )
     spread = metrics.get("seeds", {})
 
     def over_seeds(key: str) -> str | None:

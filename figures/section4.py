@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from data import faces
 from figures import reference, style
-from figures.run import print_closing, print_table
+from figures.run import half_width, print_closing, print_table
 
 
 def draw_dcgan(result: dict, folder: Path) -> None:
@@ -141,20 +141,26 @@ def report_evidence(result: dict) -> None:
     """Print what was tracked of the evidence, at the start and at the end."""
     history, config = result["history"], result["config"]
     rows = [(label, history[key][0], history[key][-1]) for key, label in EVIDENCE.items()]
-    title = f"Section 4: joint training, weight {config['weight']:g}, sigma {config['sigma']:g}"
+    title = f"Section 4: joint training, {kind(result)}, sigma {config['sigma']:g}"
     print_table((title, "start", "end"), rows, digits=3)
     print_closing(result)
 
 
+def kind(result: dict) -> str:
+    """Whose ELBO it maximised: the encoder's, or that of each image's best Gaussian of a family."""
+    weight = result["config"]["weight"]
+    return "encoder" if weight is None else "factorized" if weight else "full"
+
+
 def own_gap(result: dict) -> list[float]:
     """How far below log p(x) the ELBO of this run's kind of inference is, along the training."""
-    return result["history"][f"gap_{result['config']['inference']}"]
+    return result["history"][f"gap_{kind(result)}"]
 
 
 def lost(result: dict) -> tuple[float, float]:
     """By how much log p(x) of held-out images fell, and the half width of its 95% interval, nats."""
-    history = result["history"]
-    return -history["evidence_change"][-1], history["evidence_half_width"][-1]
+    changes = result["metrics"]["evidence_changes"]
+    return -statistics.mean(changes), half_width(changes)
 
 
 def beyond_full(result: dict, results: Mapping[str, dict]) -> tuple[float, float] | None:
@@ -162,18 +168,17 @@ def beyond_full(result: dict, results: Mapping[str, dict]) -> tuple[float, float
     same = ("sigma", "seed", "iterations", "lr", "schedule", "batch_size", "evidence_images")
     for other in results.values():
         alike = all(other["config"][key] == result["config"][key] for key in same) and other["data"] == result["data"]
-        if other["config"]["inference"] == "full" and alike and other is not result:
+        if kind(other) == "full" and alike and other is not result:
             pairs = [r["metrics"]["evidence_changes"] for r in (other, result)]
             differences = [a - b for a, b in zip(*pairs, strict=True)]
-            return statistics.mean(differences), 1.96 * statistics.stdev(differences) / len(differences) ** 0.5
+            return statistics.mean(differences), half_width(differences)
     return None
 
 
 def inference_name(result: dict) -> str:
     """How its posteriors are found, and what an encoder was fitted by before."""
-    kind = result["config"]["inference"]
-    if kind != "encoder" or "encoder_fitted_by" not in (metrics := result["metrics"]):
-        return kind
+    if kind(result) != "encoder" or "encoder_fitted_by" not in (metrics := result["metrics"]):
+        return kind(result)
     return f"encoder: {metrics['encoder_fitted_by']}, {metrics['encoder_iterations']:,}"
 
 
@@ -218,11 +223,11 @@ def last_quarter(result: dict) -> float:
 
 def draw_inference(results: dict[str, dict], folder: Path) -> None:
     """Joint training with an encoder, and with the best Gaussians of two families in its place."""
-    kinds = {kind: results[kind] for kind in INFERENCE if kind in results}
+    kinds = {name: results[name] for name in INFERENCE if name in results}
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.4), width_ratios=(1, 1, 1.05))
     looks = {k: {"color": style.COLOURS[i], "marker": style.MARKERS[i]} for i, k in enumerate(INFERENCE)}
-    for kind, result in kinds.items():
-        history, look = result["history"], looks[kind] | {"markersize": 3}
+    for name, result in kinds.items():
+        history, look = result["history"], looks[name] | {"markersize": 3}
         change = history["evidence_change"]
         bound = [a - b for a, b in zip(change, own_gap(result), strict=True)]
         axes[0].plot(history["iteration"], change, **look)
@@ -232,15 +237,15 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     axes[0].set(xlabel="iteration", ylabel="nats per image, less the truth's log p(x)")
     axes[0].set_title("(a) log p(x), and ELBO (dotted)")
     usual = next(iter(kinds.values()))["config"]["sigma"]
-    for kind, label in INFERENCE.items():
-        for result in (result for result in results.values() if result["config"]["inference"] == kind):
+    for name, label in INFERENCE.items():
+        for result in (result for result in results.values() if kind(result) == name):
             point, (value, error) = own_gap(result)[0], lost(result)
             face = None if result["data"] == faces.NAME else "white"
-            axes[1].errorbar(point, value, error, linestyle="none", markerfacecolor=face, **looks[kind])
+            axes[1].errorbar(point, value, error, linestyle="none", markerfacecolor=face, **looks[name])
             if (sigma := result["config"]["sigma"]) != usual:
-                offset = (7, -2) if kind == "factorized" and sigma < usual else (-5, -10)  # below that one are others
+                offset = (7, -2) if name == "factorized" and sigma < usual else (-5, -10)  # below that one are others
                 axes[1].annotate(f"$\\sigma$ {sigma:g}", (point, value), offset, textcoords="offset points", fontsize=6)
-        axes[1].plot([], [], linestyle="none", label=label, **looks[kind])
+        axes[1].plot([], [], linestyle="none", label=label, **looks[name])
     if any(result["data"] != faces.NAME for result in results.values()):
         axes[1].plot([], [], linestyle="none", marker="o", color="gray", markerfacecolor="white", label="photographs")
     axes[1].set_xscale("symlog", linthresh=1)
@@ -273,8 +278,8 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
 
     def place(result: dict) -> tuple:
         config = result["config"]
-        kind = list(INFERENCE).index(config["inference"])
-        return result["data"] != faces.NAME, -config["sigma"], -kind, -own_gap(result)[0], config["seed"]
+        place = list(INFERENCE).index(kind(result))
+        return result["data"] != faces.NAME, -config["sigma"], -place, -own_gap(result)[0], config["seed"]
 
     ordered = sorted(results.values(), key=place)
     for result in ordered:

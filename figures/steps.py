@@ -75,6 +75,13 @@ FITS = {"encoder": "faces/fit_4000", "encoder_1000": "faces/fit_1000", "encoder_
 FACES_GAN = "dcgan.py quick --epochs 30"
 PHOTOS_GAN = "dcgan.py --ngf 16 --ndf 16 --nz 16 --epochs 50 --held-out 500 --features thumbnails"
 
+PLANES = {  # Section 4 in miniature, solved
+    **{f"own_seed{i}": f"--seed {i}" for i in range(3)},
+    **{f"encoder{hidden}_seed0": f"--encoder {hidden} --sigmas 0.6" for hidden in (0, 4, 16, 64)},
+    "full_seed0": "--family full --sigmas 0.6",
+    "wide_seed0": "--hidden 4 --points 300 --sigmas 0.6",
+}
+
 
 def inference() -> Iterator[Step]:
     """For each seed of drawn faces, and for photographs: ground truth, encoders, and joint training from there."""
@@ -91,10 +98,10 @@ def inference() -> Iterator[Step]:
             return Step(f"inference/{name}", command, seconds, needs=(fit,))
 
         first = encoder == "faces/encoder"
-        for kind in ("factorized", "full"):
-            yield arm(f"{prefix}{kind}{end}", f"--inference {kind} --sigma 0.5 {LENGTH} --track {track}", encoder, 1000)
+        for kind, weight in (("factorized", 1), ("full", 0)):
+            yield arm(f"{prefix}{kind}{end}", f"--weight {weight} --sigma 0.5 {LENGTH} --track {track}", encoder, 1000)
             for sigma in (0.2, 1) if first else ():
-                options = f"--inference {kind} --sigma {sigma} --iterations 400 --track 4"
+                options = f"--weight {weight} --sigma {sigma} --iterations 400 --track 4"
                 yield arm(f"{kind}_sigma{sigma}", options, encoder, 700)
         for n in (1000, 4000) if first else (1000,):
             command = f"{FIT} --iterations {n}{of_seed} --encoder {{{encoder}}}/model.pt --out {{self}}"
@@ -135,12 +142,18 @@ STEPS = {
         *(
             Step(
                 f"inference/{kind}",
-                f"{FACES} --inference {kind} --sigma 0.5 --lr 1e-3 --iterations 40 --batch-size 16 "
+                f"{FACES} --weight {weight} --sigma 0.5 --lr 1e-3 --iterations 40 --batch-size 16 "
                 "--track 2 --encoder {celeba/encoder_report}/model.pt --out {self}",
                 46,
                 needs=("celeba/encoder_report",),
             )
-            for kind in ("factorized", "full")
+            for kind, weight in (("factorized", 1), ("full", 0))
+        ),
+        Step("plane", "celeba_joint.py plane --sigmas 0.8 --weights 6 --out {self}", 20),
+        Step(
+            "lengths",
+            "hashing.py lengths --corpus docstrings --lengths 4 16 --weights 4 --documents 500 --out {self}",
+            30,
         ),
         *grid(QUICK_GRID),
         Step(
@@ -185,6 +198,15 @@ STEPS = {
         *(Step(f"best_seed{i}", f"hashing.py best --seed {i} --out {{self}}", 800) for i in (1, 2, 3)),
         *(Step(f"parts/{name}", f"{BEST_HELD_OUT} {option} --out {{self}}", 300) for name, option in PARTS.items()),
         *(step for options in GRIDS for step in grid(options)),
+        *(
+            Step(f"lengths/{d}_seed{i}", f"hashing.py lengths --decoder {d} --seed {i} --out {{self}}", 600)
+            for i in (1, 2, 3)
+            for d in ("free", "linear")
+        ),
+        *(
+            Step(f"plane/{name}", f"celeba_joint.py plane {options} --out {{self}}", 200)
+            for name, options in PLANES.items()
+        ),
         Step("celeba/dcgan", "dcgan.py --out {self}", 25 * HOUR),
         Step("celeba/encoder_report", ENCODER, 68 * HOUR, needs=("celeba/dcgan",)),
         Step("celeba/encoder_released", f"{ENCODER} --protocol released", 68 * HOUR, needs=("celeba/dcgan",)),
