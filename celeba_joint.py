@@ -675,7 +675,7 @@ def plane(options: PlaneOptions) -> None:
         state = run.keep(options.out / f"{sigma:g}.pt", options, {"sigmas", "resume", "out"}, path)
         kind = "own" if options.encoder is None else f"encoder{options.encoder}"
         name = f"plane{options.hidden}_{options.family}_{kind}_{sigma:g}_seed{options.seed}"
-        case = {"name": name, "section": 4, "knob": "sigma", "value": sigma, "seed": options.seed, "settled": True}
+        case = {"name": name, "section": 4, "knob": "sigma", "value": sigma, "seed": options.seed}
         q = "best Gaussian of each point" if options.encoder is None else f"encoder of {options.encoder} hidden units"
         case |= {"of": f"plane, {options.hidden} hidden units; {options.family}, {q}"}
         cases.append(case | state["metrics"] | {"seconds": round(state["seconds"], 1)})

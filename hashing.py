@@ -1019,7 +1019,7 @@ def lengths(options: LengthsOptions) -> None:
         free = {"lengths", "resume", "archive", "out"}
         state = run.keep(options.out / f"{n}.pt", options, free, path, documents=corpus.name)
         name = f"hashing_{options.decoder}_b{options.bits}_n{n}_seed{options.seed}"
-        case = {"name": name, "section": 5, "knob": "words", "value": n, "seed": options.seed, "settled": True}
+        case = {"name": name, "section": 5, "knob": "words", "value": n, "seed": options.seed}
         case["of"] = f"{options.decoder} decoder, b = {options.bits}"
         cases.append(case | state["metrics"] | {"seconds": round(state["seconds"], 1)})
         seconds += state["seconds"]

@@ -347,7 +347,7 @@ def law_cases(options: Options) -> list[dict[str, Any]]:
 
         metrics, _ = law.follow(law.weights(options.law_weights), ascend, truth, truth)
         case: dict[str, Any] = {"name": f"mixture_{variance:g}_{ASSIGNMENTS[name].index(3)}", "section": 3}
-        case |= {"knob": "variance", "value": variance, "seed": None, "of": f"code words: {name}", "settled": True}
+        case |= {"knob": "variance", "value": variance, "seed": None, "of": f"code words: {name}"}
         cases.append(case | metrics | {"seconds": round(time.perf_counter() - start, 2)})
     return cases
 

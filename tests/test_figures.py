@@ -1,6 +1,5 @@
 """What is committed: every figure, table and page redraws from its results, and the README's numbers are theirs."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from toy import ROOT
 
-from figures import findings, make, reference, section4
+from figures import findings, make, reference, run, section4
 
 RESULTS = findings.read(ROOT / "figures" / "results")
 README = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
@@ -61,7 +60,7 @@ def test_readme_numbers_are_those_of_the_results() -> None:
     of_e3_64 = values["readings"]("e3", *findings.LAYERS, bits=(64,))
     e3 = {key: ", ".join(f"{value:g}" for value in np.round(numbers, 1)) for key, numbers in of_e3_64.items()}
     section4_says = findings.of_section4(RESULTS)
-    pulls, costs = (findings.interval(section4_says["over"](name)) for name in ("factorized", "encoder_1000"))
+    pulls, costs = (run.interval(section4_says["over"](name)) for name in ("factorized", "encoder_1000"))
     starts = [section4_says["starts"]([f"encoder_1000{seed}"])[0] for seed in findings.SEEDS]
     said = [
         f"ELBO {reference.MIXTURE_REPORT['frozen.elbo']} to {reference.MIXTURE_REPORT['joint.elbo']} |",
@@ -129,5 +128,3 @@ def test_readme_numbers_are_those_of_the_results() -> None:
 
 def test_stages_have_results_of_their_names() -> None:
     assert {f"celeba/{name}" for name in section4.STAGES} <= RESULTS.keys()
-    raw = json.loads((ROOT / "figures/results/celeba/joint_report.json").read_text())
-    assert raw["config"]["protocol"] == "paper"  # as it was called when the result was made; it is read as "report"

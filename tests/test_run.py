@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import scipy.stats
 import torch
 from toy import ROOT, main, options_of
 
@@ -22,7 +23,17 @@ import mixture
 from data import write_aside
 from figures import make, sweep
 from figures.cli import Run, RunError
-from figures.run import environment, in_present_words, keep, pick_device, print_table, reading, save_torch, write_json
+from figures.run import (
+    environment,
+    half_width,
+    interval,
+    keep,
+    pick_device,
+    print_table,
+    reading,
+    save_torch,
+    write_json,
+)
 
 
 def test_write_aside_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,10 +124,11 @@ def test_a_stage_is_kept_and_taken_with_resume_only(tmp_path: Path) -> None:
         keep(path, again, {"resume"}, run, documents="another")
 
 
-def test_results_of_old_names_are_read_in_those_of_today() -> None:
-    assert in_present_words({"protocol": "paper", "encoder": "paper"}) == {"protocol": "report", "encoder": "paper"}
-    assert in_present_words({"protocol": "published"}) == {"protocol": "released"}
-    assert in_present_words({"protocol": "released"}) == {"protocol": "released"}
+def test_interval_is_students() -> None:
+    values = [1.0, 2.0, 4.0]
+    low, high = scipy.stats.t.interval(0.95, 2, loc=scipy.stats.tmean(values), scale=scipy.stats.sem(values))
+    assert 7 / 3 - half_width(values) == pytest.approx(low)
+    assert interval(values, 2) == f"2.33 ± {high - 7 / 3:.2f}"
 
 
 SCRIPTS = [mixture, disarm, hashing, dcgan, celeba_encoder, celeba_joint, make, sweep]
