@@ -516,7 +516,7 @@ class PlaneOptions:
     """tanh units of the decoder's hidden layer"""
     pixels: Count = 6
     """dimensions of x"""
-    sigmas: tuple[Positive, ...] = (0.3, 0.45, 0.6, 0.8, 1.0)
+    sigmas: tuple[Positive, ...] = (1.0, 0.8, 0.6, 0.5, 0.4)
     """standard deviations of a pixel; a path is followed for each"""
     points: Count = 150
     """points of the ground truth to train on"""
