@@ -516,7 +516,7 @@ class PlaneOptions:
     """tanh units of the decoder's hidden layer"""
     pixels: Count = 6
     """dimensions of x"""
-    sigmas: tuple[Positive, ...] = (1.0, 0.8, 0.6, 0.5, 0.4)
+    sigmas: tuple[Positive, ...] = (0.8, 0.7, 0.6, 0.5, 0.4)
     """standard deviations of a pixel; a path is followed for each"""
     points: Count = 150
     """points of the ground truth to train on"""
@@ -623,7 +623,7 @@ class Plane:
             (gradient,) = torch.autograd.grad(loss, v)
             return loss.item(), gradient.numpy()
 
-        steps = {"maxcor": 50, "maxiter": 3000, "maxfun": 6000, "gtol": 1e-6, "ftol": 1e-10}
+        steps = {"maxcor": 50, "maxiter": 600, "gtol": 1e-6, "ftol": 1e-9}
         options: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": steps}
         return start + unit(torch.from_numpy(scipy.optimize.minimize(objective, np.zeros(len(start)), **options).x))
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data import write_aside
-from figures import reference, section4, section5
+from figures import law, reference, section4, section5
 from figures.run import half_width, interval
 
 BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
@@ -329,8 +329,19 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
 PARTS = ("full", "dropout", "decay", "average", "prior", "rate")
 
 
-def write_pages(folder: Path) -> None:
-    """Render the pages into `folder` from the results in folder/results."""
+LAW_EXAMPLES = (  # rows of the README's table
+    ("3: four Gaussians, variance 0.5", "mixture_0.5_3"),
+    ("4: Gaussian VAE in the plane, sigma 0.6, best Gaussian of each point", "plane3_factorized_own_0.6_seed0"),
+    ("4: the same, an encoder of four hidden units", "plane3_factorized_encoder4_0.6_seed0"),
+    ("5: documents of 2 words, one distribution per code", "hashing_free_b4_n2_seed1"),
+    ("5: documents of 32 words, one distribution per code", "hashing_free_b4_n32_seed1"),
+    ("5: documents of 32 words, log-linear", "hashing_linear_b4_n32_seed1"),
+)
+MARKERS = ("<!-- rendered by figures/make.py from here -->\n", "<!-- to here -->\n")
+
+
+def write_pages(folder: Path, readme: Path) -> None:
+    """Render the pages into `folder` from the results in folder/results, and the README's numbers between its markers."""
     results = read(folder / "results")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -348,5 +359,11 @@ def write_pages(folder: Path) -> None:
         )[iteration],
     }
     values |= of_section4(results) | of_section5(results)
+    laws = {n.removeprefix("law/"): result["metrics"] for n, result in results.items() if n.startswith("law/")}
+    values |= {"laws": laws, "law_examples": LAW_EXAMPLES}
+    values |= {"cost": law.cost, "narrowing": law.narrowing, "area": law.area}
     for page in PAGES:
         write_aside(folder / page, environment.get_template(f"{page}.j2").render(values).encode())
+    before, rest = readme.read_text(encoding="utf-8").split(MARKERS[0])
+    block, after = environment.get_template("README.md.j2").render(values), rest.split(MARKERS[1])[1]
+    write_aside(readme, "".join([before, MARKERS[0], "\n", block, "\n", MARKERS[1], after]).encode())

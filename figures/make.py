@@ -225,7 +225,7 @@ def main(options: Options) -> None:
         with style.headed(HEADINGS[preset]):
             missing = render(folder)
         if folder == HERE:
-            findings.write_pages(folder)
+            findings.write_pages(folder, HERE.parent / "README.md")
         else:
             page.write(folder, preset)
         if missing:
