@@ -100,6 +100,7 @@ def split(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "metrics": metrics,
             "environment": result["environment"],
             "seconds": case["seconds"],
+            "history": {},
         }
     return cases
 
