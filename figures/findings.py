@@ -90,8 +90,8 @@ def exact_runs(results: Mapping[str, dict], stage: str, layers: int) -> list[str
 
 
 def shortfalls(runs: Sequence[dict], encoder: str) -> list[float]:
-    """Train ELBO that joint training reaches from an encoder fitted by the ELBO, less what it reaches from one fitted by
-    regression, in the runs of `hashing.py exact` that have both: below zero, the first was not at its optimum.
+    """Train ELBO of joint training from an encoder fitted by the ELBO, less that from one fitted by regression,
+    in the runs of `hashing.py exact` that have both: below zero, the first was not at its optimum.
     """
     pairs = [[run.get(f"{encoder}{stage}_joint") for stage in ("", "_regressed")] for run in runs]
     return [a["elbo"] - b["elbo"] for a, b in pairs if a is not None and b is not None]
@@ -128,8 +128,9 @@ def claims(results: Mapping[str, dict]) -> list[Claim]:
         add("5", f"ELBO, {encoder}, d = {layers}", pairs, True)
         pairs = [(run["likelihood_on"]["log_likelihood"], run[f"{encoder}_joint"]["log_likelihood"]) for run in runs]
         short = [-shortfall for shortfall in shortfalls(runs, encoder)]
-        said = f"; optimisation: its ELBO ends {fixed(short)} below another run's"
-        optimisation = said if min(short, default=0) > 1 else ""
+        optimisation = ""
+        if min(short, default=0) > 1:
+            optimisation = f"; optimisation: its ELBO ends {fixed(short)} below another run's"
         add("5", f"{EVIDENCE}, {encoder}, d = {layers}", pairs, False, optimisation)
     return found
 
@@ -379,7 +380,7 @@ def write_pages(folder: Path, readme: Path) -> None:
         keep_trailing_newline=True,
     )
     environment.filters["f"] = fixed
-    values = {
+    values: dict[str, Any] = {
         "r": results,
         "m": {name: result["metrics"] for name, result in results.items()},
         "reference": reference,

@@ -92,7 +92,7 @@ def split(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Where the law does not hold a better optimum was met at one end than on the way: the case is not settled.
     """
     cases = {}
-    for case in result["metrics"].get("cases", ()):
+    for case in result.get("metrics", {}).get("cases", ()):
         metrics = {key: value for key, value in case.items() if key not in ("name", "seconds")}
         metrics["settled"] = holds(metrics)
         cases[case["name"]] = {
@@ -148,7 +148,7 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
     axes[2].set_title("(c) how much of it is paid")
     axes[0].legend(fontsize=7)
     axes[1].legend(fontsize=7)
-    style.save(figure, folder, "law")
+    style.save(figure, folder, "one_law")
 
 
 def write_table(cases: dict[str, dict], folder: Path) -> None:

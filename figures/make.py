@@ -205,8 +205,8 @@ def render(folder: Path) -> list[str]:
         *((("best_parts", section5.write_parts, (parts,)),) if parts else ()),
         ("table2, table3 and hashing_cells", section5.write_tables, (cells,)),
         ("retrieval", section5.write_retrieval, (cells,)),
-        ("law", law.draw, (cases,)),
-        ("table of the law", law.write_table, (cases,)),
+        ("one_law", law.draw, (cases,)),
+        ("law", law.write_table, (cases,)),
         ("claims", write_claims, (findings.claims(results),)),
     )
     missing = []

@@ -11,6 +11,11 @@ from data import write_aside
 
 SECTIONS = {  # the page's headings, and what stands below: figures and tables by name, and what they show
     "The claim: joint training raises the bound and pulls the decoder from the data": {"claims": ""},
+    "One law: what joint training costs is the area under its gap": {
+        "one_law": "(a) The gap from likelihood (w = 0) to joint training (w = 1), and the cost, shaded. (b) Cost "
+        "against area, hollow where they differ. (c) The part of the narrowing that is paid.",
+        "law": "",
+    },
     "Section 3: four Gaussians, an encoder of two independent bits": {
         "figure1": "Points and regions by the most likely code: (a) true posterior, (b) encoder alone, (c) joint "
         "training, (d) the consistent VAE. The report's ELBO: -3.37 for (b), -3.31 for (c).",
