@@ -149,7 +149,7 @@ STEPS = {
             )
             for kind, weight in (("factorized", 1), ("full", 0))
         ),
-        Step("plane", "celeba_joint.py plane --sigmas 0.8 --weights 6 --out {self}", 20),
+        Step("plane", "celeba_joint.py plane --sigmas 0.8 --weights 6 --out {self}", 30),
         Step(
             "lengths",
             "hashing.py lengths --corpus docstrings --lengths 4 16 --weights 4 --documents 500 --out {self}",
