@@ -26,6 +26,7 @@ ARMS = (  # Section 4 without an encoder
     ("drawn faces, sigma 0.5, seed 0", "factorized"),
     ("seed 1", "factorized_seed1"),
     ("seed 2", "factorized_seed2"),
+    ("sigma 0.5, seed 0, another ground truth, 1,200 steps", "factorized_long"),
     ("sigma 1", "factorized_sigma1"),
     ("sigma 0.2", "factorized_sigma0.2"),
     ("photographs, sigma 0.5", "photos_factorized"),

@@ -117,6 +117,22 @@ def inference() -> Iterator[Step]:
             yield arm(f"{prefix}encoder_1000{end}", options, f"{where}/fit_1000{end}", 300)
 
 
+def longer() -> Iterator[Step]:
+    """Twice the steps, on images whose noise comes in opposite pairs and of averaged weights, from a shorter GAN."""
+    yield Step("faces/dcgan_short", "dcgan.py quick --out {self}", 90)
+    options = "--sigma 0.5 --iterations 1000 --precision float32 --ground-truth {faces/dcgan_short}/ground_truth.pt"
+    yield Step(
+        "faces/encoder_short", f"celeba_encoder.py quick {options} --out {{self}}", 100, needs=("faces/dcgan_short",)
+    )
+    options = (
+        "--lr 5e-4 --average 0.99 --batch-size 32 --reuse 2 --evidence-images 128 --evidence-samples 60 --sigma 0.5"
+    )
+    for name, weight in (("factorized", 1), ("full", 0)):
+        command = f"{FACES} {options} --iterations 1200 --track 4 --weight {weight}"
+        command += " --encoder {faces/encoder_short}/model.pt --out {self}"
+        yield Step(f"inference/{name}_long", command, 900, needs=("faces/encoder_short",))
+
+
 def joint(name: str, encoder: str, options: str) -> Step:
     command = f"celeba_joint.py --encoder {{celeba/{encoder}}}/model.pt {options} --out {{self}}"
     return Step(f"celeba/{name}", command, 114 * HOUR, needs=(f"celeba/{encoder}",))
@@ -215,5 +231,6 @@ STEPS = {
         joint("joint_report_sigma", "encoder_report", "--learn-sigma"),
         joint("joint_released", "encoder_released", ""),
         *inference(),
+        *longer(),
     ),
 }
