@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from toy import ROOT
 
-from figures import findings, make, section4
+from figures import findings, law, make, section4
 
 RESULTS = findings.read(ROOT / "figures" / "results")
 
@@ -64,3 +64,13 @@ def test_what_is_said_without_a_number() -> None:
 
 def test_stages_have_results_of_their_names() -> None:
     assert {f"celeba/{name}" for name in section4.STAGES} <= RESULTS.keys()
+
+
+def test_what_is_said_of_encoders_in_the_plane() -> None:
+    costs = {
+        encoder: law.cost(RESULTS[f"law/plane3_factorized_{encoder}_0.6_seed0"]["metrics"])
+        for encoder in ("own", "encoder16", "encoder4", "encoder0")
+    }
+    assert costs["encoder16"] == pytest.approx(costs["own"], rel=0.02)  # "costs what the family costs"
+    assert costs["encoder4"] == pytest.approx(4 / 3 * costs["own"], rel=0.05)
+    assert costs["encoder0"] > 3 * costs["own"]
