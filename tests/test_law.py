@@ -185,7 +185,7 @@ def test_every_committed_case(name: str) -> None:
     assert metrics["settled"] == law.holds(metrics)
     assert law.holds(metrics) or max(map(abs, metrics["ahead"])) > 1e-3
     assert -1e-3 < law.cost(metrics) < law.narrowing(metrics) + 1e-3
-    assert (np.diff(metrics["gap"]) < 1e-3).all()
+    assert (np.diff(metrics["gap"]) < 1e-3).all() or not metrics["settled"]
 
 
 def test_nearly_all_committed_cases_are_settled() -> None:
