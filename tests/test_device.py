@@ -221,9 +221,7 @@ def test_encoder_and_joint_training(protocol: Any, joint: bool) -> None:
 @pytest.mark.usefixtures("pretended")
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_joint_training_without_an_encoder(weight: float) -> None:
-    options = celeba_joint.Continued(
-        weight=weight, batch_size=4, evidence_images=4, precision="float32"
-    )
+    options = celeba_joint.Continued(weight=weight, batch_size=4, evidence_images=4, precision="float32")
     truth, decoder = dcgan.Generator(3, 2).to(THERE), dcgan.Generator(3, 2).to(THERE)
     vae = celeba_encoder.VAE(truth, celeba_encoder.Encoder(3, 2).to(THERE), 0.05, decoder).to(THERE).eval()
     trainer = celeba_joint.Joint(vae, options, {}, THERE)
