@@ -659,7 +659,7 @@ def split(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 def plane(options: PlaneOptions) -> None:
     """What joint training costs where all can be summed: the law's path for a small Gaussian VAE in the plane."""
-    cases, seconds = [], 0.0
+    cases, seconds = [], {}
     for sigma in tqdm(options.sigmas, desc="plane", unit="sigma"):
 
         def path(sigma: float = sigma) -> dict[str, Any]:
@@ -678,9 +678,12 @@ def plane(options: PlaneOptions) -> None:
         case = {"name": name, "section": 4, "knob": "sigma", "value": sigma, "seed": options.seed}
         q = "best Gaussian of each point" if options.encoder is None else f"encoder of {options.encoder} hidden units"
         case |= {"of": f"plane, {options.hidden} hidden units; {options.family}, {q}"}
-        cases.append(case | state["metrics"] | {"seconds": round(state["seconds"], 1)})
-        seconds += state["seconds"]
-    run.save_result(options.out, options, torch.device("cpu"), seconds, {"cases": cases}, {})
+        cases.append(case | state["metrics"])
+        seconds[name] = round(state["seconds"], 2)
+    run.save_result(
+        *(options.out, options, torch.device("cpu"), sum(seconds.values()), {"cases": cases}, {}),
+        seconds_of_cases=seconds,
+    )
     law.report(cases)
 
 

@@ -1007,7 +1007,7 @@ def lengths(options: LengthsOptions) -> None:
     """Where the family of q matters: the law's path for documents of n words, at the optimum of decoder and q."""
     corpus = load_corpus(options.corpus, options.archive)
     weights = law.weights(options.weights)
-    cases, seconds = [], 0.0
+    cases, seconds = [], {}
     for n in tqdm(options.lengths, desc="lengths", unit="length"):
 
         def path(n: int = n) -> dict[str, Any]:
@@ -1021,10 +1021,14 @@ def lengths(options: LengthsOptions) -> None:
         name = f"hashing_{options.decoder}_b{options.bits}_n{n}_seed{options.seed}"
         case = {"name": name, "section": 5, "knob": "words", "value": n, "seed": options.seed}
         case["of"] = f"{options.decoder} decoder, b = {options.bits}"
-        cases.append(case | state["metrics"] | {"seconds": round(state["seconds"], 1)})
-        seconds += state["seconds"]
+        cases.append(case | state["metrics"])
+        seconds[name] = round(state["seconds"], 2)
     device = torch.device("cpu")
-    run.save_result(options.out, options, device, seconds, {"cases": cases}, {}, corpus=corpus.name)
+    run.save_result(
+        *(options.out, options, device, sum(seconds.values()), {"cases": cases}, {}),
+        corpus=corpus.name,
+        seconds_of_cases=seconds,
+    )
     law.report(cases)
 
 

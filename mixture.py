@@ -326,11 +326,11 @@ def fit_means(x: Tensor, means: Tensor, variance: float, w: float, mass: Tensor 
     return torch.from_numpy(optimum.x.reshape(4, 2)).to(x)
 
 
-def law_cases(options: Options) -> list[dict[str, Any]]:
+def law_cases(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The law (figures/law.py) under p* itself: theta(w) of the oracle at each of --law-variances, and of the two
-    classes of assignments that are no mirror images of each other.
+    classes of assignments that are no mirror images of each other. And the seconds of each.
     """
-    cases = []
+    cases, seconds = [], {}
     points = [(v, name) for v in options.law_variances for name in list(ASSIGNMENTS)[:2]]
     for variance, name in tqdm(points, desc="law", unit="case"):
         start, (x, mass) = time.perf_counter(), quadrature(variance, options.law_nodes)
@@ -348,8 +348,9 @@ def law_cases(options: Options) -> list[dict[str, Any]]:
         metrics, _ = law.follow(law.weights(options.law_weights), ascend, truth, truth)
         case: dict[str, Any] = {"name": f"mixture_{variance:g}_{ASSIGNMENTS[name].index(3)}", "section": 3}
         case |= {"knob": "variance", "value": variance, "seed": None, "of": f"code words: {name}"}
-        cases.append(case | metrics | {"seconds": round(time.perf_counter() - start, 2)})
-    return cases
+        cases.append(case | metrics)
+        seconds[case["name"]] = round(time.perf_counter() - start, 2)
+    return cases, seconds
 
 
 # --- report ---------------------------------------------------------------------------------------------------------
@@ -484,7 +485,7 @@ def main(options: Options) -> None:
         seeds = [one_seed(options, options.seed + i, device, bar) for i in range(options.seeds)]
         start = time.perf_counter()
         gaps, networks = against_variance(options, device, bar)
-    cases = law_cases(options)
+    cases, seconds_of_cases = law_cases(options)
     seconds = time.perf_counter() - start + sum(seed["seconds"] for seed in seeds)
     metrics = seeds[0]["metrics"] | {"variances": gaps, "networks": networks, "cases": cases}
     if options.seeds > 1:
@@ -494,9 +495,8 @@ def main(options: Options) -> None:
             values = [seed[key] for seed in every]
             spread = {"mean": float(np.mean(values)), "half_width": run.half_width(values), "n": len(values)}
             metrics["seeds"][key] = spread
-    result = run.save_result(
-        options.out, options, device, seconds, metrics, seeds[0]["history"], panels=seeds[0]["panels"]
-    )
+    more = {"panels": seeds[0]["panels"], "seconds_of_cases": seconds_of_cases}
+    result = run.save_result(options.out, options, device, seconds, metrics, seeds[0]["history"], **more)
     section3.report_mixture(result, options.out)
     law.report(cases)
 

@@ -93,13 +93,13 @@ def split(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     cases = {}
     for case in result.get("metrics", {}).get("cases", ()):
-        metrics = {key: value for key, value in case.items() if key not in ("name", "seconds")}
+        metrics = {key: value for key, value in case.items() if key != "name"}
         metrics["settled"] = holds(metrics)
         cases[case["name"]] = {
             "config": result["config"],
             "metrics": metrics,
             "environment": result["environment"],
-            "seconds": case["seconds"],
+            "seconds": result["seconds_of_cases"][case["name"]],
             "history": {},
         }
     return cases
