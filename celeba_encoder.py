@@ -1,28 +1,33 @@
-"""An encoder fitted to a GAN's generator taken as ground truth (Section 4): the first row of Table 1.
+"""An encoder fitted to a GAN's generator taken as ground truth (Section 4): the first row of Table
+1.
 
-Ground truth: z ~ N(0, I) in R^100, x ~ N(g*(z), sigma^2 I), sigma = 0.05, with g* the generator that `dcgan.py`
-selected. Encoder: q(z given x) = N(mu(x), diag s(x)^2), the discriminator's trunk and a 4x4 convolution to (mu, log s)
-that begins at zero. It is trained by maximising log q(z given x) on fresh pairs. What the report's text and its
-released code do differently is --protocol:
+Ground truth: z ~ N(0, I) in R^100, x ~ N(g*(z), sigma^2 I), sigma = 0.05, with g* the generator
+that `dcgan.py` selected. Encoder: q(z given x) = N(mu(x), diag s(x)^2), the discriminator's trunk
+and a 4x4 convolution to (mu, log s) that begins at zero. It is trained by maximising log q(z given
+x) on fresh pairs. What the report's text and its released code do differently is --protocol:
 
                      report (default)                       released
-  batch norm of g*   evaluation mode: a fixed function      training mode: an image depends on its batch
-  ... in the tests   evaluation mode                        ELBO in both modes; images for FID in training mode, one
+  batch norm of g*   evaluation mode: a fixed function      training mode: an image depends on its
+  batch ... in the tests   evaluation mode                        ELBO in both modes; images for FID
+  in training mode, one
                                                             at a time
   Adam               2e-4                                   2e-5, betas (0.5, 0.999)
 
-Under `report` the encoder's batch norm learns its statistics in training, then takes them anew from 200 batches.
+Under `report` the encoder's batch norm learns its statistics in training, then takes them anew from
+200 batches.
 
-The evaluation at the end is shared with `celeba_joint.py`. On fresh samples of the ground truth: ELBO with its parts,
-importance-weighted lower bounds of log p(x), the aggregate posterior, Fréchet distances between x* = g*(z) and its
-re-decoding g(z'), z' ~ q(z given x). And without an encoder, from the Jacobian of g* at the true z (Laplace): log p(x),
-and what the best factorized Gaussian would lose of it.
+The evaluation at the end is shared with `celeba_joint.py`. On fresh samples of the ground truth:
+ELBO with its parts, importance-weighted lower bounds of log p(x), the aggregate posterior, Fréchet
+distances between x* = g*(z) and its re-decoding g(z'), z' ~ q(z given x). And without an encoder,
+from the Jacobian of g* at the true z (Laplace): log p(x), and what the best factorized Gaussian
+would lose of it.
 
 All quantities are in nats per image, of 12,288 dimensions.
 
     uv run celeba_encoder.py                                                       after dcgan.py
-    uv run celeba_encoder.py --iterations 10000 --fid-images 5000 --fid-dims 768   a hundredth of the training
-    uv run celeba_encoder.py quick                                                 after `dcgan.py quick`; no FID
+    uv run celeba_encoder.py --iterations 10000 --fid-images 5000 --fid-dims 768   a hundredth of
+    the training uv run celeba_encoder.py quick
+    after `dcgan.py quick`; no FID
 """
 
 import base64
@@ -53,7 +58,12 @@ FREE_ON_RESUME = {"resume", "checkpoint_every", "images", "out"}
 IMPORTANCE_SAMPLES = (1, 10, 100)
 NETWORKS = ("truth", "encoder", "decoder")  # of a VAE
 COLUMNS = 8  # images in the figure
-SHARED = {"truth", "noisy", "truth_prior", "real"}  # streams of images that joint training does not change
+SHARED = {
+    "truth",
+    "noisy",
+    "truth_prior",
+    "real",
+}  # streams of images that joint training does not change
 CALIBRATION = 200  # batches from which the encoder's batch norm takes its statistics
 
 
@@ -66,7 +76,8 @@ class TrainingOptions:
     batch_size: Count = 128
     """fresh samples per step"""
     lr: OptionalPositive = None
-    """learning rate; None: that of the protocol, report 2e-4, released 2e-5 here and 1e-5 in celeba_joint.py"""
+    """learning rate; None: that of the protocol, report 2e-4, released 2e-5 here and 1e-5 in
+    celeba_joint.py"""
     test_images: Several = 10_000
     """fresh samples for ELBO and aggregate posterior"""
     bound_images: Count = 200
@@ -74,7 +85,8 @@ class TrainingOptions:
     laplace_images: Count = 64
     """fresh samples for log p(x) from the Jacobian"""
     fid_images: Several = 200_000
-    """images per side for Fréchet distances; of real ones as many as there are, of drawn faces 10,000 at most"""
+    """images per side for Fréchet distances; of real ones as many as there are, of drawn faces
+    10,000 at most"""
     fid_dims: Literal[0, 64, 192, 768, 2048] = 2048
     """which of Inception's features; 0: no FID"""
     track: Count = 20
@@ -84,7 +96,8 @@ class TrainingOptions:
     images: Path | None = None
     """real images to compare with, as in dcgan.py; CelebA is not downloaded for this"""
     precision: Literal["float32", "bfloat16"] | None = None
-    """arithmetic of training and of Inception; None: bfloat16 on a CPU with instructions for it, else float32"""
+    """arithmetic of training and of Inception; None: bfloat16 on a CPU with instructions for it,
+    else float32"""
     checkpoint_every: Count = 1000
     """steps between checkpoints"""
     seed: Natural = 0
@@ -121,7 +134,7 @@ QUICK = Options(
 )
 
 
-# --- model ----------------------------------------------------------------------------------------------------------
+# --- model ----------------------------------------------------------------------------------------
 
 
 class Encoder(nn.Module):
@@ -147,7 +160,11 @@ def widened(x: Tensor) -> Tensor:
 
 def log_normal(x: Tensor, mean: Tensor, log_s: Tensor) -> Tensor:
     """log N(x; mean, diag s^2), summed over all dimensions but the first."""
-    return (-0.5 * ((x - mean) / log_s.exp()) ** 2 - log_s - 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+    return (
+        (-0.5 * ((x - mean) / log_s.exp()) ** 2 - log_s - 0.5 * math.log(2 * math.pi))
+        .flatten(1)
+        .sum(1)
+    )
 
 
 def kl_to_prior(mu: Tensor, log_s: Tensor) -> Tensor:
@@ -158,12 +175,22 @@ def kl_to_prior(mu: Tensor, log_s: Tensor) -> Tensor:
 class VAE(nn.Module):
     """Ground truth g*, encoder, and the decoder g, which is g* itself until joint training.
 
-    sigma: of the ground truth. log_sigma: of the decoder, a scalar; apart from it only with --learn-sigma.
-    """
+    sigma: of the ground truth. log_sigma: of the decoder, a scalar; apart from it only with
+    --learn-sigma."""
 
-    def __init__(self, truth: dcgan.Generator, encoder: Encoder, sigma: float, decoder: dcgan.Generator | None = None):
+    def __init__(
+        self,
+        truth: dcgan.Generator,
+        encoder: Encoder,
+        sigma: float,
+        decoder: dcgan.Generator | None = None,
+    ):
         super().__init__()
-        self.truth, self.encoder, self.decoder = truth.requires_grad_(False), encoder, decoder or truth
+        self.truth, self.encoder, self.decoder = (
+            truth.requires_grad_(False),
+            encoder,
+            decoder or truth,
+        )
         self.nz, self.sigma = encoder.nz, sigma
         self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)), requires_grad=False)
 
@@ -174,15 +201,23 @@ class VAE(nn.Module):
             return clean, clean + self.sigma * normal(clean.shape, noise)
 
     def elbo(self, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
-        """One sample z ~ q(z given x), images (N, 3, 64, 64): the ELBO (N,), its data term and KL; q and g(z).
+        """One sample z ~ q(z given x), images (N, 3, 64, 64): the ELBO (N,), its data term and KL;
+        q and g(z).
 
-        ELBO = log N(x; g(z), sigma^2 I) - KL(q(z given x) || N(0, I)), equation 1 of the report rearranged.
-        """
+        ELBO = log N(x; g(z), sigma^2 I) - KL(q(z given x) || N(0, I)), equation 1 of the report
+        rearranged."""
         mu, log_s = self.encoder(x)
         z = mu + log_s.exp() * normal(mu.shape, noise)
         decoded = widened(self.decoder(z))
         data, kl = log_normal(x, decoded, self.log_sigma), kl_to_prior(mu, log_s)
-        return {"elbo": data - kl, "data": data, "kl": kl, "mu": mu, "log_s": log_s, "decoded": decoded}
+        return {
+            "elbo": data - kl,
+            "data": data,
+            "kl": kl,
+            "mu": mu,
+            "log_s": log_s,
+            "decoded": decoded,
+        }
 
 
 def normal(shape: Sequence[int], noise: torch.Generator) -> Tensor:
@@ -190,22 +225,29 @@ def normal(shape: Sequence[int], noise: torch.Generator) -> Tensor:
 
 
 def noise_surplus(x: Tensor, clean: Tensor, sigma: float) -> Tensor:
-    """By how many nats (N,) the noise of x = x* + sigma e is larger than expected: (|e|^2 - dimensions) / 2.
+    """By how many nats (N,) the noise of x = x* + sigma e is larger than expected: (|e|^2 -
+    dimensions) / 2.
 
-    Its mean is zero and it is common to all log-likelihoods of x; added to them it takes away most of their variance.
-    """
+    Its mean is zero and it is common to all log-likelihoods of x; added to them it takes away most
+    of their variance."""
     return 0.5 * ((((x - clean) / sigma) ** 2).flatten(1).sum(1) - clean[0].numel())
 
 
 @contextlib.contextmanager
 def modes(vae: VAE, *batch_statistics: str, learning: bool = False) -> Generator[None]:
-    """The named networks of `vae` normalise each batch by its own statistics; the others are in evaluation mode.
+    """The named networks of `vae` normalise each batch by its own statistics; the others are in
+    evaluation mode.
 
     learning: whether running statistics follow the batches. Those of g* never do.
     """
     vae.eval()
     fixed = set(vae.truth.modules())
-    layers = [m for name in batch_statistics for m in getattr(vae, name).modules() if isinstance(m, nn.BatchNorm2d)]
+    layers = [
+        m
+        for name in batch_statistics
+        for m in getattr(vae, name).modules()
+        if isinstance(m, nn.BatchNorm2d)
+    ]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.train()
@@ -219,11 +261,12 @@ def modes(vae: VAE, *batch_statistics: str, learning: bool = False) -> Generator
         vae.eval()
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 class Trainer:
-    """A training by Adam on fresh samples, tracked, with checkpoints: that of the encoder, and the joint one.
+    """A training by Adam on fresh samples, tracked, with checkpoints: that of the encoder, and the
+    joint one.
 
     objective: a loss, nats per image, of latents z (N, nz), images x, and the noise's stream.
     """
@@ -237,19 +280,31 @@ class Trainer:
         spaces: Mapping[str, Features],
         device: torch.device,
     ):
-        self.vae, self.objective, self.options, self.spaces, self.device = vae, objective, options, spaces, device
+        self.vae, self.objective, self.options, self.spaces, self.device = (
+            vae,
+            objective,
+            options,
+            spaces,
+            device,
+        )
         self.tested = vae  # what is tracked; in celeba_joint.py its decoder may be an average
         parameters = [p for p in vae.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, options.lr or adam[0], betas=adam[1], fused=True)
+        self.optimizer = torch.optim.Adam(
+            parameters, options.lr or adam[0], betas=adam[1], fused=True
+        )
         self.noise = torch.Generator(device).manual_seed(options.seed)
-        self.history: dict[str, list] = {key: [] for key in ("iteration", "loss", "elbo", "data", "kl", "sigma")}
+        self.history: dict[str, list] = {
+            key: [] for key in ("iteration", "loss", "elbo", "data", "kl", "sigma")
+        }
         kinds = ("frechet",) if vae.decoder is vae.truth else ("frechet", "prior")
         self.history |= {f"{kind}_{name}": [] for name in spaces for kind in kinds}
         self.iteration, self.sum, self.seconds = 0, torch.zeros(()), 0.0
         self.known: dict[str, Moments] = {}
 
     def step(self) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"
+        ):
             z = normal((self.options.batch_size, self.vae.nz), self.noise)
             loss = self.objective(z, self.vae.sample(z, self.noise)[1], self.noise)
         self.optimizer.zero_grad()
@@ -265,7 +320,9 @@ class Trainer:
         """Add a point to the curves."""
         options, vae = self.options, self.tested
         elbo, one_by_one = self.elbo(), options.protocol == "released"
-        images = Images(vae, options.track_images, options.batch_size, options.seed, self.device, one_by_one)
+        images = Images(
+            vae, options.track_images, options.batch_size, options.seed, self.device, one_by_one
+        )
         for name, features in self.spaces.items():
             if name not in self.known:
                 self.known[name] = moments(features, images("truth"))
@@ -275,15 +332,20 @@ class Trainer:
                     self.history[f"{kind}_{name}"].append(distance)
         since = self.iteration - (self.history["iteration"][-1] if self.history["iteration"] else 0)
         values = {"iteration": self.iteration, "loss": float(self.sum) / since if since else None}
-        values |= {key: elbo[key] for key in ("elbo", "data", "kl")} | {"sigma": vae.log_sigma.exp().item()}
+        values |= {key: elbo[key] for key in ("elbo", "data", "kl")} | {
+            "sigma": vae.log_sigma.exp().item()
+        }
         for key, value in values.items():
             if value is not None and not math.isfinite(value):
-                raise FloatingPointError(f"the {key} is {value} at iteration {self.iteration}; try a smaller --lr")
+                raise FloatingPointError(
+                    f"the {key} is {value} at iteration {self.iteration}; try a smaller --lr"
+                )
             self.history[key].append(value)
         self.sum = torch.zeros(())
 
     def run(self, batch_statistics: tuple[str, ...], checkpoint: Path) -> None:
-        """Train to --iterations, from the checkpoint if there is one, with the named networks in training mode."""
+        """Train to --iterations, from the checkpoint if there is one, with the named networks in
+        training mode."""
         total, options = self.options.iterations, self.options
         points = {round(total * i / options.track) for i in range(options.track + 1)}
         if checkpoint.exists():
@@ -293,12 +355,17 @@ class Trainer:
                 if self.iteration in points and self.iteration not in self.history["iteration"]:
                     self.track()
                     bar.set_postfix_str(f"ELBO {self.history['elbo'][-1]:.0f}")
-                if self.iteration and (self.iteration % options.checkpoint_every == 0 or self.iteration == total):
+                if self.iteration and (
+                    self.iteration % options.checkpoint_every == 0 or self.iteration == total
+                ):
                     self.save(checkpoint)
                 if self.iteration == total:
                     return
                 start = time.perf_counter()
-                stop = min(total, (self.iteration // options.checkpoint_every + 1) * options.checkpoint_every)
+                stop = min(
+                    total,
+                    (self.iteration // options.checkpoint_every + 1) * options.checkpoint_every,
+                )
                 stop = min([stop, *(point for point in points if point > self.iteration)])
                 with modes(self.vae, *batch_statistics, learning=True):
                     while self.iteration < stop:
@@ -321,12 +388,15 @@ class Trainer:
         run.save_torch(path, state)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other options."""
+        """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other
+        options."""
         with run.reading(path, "checkpoint of such a run") as state:
             run.same_options(path, state["config"], run.as_config(self.options), FREE_ON_RESUME)
             if state["history"].keys() != self.history.keys():
                 had = "with" if "frechet_inception" in state["history"] else "without"
-                raise RunError(f"--resume: {path} was tracked {had} Inception's weights, which now is not so")
+                raise RunError(
+                    f"--resume: {path} was tracked {had} Inception's weights, which now is not so"
+                )
             truth = self.vae.truth.named_parameters()
             if not all(torch.equal(state["vae"][f"truth.{name}"], p.cpu()) for name, p in truth):
                 raise RunError(f"--resume: {path} is of another ground truth")
@@ -337,10 +407,16 @@ class Trainer:
             self.sum, self.seconds = state["sum"].to(self.device), state["seconds"]
 
 
-def networks_of(state: Mapping, device: torch.device) -> tuple[dcgan.Generator, dcgan.Discriminator, dict[str, Any]]:
-    """Generator and discriminator as kept by dcgan.py, in evaluation mode, and what else it said of them."""
+def networks_of(
+    state: Mapping, device: torch.device
+) -> tuple[dcgan.Generator, dcgan.Discriminator, dict[str, Any]]:
+    """Generator and discriminator as kept by dcgan.py, in evaluation mode, and what else it said of
+    them."""
     width = state["width"]
-    generator, discriminator = dcgan.Generator(width["nz"], width["ngf"]), dcgan.Discriminator(width["ndf"])
+    generator, discriminator = (
+        dcgan.Generator(width["nz"], width["ngf"]),
+        dcgan.Discriminator(width["ndf"]),
+    )
     generator.load_state_dict(state["generator"])
     discriminator.load_state_dict(state["discriminator"])
     for network in (generator, discriminator):
@@ -354,8 +430,12 @@ def main(options: Options) -> None:
     with run.reading(options.ground_truth, "ground truth of dcgan.py") as ground_truth:
         truth, discriminator, origin = networks_of(ground_truth, device)
     torch.manual_seed(options.seed)
-    vae = VAE(truth, Encoder(origin["width"]["nz"], origin["width"]["ndf"]).to(device), options.sigma).to(device)
-    real = real_images(options, origin)  # before Inception's weights are fetched: what is wrong shows first
+    vae = VAE(
+        truth, Encoder(origin["width"]["nz"], origin["width"]["ndf"]).to(device), options.sigma
+    ).to(device)
+    real = real_images(
+        options, origin
+    )  # before Inception's weights are fetched: what is wrong shows first
     spaces = feature_spaces(options, discriminator, device)
 
     def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
@@ -368,15 +448,22 @@ def main(options: Options) -> None:
         latents = (normal((options.batch_size, vae.nz), noise) for _ in range(CALIBRATION))
         update_bn((vae.sample(z, noise)[1] for z in latents), vae.encoder)
     metrics, known = evaluate(vae, options, spaces, real, {}, device)
-    shared = {name: {kind: vars(of[kind]) for kind in SHARED & of.keys()} for name, of in known.items()}
+    shared = {
+        name: {kind: vars(of[kind]) for kind in SHARED & of.keys()} for name, of in known.items()
+    }
     run.save_torch(options.out / "moments.pt", shared | {"device": device.type})
-    model = {"encoder": vae.encoder.state_dict(), "config": run.as_config(options), "ground_truth": ground_truth}
+    model = {
+        "encoder": vae.encoder.state_dict(),
+        "config": run.as_config(options),
+        "ground_truth": ground_truth,
+    }
     run.save_torch(options.out / "model.pt", model)
     finish(trainer, metrics, origin, "frozen")
 
 
 def finish(trainer: Trainer, metrics: dict, origin: Mapping, stage: str) -> None:
-    """Write result.json and the figure, and print the report, of a training that is done; stage: a row of Table 1."""
+    """Write result.json and the figure, and print the report, of a training that is done; stage: a
+    row of Table 1."""
     options, vae, device = trainer.options, trainer.tested, trainer.device
     seconds = trainer.seconds + metrics.pop("seconds")
     metrics |= {"iterations": trainer.iteration}
@@ -390,14 +477,16 @@ def finish(trainer: Trainer, metrics: dict, origin: Mapping, stage: str) -> None
     section4.report_training(result, options.out, stage)
 
 
-# --- evaluation, shared with celeba_joint.py -------------------------------------------------------------------------
+# --- evaluation, shared with celeba_joint.py ------------------------------------------------------
 
 
 @torch.no_grad()
 def mean_elbo(vae: VAE, count: int, options: Any, device: torch.device) -> dict[str, Any]:
-    """Means over `count` fresh samples, the same ones at each call; the networks' modes are the caller's.
+    """Means over `count` fresh samples, the same ones at each call; the networks' modes are the
+    caller's.
 
-    elbo, data, kl: nats. log_q: of the true z. squared_error: of g(z) against x*, per pixel and channel.
+    elbo, data, kl: nats. log_q: of the true z. squared_error: of g(z) against x*, per pixel and
+    channel.
     mean, variance: of the aggregate posterior, a list over dimensions.
     """
     noise = torch.Generator(device).manual_seed(1_000_003 + options.seed)
@@ -409,7 +498,11 @@ def mean_elbo(vae: VAE, count: int, options: Any, device: torch.device) -> dict[
         parts = vae.elbo(x, noise)
         mu, log_s = parts["mu"].double(), parts["log_s"].double()
         surplus = noise_surplus(x, clean, vae.sigma)
-        values = {"elbo": parts["elbo"] + surplus, "data": parts["data"] + surplus, "kl": parts["kl"]}
+        values = {
+            "elbo": parts["elbo"] + surplus,
+            "data": parts["data"] + surplus,
+            "kl": parts["kl"],
+        }
         values["log_q"] = log_normal(z, parts["mu"], parts["log_s"])
         values["squared_error"] = ((parts["decoded"] - clean) ** 2).mean((1, 2, 3))
         for key, value in values.items():
@@ -424,7 +517,8 @@ def mean_elbo(vae: VAE, count: int, options: Any, device: torch.device) -> dict[
 
 @torch.no_grad()
 def importance_bounds(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
-    """Lower bounds of log p(x) under the decoder, for k = 1, 10, 100 samples of q (Burda et al. 2016, equation 8)."""
+    """Lower bounds of log p(x) under the decoder, for k = 1, 10, 100 samples of q (Burda et al.
+    2016, equation 8)."""
     noise = torch.Generator(device).manual_seed(2_000_003 + options.seed)
     most = max(IMPORTANCE_SAMPLES)
     weights = []
@@ -436,17 +530,21 @@ def importance_bounds(vae: VAE, options: Any, device: torch.device) -> dict[str,
         log_p = log_p + noise_surplus(x, clean, vae.sigma)
         weights.append((log_p - log_normal(z, mu, log_s)).double())
     log_w = torch.stack(weights)  # (images, samples)
-    return {str(k): (log_w.unflatten(1, (-1, k)).logsumexp(2) - math.log(k)).mean().item() for k in IMPORTANCE_SAMPLES}
+    return {
+        str(k): (log_w.unflatten(1, (-1, k)).logsumexp(2) - math.log(k)).mean().item()
+        for k in IMPORTANCE_SAMPLES
+    }
 
 
 def laplace(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
-    """log p(x) under the ground truth, and the best factorized Gaussian, with g* linear about the true z.
+    """log p(x) under the ground truth, and the best factorized Gaussian, with g* linear about the
+    true z.
 
-    Then the posterior is Gaussian with precision H = I + J'J / sigma^2, J the Jacobian of g*; with x = g*(z) + sigma e
-    its mode lies at z + H^-1 b, b = J'e / sigma - z, and
+    Then the posterior is Gaussian with precision H = I + J'J / sigma^2, J the Jacobian of g*; with
+    x = g*(z) + sigma e its mode lies at z + H^-1 b, b = J'e / sigma - z, and
         log p(x) = log p(x, z) + b'H^-1 b / 2 + log(2 pi) nz / 2 - log det H / 2.
-    The factorized Gaussian that is closest in KL has the precisions H_ii; it loses (sum log H_ii - log det H) / 2.
-    """
+    The factorized Gaussian that is closest in KL has the precisions H_ii; it loses (sum log H_ii -
+    log det H) / 2."""
     noise = torch.Generator(device).manual_seed(3_000_003 + options.seed)
     nz = vae.nz
     totals = {"evidence": 0.0, "factorization": 0.0, "log_det": 0.0}
@@ -456,11 +554,17 @@ def laplace(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
         with warnings.catch_warnings():  # torch's own use of torch.jit
             warnings.simplefilter("ignore", FutureWarning)
             # One copy per direction; in evaluation mode batch norm does not mix them.
-            tangents = torch.func.jvp(vae.truth, (z.repeat(nz, 1),), (torch.eye(nz, device=device),))[1]
+            tangents = torch.func.jvp(
+                vae.truth, (z.repeat(nz, 1),), (torch.eye(nz, device=device),)
+            )[1]
         jacobian = tangents.flatten(1).double()  # (nz, pixels)
-        precision = torch.eye(nz, dtype=torch.float64, device=device) + jacobian @ jacobian.T / vae.sigma**2
+        precision = (
+            torch.eye(nz, dtype=torch.float64, device=device) + jacobian @ jacobian.T / vae.sigma**2
+        )
         b = jacobian @ e.flatten().double() / vae.sigma - z[0].double()
-        expected = -0.5 * e.numel() * (1 + math.log(2 * math.pi * vae.sigma**2))  # of log N(x; x*, sigma^2 I)
+        expected = (
+            -0.5 * e.numel() * (1 + math.log(2 * math.pi * vae.sigma**2))
+        )  # of log N(x; x*, sigma^2 I)
         log_joint = expected + log_normal(z, 0 * z, 0 * z)
         log_det = torch.logdet(precision)
         totals["evidence"] += (
@@ -477,22 +581,32 @@ def laplace(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
 class Images:
     """Streams of images for Fréchet distances; each call of one begins the same stream anew.
 
-    one_by_one: the networks in training mode, an image at a time, as the released code makes the images for FID.
-    """
+    one_by_one: the networks in training mode, an image at a time, as the released code makes the
+    images for FID."""
 
-    def __init__(self, vae: VAE, count: int, batch_size: int, seed: int, device: torch.device, one_by_one: bool):
+    def __init__(
+        self,
+        vae: VAE,
+        count: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        one_by_one: bool,
+    ):
         self.vae, self.count, self.device, self.one_by_one = vae, count, device, one_by_one
         self.batch_size, self.seed = batch_size, seed
 
     @torch.no_grad()
     def __call__(self, kind: str) -> Iterator[Tensor]:
-        """Batches of `kind`: truth (x*), noisy (x), decoded (g(z'), z' ~ q), noisy_decoded (with the truth's sigma),
-        prior (g(z) of other z), truth_prior (g*(z) of the same other z).
+        """Batches of `kind`: truth (x*), noisy (x), decoded (g(z'), z' ~ q), noisy_decoded (with
+        the truth's sigma), prior (g(z) of other z), truth_prior (g*(z) of the same other z).
         """
         prior = kind.endswith("prior")
-        # z with the pixels' noise, the noise of q, and that of decoded images: all kinds see the same of each.
+        # z with the pixels' noise, the noise of q, and that of decoded images: all kinds see the
+        # same of each.
         noise, of_q, of_decoded = (
-            torch.Generator(self.device).manual_seed(self.seed + 4_000_037 + i) for i in (prior, 2, 3)
+            torch.Generator(self.device).manual_seed(self.seed + 4_000_037 + i)
+            for i in (prior, 2, 3)
         )
         vae = self.vae
         with modes(vae, *(NETWORKS if self.one_by_one else ())):
@@ -506,9 +620,15 @@ class Images:
                 if kind in ("truth", "noisy"):
                     yield clean if kind == "truth" else x
                     continue
-                mu, log_s = (torch.cat(part) for part in zip(*map(vae.encoder, self.pieces(x)), strict=True))
+                mu, log_s = (
+                    torch.cat(part) for part in zip(*map(vae.encoder, self.pieces(x)), strict=True)
+                )
                 decoded = self.each(vae.decoder, mu + log_s.exp() * normal(mu.shape, of_q))
-                yield decoded + vae.sigma * normal(clean.shape, of_decoded) if kind == "noisy_decoded" else decoded
+                yield (
+                    decoded + vae.sigma * normal(clean.shape, of_decoded)
+                    if kind == "noisy_decoded"
+                    else decoded
+                )
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.split(1) if self.one_by_one else (x,)
@@ -517,7 +637,8 @@ class Images:
         return torch.cat([network(piece) for piece in self.pieces(x)])
 
 
-# Pairs of streams whose distance is reported. Of a frozen decoder, which is g* itself, the first four.
+# Pairs of streams whose distance is reported. Of a frozen decoder, which is g* itself, the first
+# four.
 FROZEN_DISTANCES = {
     "means": ("truth", "decoded"),
     "noise_alone": ("truth", "noisy"),
@@ -534,17 +655,22 @@ DISTANCES = FROZEN_DISTANCES | {
 def frechet_distances(
     features: Features, images: Images, real: np.ndarray | None, known: Mapping[str, Moments]
 ) -> tuple[dict[str, float | None], dict[str, Moments]]:
-    """The distances of DISTANCES in one feature space, None where there are no real images; and all moments.
+    """The distances of DISTANCES in one feature space, None where there are no real images; and all
+    moments.
 
     known: moments of streams that need not be computed again.
     """
     pairs = FROZEN_DISTANCES if images.vae.decoder is images.vae.truth else DISTANCES
     present = dict(known)
-    for kind in tqdm(dict.fromkeys(k for pair in pairs.values() for k in pair), desc="features", leave=False):
+    for kind in tqdm(
+        dict.fromkeys(k for pair in pairs.values() for k in pair), desc="features", leave=False
+    ):
         if kind == "real" and real is not None and kind not in present:
             starts = range(0, min(len(real), images.count), images.batch_size)
             parts = (torch.from_numpy(np.array(real[i : i + images.batch_size])) for i in starts)
-            present[kind] = moments(features, (part.to(images.device).float() / 127.5 - 1 for part in parts))
+            present[kind] = moments(
+                features, (part.to(images.device).float() / 127.5 - 1 for part in parts)
+            )
         elif kind != "real" and kind not in present:
             present[kind] = moments(features, images(kind))
     distances = {
@@ -554,8 +680,11 @@ def frechet_distances(
     return distances, present
 
 
-def feature_spaces(options: Any, discriminator: dcgan.Discriminator, device: torch.device) -> dict[str, Features]:
-    """The trained discriminator's features; and Inception's, if its weights can be had and --fid-dims is not 0."""
+def feature_spaces(
+    options: Any, discriminator: dcgan.Discriminator, device: torch.device
+) -> dict[str, Features]:
+    """The trained discriminator's features; and Inception's, if its weights can be had and
+    --fid-dims is not 0."""
     spaces: dict[str, Features] = {"discriminator": discriminator.features}
     if options.fid_dims:
         try:
@@ -566,7 +695,8 @@ def feature_spaces(options: Any, discriminator: dcgan.Discriminator, device: tor
 
 
 def real_images(options: Any, ground_truth: Mapping) -> np.ndarray | None:
-    """Images like those that the GAN learned, uint8 (N, 3, 64, 64), or None where there are none."""
+    """Images like those that the GAN learned, uint8 (N, 3, 64, 64), or None where there are
+    none."""
     if ground_truth["data"] == "faces":
         if options.images is not None:
             raise RunError("--images is of CelebA; the ground truth learned drawn faces")
@@ -583,7 +713,8 @@ def evaluate(
     known: Mapping,
     device: torch.device,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Moments]]]:
-    """All of the evaluation, and the moments of images that a later evaluation need not compute again."""
+    """All of the evaluation, and the moments of images that a later evaluation need not compute
+    again."""
     start = time.perf_counter()
     with modes(vae):
         metrics = mean_elbo(vae, options.test_images, options, device)
@@ -592,24 +723,43 @@ def evaluate(
     if options.protocol == "released":
         with modes(vae, *NETWORKS):
             metrics["batch_statistics"] = mean_elbo(vae, options.test_images, options, device)
-    images = Images(vae, options.fid_images, options.batch_size, options.seed, device, options.protocol == "released")
+    images = Images(
+        vae,
+        options.fid_images,
+        options.batch_size,
+        options.seed,
+        device,
+        options.protocol == "released",
+    )
     metrics["frechet"], all_moments = {}, {}
     for name, features in spaces.items():
-        metrics["frechet"][name], all_moments[name] = frechet_distances(features, images, real, known.get(name, {}))
+        metrics["frechet"][name], all_moments[name] = frechet_distances(
+            features, images, real, known.get(name, {})
+        )
     metrics["sigma"] = vae.log_sigma.exp().item()
     metrics["seconds"] = time.perf_counter() - start
     return metrics, all_moments
 
 
 def strips(vae: VAE, options: Any, device: torch.device) -> dict[str, str]:
-    """Rows of images for the figure, as PNG in base64: x*, x, g(z') and g(z') with the decoder's noise."""
+    """Rows of images for the figure, as PNG in base64: x*, x, g(z') and g(z') with the decoder's
+    noise."""
     kinds = {
-        kind: next(Images(vae, COLUMNS, COLUMNS, options.seed, device, options.protocol == "released")(kind))
+        kind: next(
+            Images(vae, COLUMNS, COLUMNS, options.seed, device, options.protocol == "released")(
+                kind
+            )
+        )
         for kind in ("truth", "noisy", "decoded")
     }
     noise = torch.Generator(device).manual_seed(options.seed)
-    kinds["sampled"] = kinds["decoded"] + vae.log_sigma.exp().detach() * normal(kinds["decoded"].shape, noise)
-    return {kind: base64.b64encode(dcgan.png(images, COLUMNS)).decode() for kind, images in kinds.items()}
+    kinds["sampled"] = kinds["decoded"] + vae.log_sigma.exp().detach() * normal(
+        kinds["decoded"].shape, noise
+    )
+    return {
+        kind: base64.b64encode(dcgan.png(images, COLUMNS)).decode()
+        for kind, images in kinds.items()
+    }
 
 
 RUNS = (

@@ -1,41 +1,47 @@
-"""Joint ELBO training of a fitted encoder and its true decoder (Section 4): the second row of Table 1.
+"""Joint ELBO training of a fitted encoder and its true decoder (Section 4): the second row of Table
+1.
 
-It goes on from `celeba_encoder.py`: the encoder found there, a copy of g* as decoder, samples of the ground truth as
-data, and the ELBO, reparameterised, with the analytic KL, maximised over both. Along the training are tracked the ELBO,
-and the Fréchet distances of x* = g*(z) from its re-decoding g(z'), z' ~ q(z given x), which is the report's measure of
-what the decoder loses, and from the decoder's own samples g(z) of other z.
+It goes on from `celeba_encoder.py`: the encoder found there, a copy of g* as decoder, samples of
+the ground truth as data, and the ELBO, reparameterised, with the analytic KL, maximised over both.
+Along the training are tracked the ELBO, and the Fréchet distances of x* = g*(z) from its
+re-decoding g(z'), z' ~ q(z given x), which is the report's measure of what the decoder loses, and
+from the decoder's own samples g(z) of other z.
 
 The protocol is that of the encoder's run:
 
                      report                                 released
-  batch norm         evaluation mode: what is trained is    training mode in all networks; images for FID one at a
-                     what is tested                         time
+  batch norm         evaluation mode: what is trained is    training mode in all networks; images
+                     for FID one at a what is tested                         time
   Adam               2e-4                                   1e-5
 
---learn-sigma trains the standard deviation of the decoder's pixels too, which the report leaves out. The ground truth
-keeps its own. --freeze-decoder is the control that Table 1 lacks: its first row has an encoder that maximises
-log q(z given x), not the ELBO, so part of what joint training gains is the encoder's. Here the encoder gets the
-ELBO, and the decoder stays g*.
+--learn-sigma trains the standard deviation of the decoder's pixels too, which the report leaves
+out. The ground truth keeps its own. --freeze-decoder is the control that Table 1 lacks: its first
+row has an encoder that maximises log q(z given x), not the ELBO, so part of what joint training
+gains is the encoder's. Here the encoder gets the ELBO, and the decoder stays g*.
 
---weight w takes the encoder away: each image has Gaussians of its own, found under the present decoder by Newton-like
-steps from the latents that the image was made of, so that no encoder lags behind. What is maximised is (1 - w) times
-the ELBO of the best full Gaussian and w times that of the best factorized one. With w = 0, q is all but the posterior,
-and joint training all but maximum likelihood: the control that Section 3 (d) is there. What w = 1 loses beyond it is
-the factorized family's. Wants the report's protocol. An image is used in --reuse steps, its Gaussians improved by each.
+--weight w takes the encoder away: each image has Gaussians of its own, found under the present
+decoder by Newton-like steps from the latents that the image was made of, so that no encoder lags
+behind. What is maximised is (1 - w) times the ELBO of the best full Gaussian and w times that of
+the best factorized one. With w = 0, q is all but the posterior,
+and joint training all but maximum likelihood: the control that Section 3 (d) is there. What w = 1
+loses beyond it is the factorized family's. Wants the report's protocol. An image is used in --reuse
+steps, its Gaussians improved by each.
 
-Tracked for every kind, on held-out images of the ground truth, is what a bound cannot show: log p(x) under the present
-decoder, by importance sampling from the full Gaussian; and how far below it the ELBOs of the best Gaussians are.
+Tracked for every kind, on held-out images of the ground truth, is what a bound cannot show: log
+p(x) under the present decoder, by importance sampling from the full Gaussian; and how far below it
+the ELBOs of the best Gaussians are.
 
-The evaluation at the end is that of `celeba_encoder.py`, with three more distances: of x* and g(z') with noise of
-sigma = 0.05 added to that only, as the released code does for Table 1; of x* and the prior's g(z); of that and real
-images.
+The evaluation at the end is that of `celeba_encoder.py`, with three more distances: of x* and g(z')
+with noise of sigma = 0.05 added to that only, as the released code does for Table 1; of x* and the
+prior's g(z); of that and real images.
 
 All quantities are in nats per image, of 12,288 dimensions.
 
     uv run celeba_joint.py                                      after celeba_encoder.py
     uv run celeba_joint.py --freeze-decoder --out runs/elbo     the control
     uv run celeba_joint.py --weight 1 --out runs/factorized     without an encoder
-    uv run celeba_joint.py quick                                after `celeba_encoder.py quick`; no FID
+    uv run celeba_joint.py quick                                after `celeba_encoder.py quick`; no
+                                                                FID
 """
 
 import base64
@@ -101,17 +107,21 @@ ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (1e-5, (0.9, 0.999))}  # lea
 @dataclass(frozen=True)
 class Options(TrainingOptions):
     encoder: Path = Path("runs/celeba_encoder/model.pt")
-    """encoder kept by celeba_encoder.py, or here by --freeze-decoder; its run fixes ground truth, protocol and sigma"""
+    """encoder kept by celeba_encoder.py, or here by --freeze-decoder; its run fixes ground truth,
+    protocol and sigma"""
     schedule: Literal["constant", "falling"] = "constant"
-    """falling: the learning rate rises over the first tenth of the iterations, then falls to zero"""
+    """falling: the learning rate rises over the first tenth of the iterations, then falls to
+    zero"""
     learn_sigma: bool = False
     """train the decoder's sigma too"""
     freeze_decoder: bool = False
     """train the encoder only, by the same ELBO"""
     average: Fraction = 0.0
-    """decay per step of an exponential moving average of the decoder, which is what is tracked and kept; 0: none"""
+    """decay per step of an exponential moving average of the decoder, which is what is tracked and
+    kept; 0: none"""
     weight: OptionalShare = None
-    """None: with the encoder; w: without it, (1 - w) ELBO of each image's best full Gaussian + w of its factorized"""
+    """None: with the encoder; w: without it, (1 - w) ELBO of each image's best full Gaussian + w of
+    its factorized"""
     reuse: Count = 1
     """without an encoder: steps that an image is used in; twice it divides --batch-size"""
     evidence_images: Natural = 256
@@ -119,7 +129,8 @@ class Options(TrainingOptions):
     evidence_samples: Several = 100
     """samples for each of these, a fifth as many for the gaps, ten times as many where few count"""
     sigma: OptionalPositive = None
-    """standard deviation of a pixel in training without an encoder; None: that of the encoder's run"""
+    """standard deviation of a pixel in training without an encoder; None: that of the encoder's
+    run"""
     out: Path = Path("runs/celeba_joint")
     """folder for model.pt, result.json and, with an encoder, the figure"""
 
@@ -132,9 +143,13 @@ class Options(TrainingOptions):
         elif self.freeze_decoder or not self.evidence_images:
             raise ValueError("--weight trains the decoder, and wants --evidence-images")
         elif self.precision == "bfloat16":
-            raise ValueError("--precision bfloat16 goes with an encoder; Jacobians are taken in float32")
+            raise ValueError(
+                "--precision bfloat16 goes with an encoder; Jacobians are taken in float32"
+            )
         elif self.batch_size % (2 * self.reuse):
-            raise ValueError(f"--batch-size {self.batch_size} is no multiple of two times --reuse {self.reuse}")
+            raise ValueError(
+                f"--batch-size {self.batch_size} is no multiple of two times --reuse {self.reuse}"
+            )
 
 
 QUICK = Options(
@@ -163,15 +178,15 @@ class Continued(Options):
         pass  # what was asked for is checked; now there is more
 
 
-# --- inference without an encoder ------------------------------------------------------------------------------------
+# --- inference without an encoder -----------------------------------------------------------------
 
 
 class Posteriors(nn.Module):
     """A Gaussian q(z given x) = N(mean, C) for each of N images x, without an encoder.
 
-    Its precision is that of Gauss and Newton, P = I + E_q[J'J] / sigma^2 with J the Jacobian of the decoder, and C is
-    P^-1 (full) or diag(P)^-1 (factorized): where the decoder is linear, the best Gaussian of the family.
-    """
+    Its precision is that of Gauss and Newton, P = I + E_q[J'J] / sigma^2 with J the Jacobian of the
+    decoder, and C is P^-1 (full) or diag(P)^-1 (factorized): where the decoder is linear, the best
+    Gaussian of the family."""
 
     x: Tensor
     mean: Tensor
@@ -182,7 +197,9 @@ class Posteriors(nn.Module):
         self.family = family
         self.register_buffer("x", x)
         self.register_buffer("mean", start.clone())  # (N, nz)
-        self.register_buffer("precision", torch.eye(start.shape[1]).to(start).repeat(len(start), 1, 1))
+        self.register_buffer(
+            "precision", torch.eye(start.shape[1]).to(start).repeat(len(start), 1, 1)
+        )
 
     def root(self) -> Tensor:
         """R, (N, nz, nz), with C = R R'."""
@@ -190,7 +207,9 @@ class Posteriors(nn.Module):
         if self.family == "factorized":
             return torch.diag_embed(precision.diagonal(dim1=1, dim2=2).rsqrt())
         upper = torch.linalg.cholesky(precision).mT
-        return torch.linalg.solve_triangular(upper, torch.eye(upper.shape[1]).to(upper).expand_as(upper), upper=True)
+        return torch.linalg.solve_triangular(
+            upper, torch.eye(upper.shape[1]).to(upper).expand_as(upper), upper=True
+        )
 
     def sample(self, e: Tensor) -> Tensor:
         """z = mean + R e of standard normal e, (S, N, nz) -> (S, N, nz)."""
@@ -198,7 +217,8 @@ class Posteriors(nn.Module):
 
     @torch.no_grad()
     def to_mode(self, vae: VAE, steps: int) -> None:
-        """Gauss-Newton steps to the largest log p(x, z), each halved until it does not lower that."""
+        """Gauss-Newton steps to the largest log p(x, z), each halved until it does not lower
+        that."""
         for _ in range(steps):
             gradient, self.precision = curvature(vae, self.x, self.mean)
             step = torch.linalg.solve(self.precision, gradient)
@@ -209,8 +229,8 @@ class Posteriors(nn.Module):
     def pair_elbo(self, vae: VAE, e: Tensor) -> Tensor:
         """An estimate of the ELBO of each image, nats, (N,), from the pair mean +- R e, e (N, nz).
 
-        Differentiable in the decoder, and in the means, whose gradient is E_q[J'(x - g(z))] / sigma^2 - mean; for a
-        linear decoder, the pair's is exact.
+        Differentiable in the decoder, and in the means, whose gradient is E_q[J'(x - g(z))] /
+        sigma^2 - mean; for a linear decoder, the pair's is exact.
         """
         self.mean.requires_grad_()
         return self.log_weights(vae, torch.stack([e, -e])).mean(0)
@@ -218,7 +238,10 @@ class Posteriors(nn.Module):
     @torch.no_grad()
     def improve(self, gradient: Tensor, rate: float) -> None:
         """A natural-gradient step of the means on the ELBO, given its gradient (N, nz)."""
-        self.mean = self.mean.detach() + rate * torch.linalg.solve(self.precision, gradient[..., None])[..., 0]
+        self.mean = (
+            self.mean.detach()
+            + rate * torch.linalg.solve(self.precision, gradient[..., None])[..., 0]
+        )
 
     def climb(self, vae: VAE, e: Tensor, rate: float) -> None:
         """The same with the gradient from the pair mean +- R e, e (N, nz)."""
@@ -233,7 +256,8 @@ class Posteriors(nn.Module):
             setattr(self, name, torch.cat([getattr(self, name)[len(new.x) :], getattr(new, name)]))
 
     def settle(self, vae: VAE, noise: torch.Generator) -> None:
-        """To the Gaussian of largest ELBO, from the mode: three steps, of the precisions too, at falling rates."""
+        """To the Gaussian of largest ELBO, from the mode: three steps, of the precisions too, at
+        falling rates."""
         for rate in (1 / 2, 1 / 3, 1 / 4):
             e = normal(self.mean.shape, noise).to(self.mean)
             _, precision = curvature(vae, self.x, self.sample(e[None])[0])
@@ -249,20 +273,28 @@ class Posteriors(nn.Module):
 
 
 def log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x, z) under the decoder, nats, (S, B), of images x (B, 3, 64, 64) and latents z (S, B, nz)."""
+    """log p(x, z) under the decoder, nats, (S, B), of images x (B, 3, 64, 64) and latents z (S, B,
+    nz)."""
     at_once = max(1, CHUNK // len(x))
     values = []
     for part in z.split(at_once):
         decoded = vae.decoder(part.flatten(0, 1))
         of_x = log_normal(x.repeat(len(part), 1, 1, 1), decoded, vae.log_sigma)
-        values.append((of_x + log_normal(part.flatten(0, 1), z.new_zeros(()), z.new_zeros(()))).view(part.shape[:2]))
+        values.append(
+            (of_x + log_normal(part.flatten(0, 1), z.new_zeros(()), z.new_zeros(()))).view(
+                part.shape[:2]
+            )
+        )
     return torch.cat(values)
 
 
 def curvature(vae: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of log p(x, z) in z, (B, nz), and Gauss-Newton's precision I + J'J / sigma^2, (B, nz, nz)."""
+    """Gradient of log p(x, z) in z, (B, nz), and Gauss-Newton's precision I + J'J / sigma^2, (B,
+    nz, nz)."""
     nz, gradients, precisions = z.shape[1], [], []
-    for images, latents in zip(x.split(max(1, CHUNK // nz)), z.split(max(1, CHUNK // nz)), strict=True):
+    for images, latents in zip(
+        x.split(max(1, CHUNK // nz)), z.split(max(1, CHUNK // nz)), strict=True
+    ):
 
         def along(tangent: Tensor, latents: Tensor = latents) -> Any:
             return torch.func.jvp(vae.decoder, (latents,), (tangent.expand_as(latents),))[1]
@@ -278,7 +310,8 @@ def curvature(vae: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Evidence(nn.Module):
-    """log p(x) under the present decoder, and how far ELBOs are below it, on held-out images of the ground truth."""
+    """log p(x) under the present decoder, and how far ELBOs are below it, on held-out images of the
+    ground truth."""
 
     first: Tensor
     change: Tensor
@@ -292,16 +325,22 @@ class Evidence(nn.Module):
         self.best = nn.ModuleDict({family: Posteriors(family, x, z) for family in FAMILIES})
         self.seed = options.seed
         self.surplus = noise_surplus(x, clean, vae.sigma)
-        self.register_buffer("first", torch.full((n,), math.nan, dtype=torch.float64, device=device))
-        self.register_buffer("change", torch.zeros_like(self.first))  # at the last call, of each image
+        self.register_buffer(
+            "first", torch.full((n,), math.nan, dtype=torch.float64, device=device)
+        )
+        self.register_buffer(
+            "change", torch.zeros_like(self.first)
+        )  # at the last call, of each image
 
     @torch.no_grad()
     def measure(self, vae: VAE) -> dict[str, float]:
-        """Means over the images, nats: `evidence`, and its change since the first call, paired by image, with the half
-        width of its 95% interval; `gap_...` of the best factorized and full Gaussian, and of the encoder, below it; the
-        smallest effective sample size of 100; and the share of J'J, by its squared entries, off the diagonal.
-        """
-        noise = torch.Generator(self.first.device).manual_seed(7_000_003 + self.seed)  # the same at each call
+        """Means over the images, nats: `evidence`, and its change since the first call, paired by
+        image, with the half width of its 95% interval; `gap_...` of the best factorized and full
+        Gaussian, and of the encoder, below it; the smallest effective sample size of 100; and the
+        share of J'J, by its squared entries, off the diagonal."""
+        noise = torch.Generator(self.first.device).manual_seed(
+            7_000_003 + self.seed
+        )  # the same at each call
         starting = bool(self.first.isnan().any())
         full, factorized = self.best["full"], self.best["factorized"]
         assert isinstance(full, Posteriors)
@@ -319,7 +358,9 @@ class Evidence(nn.Module):
             again = Posteriors("full", full.x[low], full.mean[low])
             again.precision = full.precision[low]
             more = normal((10, self.samples, *again.mean.shape), noise)
-            evidence[low], effective[low] = estimate(torch.cat([again.log_weights(vae, e).double() for e in more]))
+            evidence[low], effective[low] = estimate(
+                torch.cat([again.log_weights(vae, e).double() for e in more])
+            )
         if starting:
             self.first.copy_(evidence)
         change = self.change.copy_(evidence - self.first)
@@ -328,27 +369,42 @@ class Evidence(nn.Module):
         of_encoder = log_joint(vae, full.x, mu + log_s.exp() * few).double() + (
             0.5 * (few**2).sum(2) + log_s.sum(1) + 0.5 * vae.nz * math.log(2 * math.pi)
         )
-        below = {"factorized": factorized.log_weights(vae, few).double(), "full": log_w, "encoder": of_encoder}
+        below = {
+            "factorized": factorized.log_weights(vae, few).double(),
+            "full": log_w,
+            "encoder": of_encoder,
+        }
         return {
             "evidence": (evidence + self.surplus).mean().item(),
             "evidence_change": change.mean().item(),
             "evidence_half_width": run.half_width(change.tolist()),
-            **{f"gap_{name}": (evidence - values.mean(0)).mean().item() for name, values in below.items()},
+            **{
+                f"gap_{name}": (evidence - values.mean(0)).mean().item()
+                for name, values in below.items()
+            },
             "effective_samples": effective.min().item(),
-            "off_diagonal": (1 - curved.diagonal(dim1=1, dim2=2).sum(1) / curved.sum((1, 2))).mean().item(),
+            "off_diagonal": (1 - curved.diagonal(dim1=1, dim2=2).sum(1) / curved.sum((1, 2)))
+            .mean()
+            .item(),
         }
 
 
 def estimate(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """log of the mean weight, and the effective sample size of 100, each (N,), of log weights (S, N)."""
+    """log of the mean weight, and the effective sample size of 100, each (N,), of log weights (S,
+    N)."""
     total = log_w.logsumexp(0)
-    return total - math.log(len(log_w)), (2 * total - (2 * log_w).logsumexp(0)).exp() * 100 / len(log_w)
+    return total - math.log(len(log_w)), (2 * total - (2 * log_w).logsumexp(0)).exp() * 100 / len(
+        log_w
+    )
 
 
 class Joint(Trainer):
-    """The joint training, with the evidence tracked, by an encoder or by Gaussians for each image."""
+    """The joint training, with the evidence tracked, by an encoder or by Gaussians for each
+    image."""
 
-    def __init__(self, vae: VAE, options: "Continued", spaces: Mapping[str, Features], device: torch.device):
+    def __init__(
+        self, vae: VAE, options: "Continued", spaces: Mapping[str, Features], device: torch.device
+    ):
         def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
             return -vae.elbo(x, noise)["elbo"].mean()
 
@@ -366,7 +422,9 @@ class Joint(Trainer):
             self.images = {family: Posteriors(family, 0 * x, z) for family in self.shares}
             vae.add_module("images", nn.ModuleDict(self.images))
         if options.average:
-            self.averaged = AveragedModel(vae.decoder, multi_avg_fn=get_ema_multi_avg_fn(options.average))
+            self.averaged = AveragedModel(
+                vae.decoder, multi_avg_fn=get_ema_multi_avg_fn(options.average)
+            )
             self.averaged.requires_grad_(False)
             vae.add_module("averaged", self.averaged)
             average = self.averaged.module
@@ -381,10 +439,13 @@ class Joint(Trainer):
         fresh = self.options.batch_size // self.options.reuse
         z = normal((fresh // 2, self.vae.nz), self.noise)
         clean, x = self.vae.sample(z, self.noise)
-        # Each with its pixels' noise and with the opposite: what the noise adds to the gradient all but cancels.
+        # Each with its pixels' noise and with the opposite: what the noise adds to the gradient all
+        # but cancels.
         modes_of = Posteriors("full", torch.cat([x, 2 * clean - x]), torch.cat([z, z]))
         pairs = normal((3, fresh, self.vae.nz), self.noise)
-        modes_of.to_mode(self.vae, 1)  # its precision, of the true z, is all but one sample of the posterior's mean
+        modes_of.to_mode(
+            self.vae, 1
+        )  # its precision, of the true z, is all but one sample of the posterior's mean
         for family, images in self.images.items():
             new = Posteriors(family, modes_of.x, modes_of.mean)
             new.precision = modes_of.precision
@@ -393,7 +454,8 @@ class Joint(Trainer):
             images.renew(new)
 
     def step(self) -> Tensor:
-        """With an encoder, by the ELBO of one z for each of fresh images; else of the pair mean +- R e."""
+        """With an encoder, by the ELBO of one z for each of fresh images; else of the pair mean +-
+        R e."""
         options = self.options
         if options.schedule == "falling":
             done = (self.iteration + 0.5) / options.iterations
@@ -403,7 +465,10 @@ class Joint(Trainer):
         for _ in range(1 if self.iteration else options.reuse):
             self.renew()
         e = normal((options.batch_size, self.vae.nz), self.noise)
-        elbos = [share * self.images[family].pair_elbo(self.vae, e).mean() for family, share in self.shares.items()]
+        elbos = [
+            share * self.images[family].pair_elbo(self.vae, e).mean()
+            for family, share in self.shares.items()
+        ]
         loss = -torch.stack(elbos).sum()
         self.optimizer.zero_grad()
         loss.backward()
@@ -417,7 +482,8 @@ class Joint(Trainer):
         return loss.detach()
 
     def elbo(self) -> dict[str, Any]:
-        """Without an encoder: what is maximised, of held-out images, each with its best Gaussians; no parts."""
+        """Without an encoder: what is maximised, of held-out images, each with its best Gaussians;
+        no parts."""
         measured = {}
         if self.evidence is not None:
             with modes(self.tested):
@@ -441,15 +507,23 @@ def main(options: Options) -> None:
     options = replace(options, precision=options.precision or native)
     if options.weight is not None and config["protocol"] != "report":
         raise RunError("--weight is for the report's protocol: here an image depends on its batch")
-    fixed: dict[str, Any] = {"protocol": config["protocol"], "sigma": options.sigma or config["sigma"]}
+    fixed: dict[str, Any] = {
+        "protocol": config["protocol"],
+        "sigma": options.sigma or config["sigma"],
+    }
     options = Continued(**vars(options) | fixed)
     if not config.get("freeze_decoder", True):
-        raise RunError(f"{options.encoder} is of joint training: its encoder was fitted to another decoder than g*")
+        raise RunError(
+            f"{options.encoder} is of joint training: its encoder was fitted to another decoder "
+            "than g*"
+        )
     decoder = truth if options.freeze_decoder else copy.deepcopy(truth).requires_grad_(True)
     decoder.to(memory_format=torch.channels_last)  # a fifth faster
     vae = VAE(truth, encoder.to(device), options.sigma, decoder).to(device).eval()
     vae.log_sigma.requires_grad_(options.learn_sigma)
-    real = real_images(options, origin)  # before Inception's weights are fetched: what is wrong shows first
+    real = real_images(
+        options, origin
+    )  # before Inception's weights are fetched: what is wrong shows first
     spaces = feature_spaces(options, discriminator, device)
     trainer = Joint(vae, options, spaces, device)
     trainer.run(NETWORKS if options.protocol == "released" else (), checkpoint)
@@ -458,11 +532,20 @@ def main(options: Options) -> None:
     model |= {"log_sigma": vae.log_sigma.detach(), "config": run.as_config(options)}
     run.save_torch(options.out / "model.pt", model | {"ground_truth": before["ground_truth"]})
     changed = "frozen, ELBO" if options.freeze_decoder else "joint"
-    changes = {"evidence_changes": trainer.evidence.change.tolist()} if trainer.evidence is not None else {}
+    changes = (
+        {"evidence_changes": trainer.evidence.change.tolist()}
+        if trainer.evidence is not None
+        else {}
+    )
     if trainer.by_encoder:
-        metrics, _ = evaluate(vae, options, spaces, real, known_moments(options, config, device), device)
+        metrics, _ = evaluate(
+            vae, options, spaces, real, known_moments(options, config, device), device
+        )
         objective = "ELBO" if "freeze_decoder" in config else "log q"
-        metrics |= changes | {"encoder_fitted_by": objective, "encoder_iterations": config["iterations"]}
+        metrics |= changes | {
+            "encoder_fitted_by": objective,
+            "encoder_iterations": config["iterations"],
+        }
         finish(trainer, metrics, origin, changed + ", sigma learned" * options.learn_sigma)
         return
     last = {key: values[-1] for key, values in trainer.history.items() if values}
@@ -478,19 +561,25 @@ def main(options: Options) -> None:
 
 @torch.no_grad()
 def strips_without_encoder(vae: VAE, options: Continued, device: torch.device) -> dict[str, str]:
-    """The rows of images that a run with an encoder keeps, of the same x, but for those with the decoder's noise."""
+    """The rows of images that a run with an encoder keeps, of the same x, but for those with the
+    decoder's noise."""
     images = Images(vae, COLUMNS, COLUMNS, options.seed, device, one_by_one=False)
     rows = {kind: next(images(kind)) for kind in ("truth", "noisy")}
     noise = torch.Generator(device).manual_seed(options.seed + 4_000_037)
-    best = Posteriors("factorized" if options.weight else "full", rows["noisy"], normal((COLUMNS, vae.nz), noise))
+    best = Posteriors(
+        "factorized" if options.weight else "full", rows["noisy"], normal((COLUMNS, vae.nz), noise)
+    )
     best.to_mode(vae, 10)
     best.settle(vae, noise)
     rows["decoded"] = vae.decoder(best.sample(normal((1, *best.mean.shape), noise))[0])
     return {kind: base64.b64encode(dcgan.png(row, COLUMNS)).decode() for kind, row in rows.items()}
 
 
-def known_moments(options: Continued, config: dict, device: torch.device) -> dict[str, dict[str, Moments]]:
-    """Moments of the ground truth's images from the encoder's run, if that took them as this run would."""
+def known_moments(
+    options: Continued, config: dict, device: torch.device
+) -> dict[str, dict[str, Moments]]:
+    """Moments of the ground truth's images from the encoder's run, if that took them as this run
+    would."""
     path = options.encoder.with_name("moments.pt")
     same = ("seed", "batch_size", "fid_images", "fid_dims", "precision", "images")
     if not path.is_file() or any(run.as_config(options)[key] != config[key] for key in same):
@@ -507,7 +596,7 @@ def known_moments(options: Continued, config: dict, device: torch.device) -> dic
     return known
 
 
-# --- the same in the plane, where nothing is sampled ------------------------------------------------------------------
+# --- the same in the plane, where nothing is sampled ----------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -521,7 +610,8 @@ class PlaneOptions:
     points: Count = 150
     """points of the ground truth to train on"""
     encoder: OptionalNatural = None
-    """None: each point has its own best Gaussian; else an encoder of so many hidden tanh units, 0: a linear one"""
+    """None: each point has its own best Gaussian; else an encoder of so many hidden tanh units, 0:
+    a linear one"""
     family: Literal["factorized", "full"] = "factorized"
     """covariance of the Gaussians q"""
     weights: Several = 9
@@ -541,9 +631,9 @@ FRESH = 1000  # points to test on
 class Plane:
     """A decoder x = W2 tanh(W1 z + b1) + sigma e with z ~ N(0, I) in the plane.
 
-    There log p(x) is a sum over a grid (spacing at most 0.23 sigma), and an ELBO one over Gauss-Hermite nodes, in
-    float64. Parameters are flat vectors: theta of the decoder, phi of all q.
-    """
+    There log p(x) is a sum over a grid (spacing at most 0.23 sigma), and an ELBO one over
+    Gauss-Hermite nodes, in float64. Parameters are flat vectors: theta of the decoder, phi of all
+    q."""
 
     def __init__(self, options: PlaneOptions, sigma: float):
         self.options, self.sigma = options, sigma
@@ -556,20 +646,34 @@ class Plane:
         self.shapes = [(hidden, 2), (hidden,), (pixels, hidden)]
         parts = draw(hidden, 2), 0.7 * draw(hidden), 2 / hidden**0.5 * draw(pixels, hidden)
         self.truth = torch.cat([part.ravel() for part in parts])
-        x = self.decode(self.truth, draw(options.points + FRESH, 2)) + sigma * draw(options.points + FRESH, pixels)
+        x = self.decode(self.truth, draw(options.points + FRESH, 2)) + sigma * draw(
+            options.points + FRESH, pixels
+        )
         self.x, self.fresh = x[: options.points], x[options.points :]
         self.draw_grid(math.ceil(9 * REACH / sigma))
         nodes, masses = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(8))
-        self.nodes, self.masses = torch.cartesian_prod(nodes, nodes), (masses[:, None] * masses).ravel() / (2 * math.pi)
-        self.statistics = 4 if options.family == "factorized" else 5  # mean, log standard deviations, (shear)
+        self.nodes, self.masses = (
+            torch.cartesian_prod(nodes, nodes),
+            (masses[:, None] * masses).ravel() / (2 * math.pi),
+        )
+        self.statistics = (
+            4 if options.family == "factorized" else 5
+        )  # mean, log standard deviations, (shear)
         widths = [pixels, *([options.encoder] if options.encoder else []), self.statistics]
-        self.layers = [shape for pair in itertools.pairwise(widths) for shape in ((pair[1], pair[0]), (pair[1],))]
+        self.layers = [
+            shape
+            for pair in itertools.pairwise(widths)
+            for shape in ((pair[1], pair[0]), (pair[1],))
+        ]
         lengths = [math.prod(shape) for shape in self.layers]
         self.phi = torch.zeros(options.points * self.statistics, dtype=torch.float64)
         if options.encoder is not None:
             self.phi = 0.3 * draw(sum(lengths))
-        # Steps are taken in units of the score's spread, so that no direction is much longer than others.
-        scores = torch.autograd.functional.jacobian(lambda theta: self.evidence(theta, self.x), self.truth)
+        # Steps are taken in units of the score's spread, so that no direction is much longer than
+        # others.
+        scores = torch.autograd.functional.jacobian(
+            lambda theta: self.evidence(theta, self.x), self.truth
+        )
         fisher = scores.T @ scores / len(self.x)
         fisher += 1e-3 * fisher.diagonal().mean() * torch.eye(len(fisher), dtype=torch.float64)
         self.unit = torch.linalg.inv(torch.linalg.cholesky(fisher)).T
@@ -578,7 +682,11 @@ class Plane:
         """So many nodes a side for log p(x)."""
         nodes = torch.linspace(-REACH, REACH, side, dtype=torch.float64)
         self.grid = torch.cartesian_prod(nodes, nodes)
-        self.log_mass = 2 * math.log(2 * REACH / (side - 1)) - math.log(2 * math.pi) - 0.5 * (self.grid**2).sum(1)
+        self.log_mass = (
+            2 * math.log(2 * REACH / (side - 1))
+            - math.log(2 * math.pi)
+            - 0.5 * (self.grid**2).sum(1)
+        )
 
     def decode(self, theta: Tensor, z: Tensor) -> Tensor:
         """Mean of x, (..., pixels), of latents z, (..., 2)."""
@@ -596,7 +704,8 @@ class Plane:
         return torch.addmm(of_nodes, x / self.sigma**2, g.T).logsumexp(1) + of_points
 
     def gaussians(self, phi: Tensor, x: Tensor) -> Tensor:
-        """Mean (2), log standard deviations (2) and, with full covariance, shear of q, (N, 4 or 5)."""
+        """Mean (2), log standard deviations (2) and, with full covariance, shear of q, (N, 4 or
+        5)."""
         if self.options.encoder is None:
             return phi.view(len(x), -1)
         weight, bias, *top = split(phi, self.layers)
@@ -614,7 +723,9 @@ class Plane:
         kl = kl_to_prior(mean, log_s) + 0.5 * (shear**2).sum(1)
         return -distance / (2 * self.sigma**2) - self.log_normaliser() - kl
 
-    def climb(self, value: Callable[[Tensor], Tensor], start: Tensor, unit: Callable[[Tensor], Tensor]) -> Tensor:
+    def climb(
+        self, value: Callable[[Tensor], Tensor], start: Tensor, unit: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         """Uphill from `start` by L-BFGS, in coordinates v with parameters start + unit(v)."""
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -625,14 +736,18 @@ class Plane:
 
         steps = {"maxcor": 50, "maxiter": 600, "gtol": 1e-6, "ftol": 1e-9}
         options: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": steps}
-        return start + unit(torch.from_numpy(scipy.optimize.minimize(objective, np.zeros(len(start)), **options).x))
+        return start + unit(
+            torch.from_numpy(scipy.optimize.minimize(objective, np.zeros(len(start)), **options).x)
+        )
 
     def fit(self, theta: Tensor, phi: Tensor) -> Tensor:
         """phi of the largest ELBO."""
         scale = self.options.points**0.5 if self.options.encoder is None else 1.0
         return self.climb(lambda at: self.elbo(theta, at, self.x).mean(), phi, lambda v: scale * v)
 
-    def ascend(self, state: tuple[Tensor, Tensor], w: float) -> tuple[tuple[Tensor, Tensor], float, float]:
+    def ascend(
+        self, state: tuple[Tensor, Tensor], w: float
+    ) -> tuple[tuple[Tensor, Tensor], float, float]:
         """Uphill on E - w G from decoder and q; both, E and G there."""
         (theta, phi), k = state, len(self.truth)
         if w:
@@ -642,12 +757,19 @@ class Plane:
                 elbo = self.elbo(at[:k], at[k:], self.x).mean()
                 return w * elbo + (1 - w) * self.evidence(at[:k], self.x).mean() if w < 1 else elbo
 
-            at = self.climb(value, torch.cat(state), lambda v: torch.cat([self.unit @ v[:k], scale * v[k:]]))
+            at = self.climb(
+                value, torch.cat(state), lambda v: torch.cat([self.unit @ v[:k], scale * v[k:]])
+            )
             theta, phi = at[:k], at[k:]
         else:
-            theta = self.climb(lambda at: self.evidence(at, self.x).mean(), theta, lambda v: self.unit @ v)
+            theta = self.climb(
+                lambda at: self.evidence(at, self.x).mean(), theta, lambda v: self.unit @ v
+            )
             phi = self.fit(theta, phi)
-        evidence, elbo = self.evidence(theta, self.x).mean().item(), self.elbo(theta, phi, self.x).mean().item()
+        evidence, elbo = (
+            self.evidence(theta, self.x).mean().item(),
+            self.elbo(theta, phi, self.x).mean().item(),
+        )
         return (theta, phi), evidence, evidence - elbo
 
 
@@ -658,7 +780,8 @@ def split(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 
 def plane(options: PlaneOptions) -> None:
-    """What joint training costs where all can be summed: the law's path for a small Gaussian VAE in the plane."""
+    """What joint training costs where all can be summed: the law's path for a small Gaussian VAE in
+    the plane."""
     cases, seconds = [], {}
     for sigma in tqdm(options.sigmas, desc="plane", unit="sigma"):
 
@@ -666,17 +789,34 @@ def plane(options: PlaneOptions) -> None:
             small = Plane(options, sigma)
             start = small.truth, small.fit(small.truth, small.phi)
             metrics, states = law.follow(law.weights(options.weights), small.ascend, start, start)
-            ends = [small.evidence(state[0], small.fresh).mean().item() for state in (states[0], states[-1])]
-            metrics |= {"fresh": ends, "fresh_truth": small.evidence(small.truth, small.fresh).mean().item()}
-            small.draw_grid(2 * math.ceil(9 * REACH / sigma))  # an optimiser finds what a coarse grid does not see
-            finer = [small.ascend(state, w)[1:] for state, w in ((states[0], 0.0), (states[-1], 1.0))]
-            return {"metrics": metrics | {"finer_evidence": [e for e, _ in finer], "finer_gap": [g for _, g in finer]}}
+            ends = [
+                small.evidence(state[0], small.fresh).mean().item()
+                for state in (states[0], states[-1])
+            ]
+            metrics |= {
+                "fresh": ends,
+                "fresh_truth": small.evidence(small.truth, small.fresh).mean().item(),
+            }
+            small.draw_grid(
+                2 * math.ceil(9 * REACH / sigma)
+            )  # an optimiser finds what a coarse grid does not see
+            finer = [
+                small.ascend(state, w)[1:] for state, w in ((states[0], 0.0), (states[-1], 1.0))
+            ]
+            return {
+                "metrics": metrics
+                | {"finer_evidence": [e for e, _ in finer], "finer_gap": [g for _, g in finer]}
+            }
 
         state = run.keep(options.out / f"{sigma:g}.pt", options, {"sigmas", "resume", "out"}, path)
         kind = "own" if options.encoder is None else f"encoder{options.encoder}"
         name = f"plane{options.hidden}_{options.family}_{kind}_{sigma:g}_seed{options.seed}"
         case = {"name": name, "section": 4, "knob": "sigma", "value": sigma, "seed": options.seed}
-        q = "best Gaussian of each point" if options.encoder is None else f"encoder of {options.encoder} hidden units"
+        q = (
+            "best Gaussian of each point"
+            if options.encoder is None
+            else f"encoder of {options.encoder} hidden units"
+        )
         case |= {"of": f"plane, {options.hidden} hidden units; {options.family}, {q}"}
         cases.append(case | state["metrics"])
         seconds[name] = round(state["seconds"], 2)

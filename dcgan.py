@@ -1,22 +1,28 @@
-"""A DCGAN on faces, whose generator is the ground truth of Section 4: the decoder g* that the VAEs start from.
+"""A DCGAN on faces, whose generator is the ground truth of Section 4: the decoder g* that the VAEs
+start from.
 
-Networks and hyper-parameters are those of the PyTorch DCGAN tutorial, as in the report: 64x64 images in [-1, 1], 100
-latents, batches of 128, Adam 2e-4 with betas (0.5, 0.999), 100 epochs. The losses are computed from logits.
+Networks and hyper-parameters are those of the PyTorch DCGAN tutorial, as in the report: 64x64
+images in [-1, 1], 100 latents, batches of 128, Adam 2e-4 with betas (0.5, 0.999), 100 epochs. The
+losses are computed from logits.
 
-The report takes the generator of "one epoch before mode collapse", found by eye (epoch 44 in its code). Here a number
-finds it: after each epoch, the Fréchet distance between images from fixed latents, the generator in evaluation mode,
-and real images that are held out of the training, in the feature space of --features. Its smallest value selects the
-epoch; a collapse shows in its curve.
+The report takes the generator of "one epoch before mode collapse", found by eye (epoch 44 in its
+code). Here a number
+finds it: after each epoch, the Fréchet distance between images from fixed latents, the generator in
+evaluation mode, and real images that are held out of the training, in the feature space of
+--features. Its smallest value selects the epoch; a collapse shows in its curve.
 
   inception    pytorch-fid's Inception network; the distance is the FID, at --fid-dims
-  thumbnails   the images at 16x16, 768 numbers each: coarse, but the same on every machine, with nothing to download
+  thumbnails   the images at 16x16, 768 numbers each: coarse, but the same on every machine, with
+               nothing to download
 
---out gets a grid of images from fixed noise each epoch, the networks of each epoch (25 MB at the full width),
-`ground_truth.pt` with those of the selected one, which `celeba_encoder.py` starts from, and `result.json`.
+--out gets a grid of images from fixed noise each epoch, the networks of each epoch (25 MB at the
+full width), `ground_truth.pt` with those of the selected one, which `celeba_encoder.py` starts
+from, and `result.json`.
 
-    uv run dcgan.py --images img_align_celeba.zip                    the report's GAN, on your copy of CelebA
-    uv run dcgan.py --ngf 32 --ndf 32 --epochs 50 --fid-dims 192     half as wide, half as long
-    uv run dcgan.py quick                                            drawn faces, a minute or two
+    uv run dcgan.py --images img_align_celeba.zip                    the report's GAN, on your copy
+    of CelebA uv run dcgan.py --ngf 32 --ndf 32 --epochs 50 --fid-dims 192     half as wide, half as
+    long uv run dcgan.py quick                                            drawn faces, a minute or
+    two
 """
 
 import base64
@@ -39,7 +45,15 @@ from tqdm import tqdm
 from data import celeba, faces, write_aside
 from figures import run, section4
 from figures.cli import Count, Fraction, Natural, Positive, RunError, Several, cli
-from figures.frechet import Features, Moments, as_bytes, frechet_distance, inception, moments, thumbnails
+from figures.frechet import (
+    Features,
+    Moments,
+    as_bytes,
+    frechet_distance,
+    inception,
+    moments,
+    thumbnails,
+)
 
 GRID = 64  # images in a grid
 FREE_ON_RESUME = {"epochs", "resume", "images", "tensorboard", "out"}
@@ -50,11 +64,13 @@ class Options:
     data: Literal["celeba", "faces"] = "celeba"
     """CelebA, or drawn faces for machines without it"""
     images: Path | None = None
-    """img_align_celeba.zip or a folder of images; None: $CELEBA_IMAGES, else data/, else it is downloaded there"""
+    """img_align_celeba.zip or a folder of images; None: $CELEBA_IMAGES, else data/, else it is
+    downloaded there"""
     faces: Count = 10_000
     """faces drawn with --data faces"""
     held_out: Several = 1000
-    """number of images, the last, held out of the training to select the epoch; as many are generated to compare"""
+    """number of images, the last, held out of the training to select the epoch; as many are
+    generated to compare"""
     ngf: Count = 64
     """channels of the generator's last hidden layer; those before have 2, 4 and 8 times as many"""
     ndf: Count = 64
@@ -70,13 +86,16 @@ class Options:
     beta1: Fraction = 0.5
     """first beta of both Adams"""
     features: Literal["inception", "thumbnails"] = "inception"
-    """space of the Fréchet distance that selects the epoch; without Inception's weights: thumbnails"""
+    """space of the Fréchet distance that selects the epoch; without Inception's weights:
+    thumbnails"""
     fid_dims: Literal[64, 192, 768, 2048] = 2048
     """which of Inception's features"""
     precision: Literal["float32", "bfloat16"] | None = None
-    """arithmetic of training and of Inception; None: bfloat16 on a CPU with instructions for it, else float32"""
+    """arithmetic of training and of Inception; None: bfloat16 on a CPU with instructions for it,
+    else float32"""
     tensorboard: bool = False
-    """log losses, distance and grids to --out, for `tensorboard --logdir`; needs `pip install tensorboard`"""
+    """log losses, distance and grids to --out, for `tensorboard --logdir`; needs `pip install
+    tensorboard`"""
     seed: Natural = 0
     """seed of initialisation, data order, latents and drawn faces"""
     device: str | None = None
@@ -87,7 +106,8 @@ class Options:
     """folder for networks, grids, curves and result.json"""
 
 
-# Smaller batches and a higher rate: narrow networks learn more slowly, and here there are few epochs.
+# Smaller batches and a higher rate: narrow networks learn more slowly, and here there are few
+# epochs.
 QUICK = Options(
     data="faces",
     faces=3500,
@@ -102,11 +122,12 @@ QUICK = Options(
 )
 
 
-# --- networks -------------------------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------
 
 
 def initialise(module: nn.Module) -> None:
-    """DCGAN's initial weights: convolutions N(0, 0.02), scales of batch norm N(1, 0.02), its shifts 0."""
+    """DCGAN's initial weights: convolutions N(0, 0.02), scales of batch norm N(1, 0.02), its shifts
+    0."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -136,7 +157,10 @@ class Generator(nn.Sequential):
 
 def trunk(ndf: int) -> nn.Sequential:
     """The discriminator without its last layer: images (N, 3, 64, 64) -> (N, 8 ndf, 4, 4)."""
-    layers: list[nn.Module] = [nn.Conv2d(3, ndf, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, ndf, 4, 2, 1, bias=False),
+        nn.LeakyReLU(0.2, inplace=True),
+    ]
     for before in (ndf, 2 * ndf, 4 * ndf):
         layers += [
             nn.Conv2d(before, 2 * before, 4, 2, 1, bias=False),
@@ -163,27 +187,35 @@ class Discriminator(nn.Module):
         return self.trunk(x).mean((2, 3))
 
 
-# --- images ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def load_images(options: Options) -> np.ndarray:
     """uint8, (N, 3, 64, 64). Raises RunError if --held-out leaves none to train on."""
     if options.data == "faces" and options.images is not None:
         raise RunError("--images is of CelebA; it does not go with --data faces")
-    images = faces.draw(options.faces, options.seed) if options.data == "faces" else celeba.load(options.images)
+    images = (
+        faces.draw(options.faces, options.seed)
+        if options.data == "faces"
+        else celeba.load(options.images)
+    )
     if options.held_out >= len(images):
-        raise RunError(f"--held-out {options.held_out} of {len(images)} images leaves none to train on")
+        raise RunError(
+            f"--held-out {options.held_out} of {len(images)} images leaves none to train on"
+        )
     return images
 
 
 def png(images: Tensor, columns: int = 8) -> bytes:
     """Images (N, 3, 64, 64) in [-1, 1] in rows, as one PNG."""
     buffer = io.BytesIO()
-    save_image(as_bytes(images).float() / 255, buffer, format="png", nrow=columns, padding=1, pad_value=1.0)
+    save_image(
+        as_bytes(images).float() / 255, buffer, format="png", nrow=columns, padding=1, pad_value=1.0
+    )
     return buffer.getvalue()
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 class Trainer:
@@ -194,15 +226,22 @@ class Trainer:
         self.device, self.count, self.space = device, len(images), space
         train, self.held_out = images[: -options.held_out], images[-options.held_out :]
         # On an accelerator all images lie there, as bytes.
-        self.images = train if device.type == "cpu" else torch.from_numpy(np.array(train)).to(device)
+        self.images = (
+            train if device.type == "cpu" else torch.from_numpy(np.array(train)).to(device)
+        )
         torch.manual_seed(options.seed)
-        self.generator, self.discriminator = Generator(options.nz, options.ngf), Discriminator(options.ndf)
+        self.generator, self.discriminator = (
+            Generator(options.nz, options.ngf),
+            Discriminator(options.ndf),
+        )
         self.fixed = torch.randn(max(GRID, options.held_out), options.nz).to(device)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = {}
         for name, network in self.networks.items():
             network.to(device)
-            adam = torch.optim.Adam(network.parameters(), options.lr, betas=(options.beta1, 0.999), fused=True)
+            adam = torch.optim.Adam(
+                network.parameters(), options.lr, betas=(options.beta1, 0.999), fused=True
+            )
             self.optimizers[name] = adam
         # Data order and latents: each has a random stream of its own.
         self.generators = {
@@ -210,7 +249,8 @@ class Trainer:
             "noise": torch.Generator(device).manual_seed(2 * options.seed + 1),
         }
         self.history: dict[str, list[float]] = {
-            key: [] for key in ("discriminator_loss", "generator_loss", "d_real", "d_fake", "frechet")
+            key: []
+            for key in ("discriminator_loss", "generator_loss", "d_real", "d_fake", "frechet")
         }
         self.seconds = {"training": 0.0, "selecting": 0.0}
 
@@ -233,12 +273,20 @@ class Trainer:
         return images.float() / 127.5 - 1
 
     def step(self, real: Tensor) -> Tensor:
-        """One step of the discriminator, then one of the generator; both losses, D(real), D(fake), shape (4,)."""
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16")
-        z = torch.randn(len(real), self.options.nz, generator=self.generators["noise"], device=self.device)
+        """One step of the discriminator, then one of the generator; both losses, D(real), D(fake),
+        shape (4,)."""
+        autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"
+        )
+        z = torch.randn(
+            len(real), self.options.nz, generator=self.generators["noise"], device=self.device
+        )
         with autocast:
             fake = self.generator(z)
-            on_real, on_fake = self.discriminator(real).float(), self.discriminator(fake.detach()).float()
+            on_real, on_fake = (
+                self.discriminator(real).float(),
+                self.discriminator(fake.detach()).float(),
+            )
         # -log D(real) - log(1 - D(fake)), then -log D(fake), each from logits.
         discriminator_loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
         self.optimizers["discriminator"].zero_grad()
@@ -264,7 +312,9 @@ class Trainer:
 
     def run_epoch(self, features: Features, real: Moments, bar: tqdm) -> None:
         start = time.perf_counter()
-        order = torch.randperm(len(self.images), generator=self.generators["order"]).split(self.options.batch_size)
+        order = torch.randperm(len(self.images), generator=self.generators["order"]).split(
+            self.options.batch_size
+        )
         sums, size = torch.zeros(4, device=self.device), 0
         for rows in order:
             sums += len(rows) * self.step(self.batch(rows))
@@ -273,7 +323,9 @@ class Trainer:
         means = (sums / size).tolist()
         self.seconds["training"] += time.perf_counter() - start
         if not all(map(math.isfinite, means)):
-            raise FloatingPointError(f"the losses are {means[:2]} in epoch {self.epoch + 1}; a smaller --lr may help")
+            raise FloatingPointError(
+                f"the losses are {means[:2]} in epoch {self.epoch + 1}; a smaller --lr may help"
+            )
         start = time.perf_counter()
         frechet = frechet_distance(real, moments(features, self.generated(self.options.held_out)))
         self.seconds["selecting"] += time.perf_counter() - start
@@ -286,21 +338,30 @@ class Trainer:
             "count": self.count,
             "space": self.space,
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "optimizers": {
+                name: optimizer.state_dict() for name, optimizer in self.optimizers.items()
+            },
+            "generators": {
+                name: generator.get_state() for name, generator in self.generators.items()
+            },
             "history": self.history,
             "seconds": self.seconds,
         }
         run.save_torch(path, state)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other options or images."""
+        """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other
+        options or images."""
         with run.reading(path, "checkpoint of dcgan.py") as state:
             run.same_options(path, state["config"], run.as_config(self.options), FREE_ON_RESUME)
             if state["count"] != self.count:
-                raise RunError(f"--resume: {path} was trained on {state['count']} images, not on {self.count}")
+                raise RunError(
+                    f"--resume: {path} was trained on {state['count']} images, not on {self.count}"
+                )
             if state["space"] != self.space:
-                raise RunError(f"--resume: {path} selects by {state['space']}, which now would be {self.space}")
+                raise RunError(
+                    f"--resume: {path} selects by {state['space']}, which now would be {self.space}"
+                )
             for name in self.networks:
                 self.networks[name].load_state_dict(state["networks"][name])
                 self.optimizers[name].load_state_dict(state["optimizers"][name])
@@ -313,7 +374,9 @@ def selecting_features(options: Options, device: torch.device) -> tuple[Features
     """The feature space that selects the epoch, and its name."""
     if options.features == "inception":
         try:
-            features = inception(options.fid_dims, device, options.precision or run.native_precision(device))
+            features = inception(
+                options.fid_dims, device, options.precision or run.native_precision(device)
+            )
             return features, f"FID, {options.fid_dims} dimensions"
         except RunError as error:
             print(f"{error}. Selecting by thumbnails instead")
@@ -331,20 +394,28 @@ def writer_to(folder: Path) -> Any:
 def main(options: Options) -> None:
     device, checkpoint = run.begin(options)
     writer = writer_to(options.out) if options.tensorboard else None
-    images = load_images(options)  # before Inception's weights are fetched: what is wrong shows first
+    images = load_images(
+        options
+    )  # before Inception's weights are fetched: what is wrong shows first
     features, space = selecting_features(options, device)
     trainer = Trainer(options, images, device, space)
     if checkpoint.exists():
         trainer.load(checkpoint)
     held_out = torch.from_numpy(np.array(trainer.held_out))
-    real = moments(features, (part.to(device).float() / 127.5 - 1 for part in held_out.split(options.batch_size)))
+    real = moments(
+        features,
+        (part.to(device).float() / 127.5 - 1 for part in held_out.split(options.batch_size)),
+    )
     steps = math.ceil(len(trainer.images) / options.batch_size)
-    with tqdm(total=steps * options.epochs, initial=steps * trainer.epoch, desc="training", unit="step") as bar:
+    with tqdm(
+        total=steps * options.epochs, initial=steps * trainer.epoch, desc="training", unit="step"
+    ) as bar:
         while trainer.epoch < options.epochs:
             trainer.run_epoch(features, real, bar)
             epoch, history = trainer.epoch, trainer.history
             bar.set_postfix_str(
-                f"epoch {epoch} Fréchet {history['frechet'][-1]:.1f}, smallest {min(history['frechet']):.1f}"
+                f"epoch {epoch} Fréchet {history['frechet'][-1]:.1f}, smallest "
+                f"{min(history['frechet']):.1f}"
             )
             grid = torch.cat(list(trainer.generated(GRID)))
             write_aside(options.out / "grids" / f"epoch_{epoch:03d}.png", png(grid))
@@ -358,7 +429,9 @@ def main(options: Options) -> None:
     if writer:
         writer.close()
     selected, history = trainer.selected_epoch, trainer.history
-    with run.reading(options.out / "epochs" / f"{selected:03d}.pt", "epoch of dcgan.py") as networks:
+    with run.reading(
+        options.out / "epochs" / f"{selected:03d}.pt", "epoch of dcgan.py"
+    ) as networks:
         trainer.generator.load_state_dict(networks["generator"])
     width = {key: getattr(options, key) for key in ("nz", "ngf", "ndf")}
     origin = {"width": width, "epoch": selected, "data": options.data, "seed": options.seed}

@@ -1,29 +1,34 @@
-"""Semantic hashing of 20 Newsgroups with a Bernoulli VAE (Section 5): documents become codes of b bits.
+"""Semantic hashing of 20 Newsgroups with a Bernoulli VAE (Section 5): documents become codes of b
+bits.
 
 Encoder: q(z given x) = prod_i Bernoulli(z_i; sigmoid(logits_i(x))), where the logits are
 
   e1  a linear layer of the word counts,
   e2  a hidden layer of 512 and a linear layer, of the word frequencies,
   e3  a linear layer of the word frequencies,
-  e4  a linear layer of the word frequencies times the mean document length; not in the report: e3 in the scale of e1.
+  e4  a linear layer of the word frequencies times the mean document length; not in the report: e3
+      in the scale of e1.
 
-Decoder: d hidden layers of 512, then a linear layer and log-softmax over the words. Prior: Bernoulli(1/2) per bit.
-Documents are smoothed, x = c + u: to its counts c the training unigram distribution is added; n = sum_v x_v.
+Decoder: d hidden layers of 512, then a linear layer and log-softmax over the words. Prior:
+Bernoulli(1/2) per bit. Documents are smoothed, x = c + u: to its counts c the training unigram
+distribution is added; n = sum_v x_v.
 
-The loss is the *relative* negative ELBO of the report's Tables 2 and 3, in nats per document: the document's own
-entropy is taken off the reconstruction term,
+The loss is the *relative* negative ELBO of the report's Tables 2 and 3, in nats per document: the
+document's own entropy is taken off the reconstruction term,
 
   sum_v x_v (log(x_v / n) - log p(v given z))  +  KL(q(z given x) || p(z)),
 
-so zero would mean a decoder that knows every document's word frequencies. Training is the report's: Adam 1e-3, batches
-of 256, 1,000 epochs with one DisARM pair per step, then 500 with ten. "Test" in the report is the minimum over epochs
-of the test loss, which selects on the test set; --held-out selects on documents kept from training instead.
+so zero would mean a decoder that knows every document's word frequencies. Training is the report's:
+Adam 1e-3, batches of 256, 1,000 epochs with one DisARM pair per step, then 500 with ten. "Test" in
+the report is the minimum over epochs of the test loss, which selects on the test set; --held-out
+selects on documents kept from training instead.
 
-    uv run hashing.py --epochs 100 --fine-epochs 0          e1, b = 64, d = 0, a fifteenth of the report's training
-    uv run hashing.py best                                  a model of the same size that generalises better
-    uv run hashing.py search "orbit shuttle launch nasa"    find documents by the model of such a run
-    uv run hashing.py exact --corpus docstrings --bits 6    sums over all codes, without 20 Newsgroups
-    uv run figures/sweep.py                                 the grid of Tables 2 and 3
+    uv run hashing.py --epochs 100 --fine-epochs 0          e1, b = 64, d = 0, a fifteenth of the
+    report's training uv run hashing.py best                                  a model of the same
+    size that generalises better uv run hashing.py search "orbit shuttle launch nasa"    find
+    documents by the model of such a run uv run hashing.py exact --corpus docstrings --bits 6
+    sums over all codes, without 20 Newsgroups uv run figures/sweep.py
+    the grid of Tables 2 and 3
 """
 
 import functools
@@ -56,7 +61,15 @@ from data.documents import (
     load_corpus,
     unigram,
 )
-from disarm import ESTIMATORS, best_factorized, codes, disarm, exact_elbo, log_bernoulli, sampled_elbo
+from disarm import (
+    ESTIMATORS,
+    best_factorized,
+    codes,
+    disarm,
+    exact_elbo,
+    log_bernoulli,
+    sampled_elbo,
+)
 from figures import law, run, section5
 from figures.cli import (
     Count,
@@ -73,7 +86,16 @@ from figures.cli import (
 
 HIDDEN = 512
 LEAK = 0.01  # slope of LeakyReLU
-FREE_ON_RESUME = {"epochs", "fine_epochs", "patience", "refine", "checkpoint_every", "resume", "archive", "out"}
+FREE_ON_RESUME = {
+    "epochs",
+    "fine_epochs",
+    "patience",
+    "refine",
+    "checkpoint_every",
+    "resume",
+    "archive",
+    "out",
+}
 CURVES = ("train_log_likelihood", "train_elbo", "test_log_likelihood", "test_elbo")  # of `exact`
 EncoderKind = Literal["e1", "e2", "e3", "e4"]
 ExactKind = Literal["e1", "e2", "e3", "e4", "a1"]
@@ -92,7 +114,8 @@ class CommonOptions:
     corpus: Literal["newsgroups", "docstrings"] = "newsgroups"
     """20 Newsgroups, or the docstrings of the installed libraries, which need no download"""
     archive: Path | None = None
-    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there"""
+    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded
+    there"""
     resume: bool = False
     """go on from what an interrupted run left in --out, bit by bit as if never stopped"""
 
@@ -100,7 +123,8 @@ class CommonOptions:
 @dataclass(frozen=True)
 class Options(CommonOptions):
     encoder: EncoderKind = "e1"
-    """e1: linear in counts; e2: hidden layer, frequencies; e3: linear in frequencies; e4: these times mean length"""
+    """e1: linear in counts; e2: hidden layer, frequencies; e3: linear in frequencies; e4: these
+    times mean length"""
     bits: Count = 64
     """b, number of Bernoulli latents"""
     estimator: Literal["disarm", "arm", "reinforce"] = "disarm"
@@ -118,23 +142,31 @@ class Options(CommonOptions):
     weight_decay: NonNegative = 0.0
     """L2 penalty, as Adam's `weight_decay`, of the weights over the vocabulary"""
     word_dropout: Fraction = 0.0
-    """fraction of a document's distinct words hidden from the encoder in training; the others are scaled up"""
+    """fraction of a document's distinct words hidden from the encoder in training; the others are
+    scaled up"""
     average: Fraction = 0.0
-    """decay per step of an exponential moving average of the weights, which is what is tested; 0: no average"""
+    """decay per step of an exponential moving average of the weights, which is what is tested; 0:
+    no average"""
     prior: Literal["uniform", "autoregressive"] = "uniform"
-    """autoregressive: in the fine epochs, each bit's logit is a trained linear function of the bits before it"""
+    """autoregressive: in the fine epochs, each bit's logit is a trained linear function of the bits
+    before it"""
     refine: Natural = 0
-    """at the end, improve each test document's posterior by so many steps of Adam (0.3, falling to 0)"""
+    """at the end, improve each test document's posterior by so many steps of Adam (0.3, falling to
+    0)"""
     held_out: Fraction = 0.0
-    """fraction of the training documents kept for selecting the epoch; 0: the test set selects, as in the report"""
+    """fraction of the training documents kept for selecting the epoch; 0: the test set selects, as
+    in the report"""
     last: bool = False
-    """keep the last epoch, not the one of lowest loss: when another run has chosen the number of epochs"""
+    """keep the last epoch, not the one of lowest loss: when another run has chosen the number of
+    epochs"""
     patience: OptionalCount = None
     """stop when the selecting loss has had no new minimum for so many epochs; None: never"""
     test_counts: bool = False
-    """test a second time with counts fed to an encoder trained on frequencies, as the released code does"""
+    """test a second time with counts fed to an encoder trained on frequencies, as the released code
+    does"""
     precision: Literal["float32", "bfloat16"] | None = None
-    """arithmetic of training on the CPU, not of tests; None: bfloat16 where there are instructions for it"""
+    """arithmetic of training on the CPU, not of tests; None: bfloat16 where there are instructions
+    for it"""
     checkpoint_every: Count = 10
     """epochs between checkpoints"""
     out: Path = Path("runs/hashing")
@@ -144,9 +176,13 @@ class Options(CommonOptions):
         if self.epochs + self.fine_epochs < 1:
             raise ValueError("--epochs and --fine-epochs are both 0: nothing to train")
         if self.last and (self.held_out or self.patience is not None):
-            raise ValueError("--last keeps the last epoch; it goes with neither --held-out nor --patience")
+            raise ValueError(
+                "--last keeps the last epoch; it goes with neither --held-out nor --patience"
+            )
         if self.prior == "autoregressive" and not self.fine_epochs:
-            raise ValueError("--prior autoregressive is trained in the fine epochs; --fine-epochs is 0")
+            raise ValueError(
+                "--prior autoregressive is trained in the fine epochs; --fine-epochs is 0"
+            )
         if self.test_counts and self.encoder == "e1":
             raise ValueError("--test-counts: e1 is trained on counts; there is no mismatch to test")
 
@@ -166,21 +202,24 @@ BEST = Options(
 )
 
 
-# --- model ----------------------------------------------------------------------------------------------------------
+# --- model ----------------------------------------------------------------------------------------
 
 
 def linear_parameters(inputs: int, outputs: int, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
     """Weight of the given shape and bias, initialised as torch.nn.Linear(inputs, outputs) does."""
     bound = inputs**-0.5
-    weight, bias = (nn.Parameter(torch.empty(size).uniform_(-bound, bound)) for size in (shape, (outputs,)))
+    weight, bias = (
+        nn.Parameter(torch.empty(size).uniform_(-bound, bound)) for size in (shape, (outputs,))
+    )
     return weight, bias
 
 
 class Encoder(nn.Module):
-    """Logits of q(z given x), shape (B, b). The first layer's weight has shape (V, b), or (V, 512) for e2.
+    """Logits of q(z given x), shape (B, b). The first layer's weight has shape (V, b), or (V, 512)
+    for e2.
 
-    length: mean length of the training documents, in words, smoothing included; e4's features are in this unit.
-    """
+    length: mean length of the training documents, in words, smoothing included; e4's features are
+    in this unit."""
 
     scale: Tensor
 
@@ -189,7 +228,11 @@ class Encoder(nn.Module):
         self.frequencies = kind not in ("e1", "a1")
         first = HIDDEN if kind == "e2" else bits
         self.weight, self.bias = linear_parameters(words, first, words, first)
-        self.rest = nn.Sequential(nn.LeakyReLU(LEAK), nn.Linear(HIDDEN, bits)) if kind == "e2" else nn.Identity()
+        self.rest = (
+            nn.Sequential(nn.LeakyReLU(LEAK), nn.Linear(HIDDEN, bits))
+            if kind == "e2"
+            else nn.Identity()
+        )
         self.register_buffer("scale", torch.tensor(length if kind == "e4" else 1.0))
         self.earlier = nn.Parameter(torch.zeros(bits, bits)) if kind == "a1" else None
 
@@ -208,20 +251,28 @@ class Decoder(nn.Module):
         super().__init__()
         sizes = [bits] + [HIDDEN] * layers
         self.hidden = nn.Sequential(
-            *(m for i in range(layers) for m in (nn.Linear(sizes[i], sizes[i + 1]), nn.LeakyReLU(LEAK)))
+            *(
+                m
+                for i in range(layers)
+                for m in (nn.Linear(sizes[i], sizes[i + 1]), nn.LeakyReLU(LEAK))
+            )
         )
         self.weight, self.bias = linear_parameters(sizes[-1], words, words, sizes[-1])
         self.workspace = Workspace()
 
     def forward(self, z: Tensor, batch: Batch, dtype: torch.dtype | None = None) -> Tensor:
-        """z: (..., B, b) -> relative NLL, nats, (..., B). dtype: of the arithmetic over the vocabulary; None: z's."""
+        """z: (..., B, b) -> relative NLL, nats, (..., B). dtype: of the arithmetic over the
+        vocabulary; None: z's."""
         distinct, which = distinct_codes(z.flatten(0, -2))
-        nll = RelativeNLL.apply(self.hidden(distinct), self.weight, self.bias, batch, self.workspace, dtype or z.dtype)
+        nll = RelativeNLL.apply(
+            self.hidden(distinct), self.weight, self.bias, batch, self.workspace, dtype or z.dtype
+        )
         return nll.gather(0, which.view(-1, len(batch))).view(z.shape[:-1])
 
 
 class Prior(nn.Module):
-    """p(z) = prod_i Bernoulli(z_i; sigmoid(bias_i + sum_{j < i} weight_ij z_j)); uniform at the start, all zero."""
+    """p(z) = prod_i Bernoulli(z_i; sigmoid(bias_i + sum_{j < i} weight_ij z_j)); uniform at the
+    start, all zero."""
 
     def __init__(self, kind: str, bits: int):
         super().__init__()
@@ -236,8 +287,8 @@ class Prior(nn.Module):
         return log_bernoulli(z, self.bias + z @ self.weight.tril(-1).T)
 
     def kl(self, logits: Tensor, z: Tensor) -> Tensor:
-        """KL(q || p) in nats of logits (B, b): exact, (B,), while the prior is uniform; else an unbiased estimate from
-        samples z of q, (..., B, b) -> (..., B).
+        """KL(q || p) in nats of logits (B, b): exact, (B,), while the prior is uniform; else an
+        unbiased estimate from samples z of q, (..., B, b) -> (..., B).
         """
         kl = kl_uniform(logits)
         if not (self.trained and (self.weight.any() or self.bias.any())):
@@ -262,19 +313,23 @@ class VAE(nn.Module):
     def objective(
         self, z: Tensor, logits: Tensor, batch: Batch, dtype: torch.dtype | None = None
     ) -> tuple[Tensor, Tensor]:
-        """-log p(x given z) + log q(z) - log p(z), relative, nats, (..., B), for codes z (..., B, b), and the loss.
+        """-log p(x given z) + log q(z) - log p(z), relative, nats, (..., B), for codes z (..., B,
+        b), and the loss.
 
-        Both have the relative negative ELBO as their mean over q. The first is what the estimators differentiate: in it
-        the logits of q, (B, b), are detached, as they want it. The second has the KL in closed form, and no gradient.
-        """
+        Both have the relative negative ELBO as their mean over q. The first is what the estimators
+        differentiate: in it the logits of q, (B, b), are detached, as they want it. The second has
+        the KL in closed form, and no gradient."""
         nll = self.decoder(z, batch, dtype)
         with torch.no_grad():
             loss = nll + self.prior.kl(logits, z)
         return nll + log_bernoulli(z, logits.detach()) - self.prior(z), loss
 
     @torch.no_grad()
-    def sampled_loss(self, logits: Tensor, batch: Batch, noise: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Loss of each document from one sample of q, and its KL part; relative, nats, (B,) both."""
+    def sampled_loss(
+        self, logits: Tensor, batch: Batch, noise: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of each document from one sample of q, and its KL part; relative, nats, (B,)
+        both."""
         p = torch.sigmoid(logits)
         z = (torch.rand(p.shape, generator=noise, device=p.device) < p).to(p.dtype)
         kl = self.prior.kl(logits, z)
@@ -283,10 +338,12 @@ class VAE(nn.Module):
     @torch.no_grad()
     def codes(self, documents: Documents) -> np.ndarray:
         """The most likely code of each document, bool, (N, b)."""
-        return torch.cat([self.encoder(batch) > 0 for batch in documents.batches(1024)]).cpu().numpy()
+        return (
+            torch.cat([self.encoder(batch) > 0 for batch in documents.batches(1024)]).cpu().numpy()
+        )
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 class Trainer:
@@ -299,7 +356,9 @@ class Trainer:
         self.device, self.corpus = device, corpus.name
         counts, held_out, self.training_rows = corpus.train, None, None
         if options.held_out:
-            self.training_rows, rows = hold_out(len(corpus.train_labels), options.held_out, options.seed)
+            self.training_rows, rows = hold_out(
+                len(corpus.train_labels), options.held_out, options.seed
+            )
             counts, held_out = counts[self.training_rows], counts[rows]
         self.u = torch.from_numpy(unigram(counts)).float().to(device)
         self.train, self.test = Documents(counts, self.u), Documents(corpus.test, self.u)
@@ -308,22 +367,35 @@ class Trainer:
         self.model = VAE(self.options, len(self.u), self.train.n.double().mean().item()).to(device)
         self.averaged = None
         if options.average:
-            self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(options.average))
+            self.averaged = AveragedModel(
+                self.model, multi_avg_fn=get_ema_multi_avg_fn(options.average)
+            )
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
-            lr = options.encoder_lr if name.startswith("encoder") and options.encoder_lr else options.lr
+            lr = (
+                options.encoder_lr
+                if name.startswith("encoder") and options.encoder_lr
+                else options.lr
+            )
             decay = options.weight_decay if name in ("encoder.weight", "decoder.weight") else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
         self.optimizer = torch.optim.Adam(
-            [{"params": part, "lr": lr, "weight_decay": decay} for (lr, decay), part in groups.items()], fused=True
+            [
+                {"params": part, "lr": lr, "weight_decay": decay}
+                for (lr, decay), part in groups.items()
+            ],
+            fused=True,
         )
-        # Data order and hidden words, samples in training and samples in testing: each has a stream of its own.
+        # Data order and hidden words, samples in training and samples in testing: each has a stream
+        # of its own.
         places = {"order": torch.device("cpu"), "noise": device, "test_noise": device}
         self.generators = {
             name: torch.Generator(place).manual_seed(len(places) * options.seed + i)
             for i, (name, place) in enumerate(places.items())
         }
-        self.history: dict[str, list[float]] = {key: [] for key in ("train", "test", "test_per_document", "test_kl")}
+        self.history: dict[str, list[float]] = {
+            key: [] for key in ("train", "test", "test_per_document", "test_kl")
+        }
         if options.test_counts:
             self.history["test_counts"] = []
         if options.held_out:
@@ -338,7 +410,8 @@ class Trainer:
 
     @property
     def selecting(self) -> list[float]:
-        """The loss per epoch that selects the epoch: of held-out documents if there are any, else of the test set."""
+        """The loss per epoch that selects the epoch: of held-out documents if there are any, else
+        of the test set."""
         return self.history["held_out" if self.options.held_out else "test"]
 
     @property
@@ -361,12 +434,14 @@ class Trainer:
         return self.averaged.module
 
     def step(self, batch: Batch, pairs: int) -> Tensor:
-        """One Adam step; returns the batch's relative negative ELBO in nats per document, from the pairs' own values.
+        """One Adam step; returns the batch's relative negative ELBO in nats per document, from the
+        pairs' own values.
 
-        Each code of a pair is a sample of q, so their mean loss is unbiased, and no decoder pass is spent on reporting.
-        """
+        Each code of a pair is a sample of q, so their mean loss is unbiased, and no decoder pass is
+        spent on reporting."""
         losses: list[Tensor] = []
-        # Few bits: the pairs share most codes, decoded once. Many: a CPU's caches do not hold the logits of all pairs.
+        # Few bits: the pairs share most codes, decoded once. Many: a CPU's caches do not hold the
+        # logits of all pairs.
         at_once = 1 if self.options.bits > 16 and self.device.type == "cpu" else pairs
         rounded = torch.bfloat16 if self.options.precision == "bfloat16" else None
         with run.products_in(self.options.precision):
@@ -389,7 +464,8 @@ class Trainer:
         return sum(losses[1:], losses[0])
 
     def run_epoch(self) -> dict[str, float]:
-        """Train on every document once, then test; returns the losses. FloatingPointError if one is not finite."""
+        """Train on every document once, then test; returns the losses. FloatingPointError if one is
+        not finite."""
         start, options = time.perf_counter(), self.options
         fine = self.epoch >= options.epochs
         # From the start, a trained prior would settle on the few bits that are used first.
@@ -411,20 +487,27 @@ class Trainer:
             values["held_out"] = self.evaluate(self.held_out)["loss"]
         for key, value in values.items():
             if not math.isfinite(value):
-                raise FloatingPointError(f"the {key} loss is {value} in epoch {self.epoch + 1}; try a smaller --lr")
+                raise FloatingPointError(
+                    f"the {key} loss is {value} in epoch {self.epoch + 1}; try a smaller --lr"
+                )
         for key, value in values.items():
             self.history[key].append(value)
         if self.selected_epoch == self.epoch:
-            self.selected = {key: value.detach().clone() for key, value in self.tested.state_dict().items()}
+            self.selected = {
+                key: value.detach().clone() for key, value in self.tested.state_dict().items()
+            }
         self.seconds += time.perf_counter() - start
         return values
 
     @torch.no_grad()
     def evaluate(self, documents: Documents, counts: bool = False) -> dict[str, float]:
-        """Loss from one sample per document: as in the report, mean over batches; mean over documents; and the KL."""
+        """Loss from one sample per document: as in the report, mean over batches; mean over
+        documents; and the KL."""
         # Several batches at once: with few bits, they share most codes, which are decoded once.
         sampled = [
-            self.tested.sampled_loss(self.tested.encoder(batch, counts), batch, self.generators["test_noise"])
+            self.tested.sampled_loss(
+                self.tested.encoder(batch, counts), batch, self.generators["test_noise"]
+            )
             for batch in documents.batches(8 * self.options.batch_size)
         ]
         losses, kls = (torch.cat(parts).cpu().double() for parts in zip(*sampled, strict=True))
@@ -436,16 +519,28 @@ class Trainer:
         }
 
     def refined(self, documents: Documents) -> float:
-        """Loss, mean over batches, after `--refine` steps on the posterior of each document, from the encoder's on."""
-        model, steps, noise = self.tested.requires_grad_(False), self.options.refine, self.generators["test_noise"]
+        """Loss, mean over batches, after `--refine` steps on the posterior of each document, from
+        the encoder's on."""
+        model, steps, noise = (
+            self.tested.requires_grad_(False),
+            self.options.refine,
+            self.generators["test_noise"],
+        )
         losses = []
-        for batch in tqdm(list(documents.batches(self.options.batch_size)), desc="refining", unit="batch", leave=False):
+        for batch in tqdm(
+            list(documents.batches(self.options.batch_size)),
+            desc="refining",
+            unit="batch",
+            leave=False,
+        ):
             logits = model.encoder(batch).requires_grad_()
             optimizer = torch.optim.Adam([logits], 0.3, betas=(0.9, 0.99))
             schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
             for _ in range(steps):
                 optimizer.zero_grad()
-                disarm(lambda z, at=logits, b=batch: model.objective(z, at, b)[0], logits, noise).sum().backward()
+                disarm(
+                    lambda z, at=logits, b=batch: model.objective(z, at, b)[0], logits, noise
+                ).sum().backward()
                 optimizer.step()
                 schedule.step()
             losses.append(model.sampled_loss(logits.detach(), batch, noise)[0].mean())
@@ -461,24 +556,30 @@ class Trainer:
                 "averaged": None if self.averaged is None else self.averaged.state_dict(),
                 "selected": self.selected,
                 "optimizer": self.optimizer.state_dict(),
-                "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+                "generators": {
+                    name: generator.get_state() for name, generator in self.generators.items()
+                },
                 "history": self.history,
                 "seconds": self.seconds,
             },
         )
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other options or documents."""
+        """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other
+        options or documents."""
         options = self.options
         with run.reading(path, "checkpoint of hashing.py") as state:
             before, epoch = state["config"], len(state["history"]["train"])
             now = run.as_config(options) | {"documents": self.corpus}
             run.same_options(path, before | {"documents": state["corpus"]}, now, FREE_ON_RESUME)
             one_pair = min(epoch, before["epochs"])
-            if epoch > options.epochs + options.fine_epochs or one_pair != min(epoch, options.epochs):
+            if epoch > options.epochs + options.fine_epochs or one_pair != min(
+                epoch, options.epochs
+            ):
                 raise RunError(
-                    f"--resume: {path} is at epoch {epoch}, {one_pair} of them with one pair; this schedule never "
-                    f"passes through that state: --epochs {options.epochs} --fine-epochs {options.fine_epochs}"
+                    f"--resume: {path} is at epoch {epoch}, {one_pair} of them with one pair; "
+                    f"this schedule never passes through that state: --epochs {options.epochs} "
+                    f"--fine-epochs {options.fine_epochs}"
                 )
             self.model.load_state_dict(state["model"])
             if self.averaged is not None:
@@ -486,19 +587,29 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             for name, generator in self.generators.items():
                 generator.set_state(state["generators"][name])
-            self.selected, self.history, self.seconds = state["selected"], state["history"], state["seconds"]
+            self.selected, self.history, self.seconds = (
+                state["selected"],
+                state["history"],
+                state["seconds"],
+            )
 
 
 def train(options: Options, corpus: Corpus) -> dict[str, Any]:
-    """Train and keep `checkpoint.pt`, `model.pt` (the selected epoch) and `result.json` in --out; returns the result.
+    """Train and keep `checkpoint.pt`, `model.pt` (the selected epoch) and `result.json` in --out;
+    returns the result.
 
-    Raises RunError if --out holds another run or an option cannot be met, FloatingPointError if a loss is not finite.
-    """
+    Raises RunError if --out holds another run or an option cannot be met, FloatingPointError if a
+    loss is not finite."""
     device, checkpoint = run.begin(options)
     trainer = Trainer(options, corpus, device)
     if checkpoint.exists():
         trainer.load(checkpoint)
-    with tqdm(total=options.epochs + options.fine_epochs, initial=trainer.epoch, desc="training", unit="epoch") as bar:
+    with tqdm(
+        total=options.epochs + options.fine_epochs,
+        initial=trainer.epoch,
+        desc="training",
+        unit="epoch",
+    ) as bar:
         while not trainer.finished:
             losses = trainer.run_epoch()
             bar.set_postfix_str(f"-ELBO train {losses['train']:.1f} test {losses['test']:.1f}")
@@ -509,10 +620,21 @@ def train(options: Options, corpus: Corpus) -> dict[str, Any]:
     best = int(np.argmin(history["test"]))
     trainer.tested.load_state_dict(trainer.selected)
     # For others to load: plain tensors, strings and numbers.
-    config, model = run.as_config(trainer.options), {key: value.cpu() for key, value in trainer.selected.items()}
-    saved = {"config": config, "corpus": corpus.name, "epoch": selected, "words": corpus.words, "u": trainer.u.cpu()}
+    config, model = (
+        run.as_config(trainer.options),
+        {key: value.cpu() for key, value in trainer.selected.items()},
+    )
+    saved = {
+        "config": config,
+        "corpus": corpus.name,
+        "epoch": selected,
+        "words": corpus.words,
+        "u": trainer.u.cpu(),
+    }
     run.save_torch(options.out / "model.pt", saved | {"model": model})
-    train_codes, test_codes = (trainer.tested.codes(documents) for documents in (trainer.train, trainer.test))
+    train_codes, test_codes = (
+        trainer.tested.codes(documents) for documents in (trainer.train, trainer.test)
+    )
     rows = slice(None) if trainer.training_rows is None else trainer.training_rows
     metrics = {
         "train_final": history["train"][-1],
@@ -522,7 +644,9 @@ def train(options: Options, corpus: Corpus) -> dict[str, Any]:
         "test_min_per_document": min(history["test_per_document"]),
         "selected_epoch": selected,
         "test_selected": history["test"][selected - 1],
-        "precision_at_100": precision_at(100, test_codes, corpus.test_labels, train_codes, corpus.train_labels[rows]),
+        "precision_at_100": precision_at(
+            100, test_codes, corpus.test_labels, train_codes, corpus.train_labels[rows]
+        ),
         "epochs": trainer.epoch,
     }
     if options.test_counts:
@@ -532,7 +656,14 @@ def train(options: Options, corpus: Corpus) -> dict[str, Any]:
     seconds = trainer.seconds + time.perf_counter() - start
     sizes = [len(trainer.train), len(trainer.test)]
     return run.save_result(
-        options.out, trainer.options, device, seconds, metrics, history, corpus=corpus.name, documents=sizes
+        options.out,
+        trainer.options,
+        device,
+        seconds,
+        metrics,
+        history,
+        corpus=corpus.name,
+        documents=sizes,
     )
 
 
@@ -541,16 +672,20 @@ def main(options: Options) -> None:
     section5.report_hashing(result, options.out)
 
 
-# --- retrieval ------------------------------------------------------------------------------------------------------
+# --- retrieval ------------------------------------------------------------------------------------
 
 
 def precision_at(
-    k: int, queries: np.ndarray, query_labels: np.ndarray, database: np.ndarray, database_labels: np.ndarray
+    k: int,
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    database: np.ndarray,
+    database_labels: np.ndarray,
 ) -> float:
     """Mean over queries of the fraction of the k nearest documents with the query's label.
 
-    queries (Q, b) and database (N, b) are codes, compared by Hamming distance. Of the documents as far away as the
-    k-th, each is as likely to be among them: the expected value is taken.
+    queries (Q, b) and database (N, b) are codes, compared by Hamming distance. Of the documents as
+    far away as the k-th, each is as likely to be among them: the expected value is taken.
     """
     k = min(k, len(database))
     total = 0.0
@@ -571,25 +706,33 @@ class SearchOptions:
     file: Path | None = None
     """a text file to search with"""
     document: int | None = None
-    """a document of the corpus to search with, counted from 1 through the training and then the test documents"""
+    """a document of the corpus to search with, counted from 1 through the training and then the
+    test documents"""
     model: Path = Path("runs/hashing/model.pt")
     """model.pt of a trained run"""
     top: Count = 10
     """number of documents to show"""
     archive: Path | None = None
-    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there"""
+    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded
+    there"""
 
 
 def search(options: SearchOptions) -> None:
-    """Find the documents whose codes are nearest to that of words, a text file or a document, by a trained model."""
+    """Find the documents whose codes are nearest to that of words, a text file or a document, by a
+    trained model."""
     with run.reading(options.model, "model of hashing.py") as saved:
         config = saved["config"]
         architecture = {key: config[key] for key in ("encoder", "bits", "decoder_layers", "prior")}
         model = VAE(Options(**architecture), len(saved["words"]))
         model.load_state_dict(saved["model"])
     corpus = load_corpus(config["corpus"], options.archive)
-    if corpus.words != saved["words"] and not newsgroups.unnamed(saved["words"]):  # the list may have come since
-        raise RunError(f"{options.model} was trained on {saved['corpus']} with other words than {corpus.name} has here")
+    if corpus.words != saved["words"] and not newsgroups.unnamed(
+        saved["words"]
+    ):  # the list may have come since
+        raise RunError(
+            f"{options.model} was trained on {saved['corpus']} with other words than "
+            f"{corpus.name} has here"
+        )
     counts = scipy.sparse.vstack([corpus.train, corpus.test], format="csr")
     groups = [corpus.groups[i] for i in (*corpus.train_labels, *corpus.test_labels)]
     titles = corpus.train_titles + corpus.test_titles
@@ -598,7 +741,9 @@ def search(options: SearchOptions) -> None:
         logits = model.encoder(Documents(query, saved["u"]).batch(np.arange(1)))[0]
     database = model.codes(Documents(counts, saved["u"]))
     distance = (database != (logits > 0).numpy()).sum(1)
-    likely = database @ logits.numpy()  # log q of each code given the query, but for a constant: orders equal distances
+    likely = (
+        database @ logits.numpy()
+    )  # log q of each code given the query, but for a constant: orders equal distances
     order = np.lexsort((-likely, distance))
     document_frequency = np.maximum(1, np.bincount(counts.indices, minlength=counts.shape[1]))
     weight = np.log(len(titles) / document_frequency)
@@ -613,36 +758,50 @@ def search(options: SearchOptions) -> None:
         i = options.document - 1
         order = order[order != i]
         print(f"{groups[i]}, {titles[i]}: {characteristic_words(i)}")
-    rows = [(int(distance[i]), groups[i], titles[i], characteristic_words(i)) for i in order[: options.top]]
+    rows = [
+        (int(distance[i]), groups[i], titles[i], characteristic_words(i))
+        for i in order[: options.top]
+    ]
     run.print_table(("distance", "group", "document", "characteristic words"), rows)
     print(f"{config['bits']} bits; {corpus.name}; {options.model}, epoch {saved['epoch']}")
 
 
-def query_counts(options: SearchOptions, corpus: Corpus, counts: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+def query_counts(
+    options: SearchOptions, corpus: Corpus, counts: scipy.sparse.csr_array
+) -> scipy.sparse.csr_array:
     """Word counts, (1, V), of what is searched for; unknown words are named on the way."""
     if (len(options.query) > 0) + (options.file is not None) + (options.document is not None) != 1:
         raise RunError("search with one of: words, --file, --document")
     if options.document is not None:
         if not 1 <= options.document <= counts.shape[0]:
-            raise RunError(f"--document must be from 1 to {counts.shape[0]}, not {options.document}")
+            raise RunError(
+                f"--document must be from 1 to {counts.shape[0]}, not {options.document}"
+            )
         return counts[[options.document - 1]]
-    text = " ".join(options.query) if options.file is None else options.file.read_text("utf-8", "replace")
+    text = (
+        " ".join(options.query)
+        if options.file is None
+        else options.file.read_text("utf-8", "replace")
+    )
     row, unknown = counts_of_text(text, corpus.words)
     if unknown:
         more = f" and {len(unknown) - 20} more" * (len(unknown) > 20)
         print(f"not among the {len(corpus.words):,} words: {' '.join(unknown[:20])}{more}")
     if not row.nnz:
-        raise RunError(f"no word of the query is among the {len(corpus.words):,} words of {corpus.name}")
+        raise RunError(
+            f"no word of the query is among the {len(corpus.words):,} words of {corpus.name}"
+        )
     return row
 
 
-# --- all codes summed over ------------------------------------------------------------------------------------------
+# --- all codes summed over ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ExactOptions(CommonOptions):
     encoders: tuple[ExactKind, ...] = ("e1", "e3", "e4")
-    """encoders to fit to the maximum likelihood decoder; a1: e1, autoregressive, linear in the bits before each bit"""
+    """encoders to fit to the maximum likelihood decoder; a1: e1, autoregressive, linear in the bits
+    before each bit"""
     bits: Count = 8
     """b, number of Bernoulli latents, 12 at most; all 2^b codes are summed over"""
     likelihood_epochs: Count = 250
@@ -652,7 +811,8 @@ class ExactOptions(CommonOptions):
     joint_epochs: Count = 120
     """epochs of joint training, and of maximum likelihood going on beside it"""
     scratch_epochs: Count = 250
-    """epochs of joint training from scratch by DisARM and, for the first encoder, by the exact gradient too"""
+    """epochs of joint training from scratch by DisARM and, for the first encoder, by the exact
+    gradient too"""
     lr: Positive = 3e-3
     """learning rate of Adam, new in each stage"""
     out: Path = Path("runs/exact")
@@ -667,7 +827,8 @@ class ExactOptions(CommonOptions):
 
 @dataclass(frozen=True)
 class Stage:
-    """One training of `exact`: what it trains, by which objective, and from which earlier stages it goes on."""
+    """One training of `exact`: what it trains, by which objective, and from which earlier stages it
+    goes on."""
 
     name: str
     encoder: ExactKind
@@ -679,7 +840,8 @@ class Stage:
 
 
 def stages(options: ExactOptions) -> list[Stage]:
-    """Does joint ELBO training lower the likelihood that a decoder had reached? And which part of it does?"""
+    """Does joint ELBO training lower the likelihood that a decoder had reached? And which part of
+    it does?"""
     first, on = options.likelihood_epochs, options.joint_epochs
     alone, both = ("encoder",), ("encoder", "decoder")
     plan = [
@@ -694,13 +856,18 @@ def stages(options: ExactOptions) -> list[Stage]:
             Stage(f"{e}_regressed", e, "regression", 50, alone, "likelihood"),
             Stage(f"{e}_scratch", e, "disarm", options.scratch_epochs, both),
         ]
-        if e == options.encoders[0]:  # once, to separate what the bound does from what fitting and sampling do
+        if (
+            e == options.encoders[0]
+        ):  # once, to separate what the bound does from what fitting and sampling do
             plan += [
                 Stage(f"{e}_regressed_joint", e, "elbo", on, both, "likelihood", f"{e}_regressed"),
                 Stage(f"{e}_scratch_exact", e, "elbo", options.scratch_epochs, both),
             ]
-    # Of a1 only what its exact ELBO makes of the decoder of likelihood: regression and DisARM are for independent bits.
-    return [stage for stage in plan if stage.encoder != "a1" or stage.name in ("a1_frozen", "a1_joint")]
+    # Of a1 only what its exact ELBO makes of the decoder of likelihood: regression and DisARM are
+    # for independent bits.
+    return [
+        stage for stage in plan if stage.encoder != "a1" or stage.name in ("a1_frozen", "a1_joint")
+    ]
 
 
 def log_decoder(model: VAE, z: Tensor) -> Tensor:
@@ -723,7 +890,9 @@ class Exact:
         bits, words = self.options.bits, len(self.u)
         torch.manual_seed(self.options.seed)
         model = VAE(Options(bits=bits, decoder_layers=self.options.decoder_layers), words)
-        model.encoder = Encoder(encoder, words, bits, self.documents["train"].n.double().mean().item())
+        model.encoder = Encoder(
+            encoder, words, bits, self.documents["train"].n.double().mean().item()
+        )
         return model.to(self.device)
 
     def logits(self, model: VAE, batch: Batch) -> Tensor:
@@ -732,8 +901,13 @@ class Exact:
         return logits if earlier is None else logits[:, None] + self.z @ earlier.tril(-1).T
 
     def log_joint(self, log_p: Tensor, batch: Batch) -> Tensor:
-        """log p(x, z), relative to the document's entropy, for all codes: log_p, of `log_decoder`, (V, K) -> (B, K)."""
-        return SmoothedProduct.apply(log_p, batch) - self.options.bits * math.log(2) - batch.negentropy[:, None]
+        """log p(x, z), relative to the document's entropy, for all codes: log_p, of `log_decoder`,
+        (V, K) -> (B, K)."""
+        return (
+            SmoothedProduct.apply(log_p, batch)
+            - self.options.bits * math.log(2)
+            - batch.negentropy[:, None]
+        )
 
     @torch.no_grad()
     def totals(self, model: VAE, split: str) -> tuple[float, float]:
@@ -747,10 +921,11 @@ class Exact:
         return float(sums[0] / len(documents)), float(sums[1] / len(documents))
 
     def fit(self, model: VAE, stage: Stage) -> dict[str, list[float]]:
-        """Train parts of the model, in place; returns log-likelihood and ELBO of each split per epoch.
+        """Train parts of the model, in place; returns log-likelihood and ELBO of each split per
+        epoch.
 
-        The train values are means over the epoch's batches, each before its step; the test values are after the epoch.
-        """
+        The train values are means over the epoch's batches, each before its step; the test values
+        are after the epoch."""
         options, train = self.options, self.documents["train"]
         parts = [getattr(model.requires_grad_(False), part) for part in stage.trains]
         parameters = [p.requires_grad_(True) for part in parts for p in part.parameters()]
@@ -775,30 +950,44 @@ class Exact:
                 optimizer.zero_grad()
                 (-gain.mean()).backward()
                 optimizer.step()
-                sums += [likelihood.detach().double().sum().item(), elbo.detach().double().sum().item()]
+                sums += [
+                    likelihood.detach().double().sum().item(),
+                    elbo.detach().double().sum().item(),
+                ]
             values.append([*(sums / len(train)).tolist(), *self.totals(model, "test")])
             if not np.isfinite(values[-1]).all():
-                raise FloatingPointError(f"{stage.name}: the loss is not finite in epoch {epoch + 1}")
-        return {key: list(curve) for key, curve in zip(CURVES, zip(*values, strict=True), strict=True)}
+                raise FloatingPointError(
+                    f"{stage.name}: the loss is not finite in epoch {epoch + 1}"
+                )
+        return {
+            key: list(curve) for key, curve in zip(CURVES, zip(*values, strict=True), strict=True)
+        }
 
     def regress(self, model: VAE, stage: Stage) -> dict[str, list[float]]:
-        """Fit the encoder, in place, to the marginals of the exact posterior by logistic regression, all at once.
+        """Fit the encoder, in place, to the marginals of the exact posterior by logistic
+        regression, all at once.
 
-        Unlike the ELBO, this cross-entropy is convex for a linear encoder, so that L-BFGS, `epochs` times 20
-        iterations, shows what the encoder can do. Returns a history of one entry.
-        """
+        Unlike the ELBO, this cross-entropy is convex for a linear encoder, so that L-BFGS, `epochs`
+        times 20 iterations, shows what the encoder can do. Returns a history of one entry."""
         model.encoder.requires_grad_(True)
         train = self.documents["train"].batch(np.arange(len(self.documents["train"])))
         with torch.no_grad():
             marginals = torch.softmax(self.log_joint(log_decoder(model, self.z), train), 1) @ self.z
         optimizer = torch.optim.LBFGS(
-            model.encoder.parameters(), history_size=20, line_search_fn="strong_wolfe", tolerance_change=0.0
+            model.encoder.parameters(),
+            history_size=20,
+            line_search_fn="strong_wolfe",
+            tolerance_change=0.0,
         )
 
         def cross_entropy() -> Tensor:
             optimizer.zero_grad()
             logits = model.encoder(train)
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, marginals, reduction="none").sum(1).mean()
+            loss = (
+                nn.functional.binary_cross_entropy_with_logits(logits, marginals, reduction="none")
+                .sum(1)
+                .mean()
+            )
             loss.backward()
             return loss
 
@@ -809,22 +998,27 @@ class Exact:
 
     @torch.no_grad()
     def measure(self, model: VAE, split: str) -> dict[str, float]:
-        """Means over documents, nats: relative log-likelihood and ELBO; the gap between them in two parts; the
-        posterior's entropy, and how far it is from a product (total correlation).
+        """Means over documents, nats: relative log-likelihood and ELBO; the gap between them in two
+        parts; the posterior's entropy, and how far it is from a product (total correlation).
 
-        `factorization` is what the best factorized posterior *that was found* leaves, so an upper bound of what the
-        best one leaves, and `amortization`, the rest of the gap, a lower bound.
+        `factorization` is what the best factorized posterior *that was found* leaves, so an upper
+        bound of what the best one leaves, and `amortization`, the rest of the gap, a lower bound.
         """
         log_p, z = log_decoder(model, self.z), self.z.double()
         sums: dict[str, float] = {}
         for batch in self.documents[split].batches(1024):
             joint = self.log_joint(log_p, batch).double()
-            likelihood, elbo = joint.logsumexp(1), exact_elbo(self.logits(model, batch).double(), joint, z)
+            likelihood, elbo = (
+                joint.logsumexp(1),
+                exact_elbo(self.logits(model, batch).double(), joint, z),
+            )
             best = exact_elbo(best_factorized(joint, model.encoder(batch).double(), z), joint, z)
             posterior = (joint - likelihood[:, None]).exp()
             entropy = -(posterior * (joint - likelihood[:, None])).sum(1)
             marginal = (posterior @ z).clamp(1e-300, 1)
-            marginals = -(torch.xlogy(marginal, marginal) + torch.xlogy(1 - marginal, 1 - marginal)).sum(1)
+            marginals = -(
+                torch.xlogy(marginal, marginal) + torch.xlogy(1 - marginal, 1 - marginal)
+            ).sum(1)
             parts = {
                 "log_likelihood": likelihood,
                 "elbo": elbo,
@@ -842,10 +1036,11 @@ class Exact:
     def normaliser(self, model: VAE) -> dict[str, float]:
         """What keeps the posterior from a product when d = 0.
 
-        There log p(z given x) = z . (W^T x) - n A(z) + const with A(z) = logsumexp_v(W_v . z + c_v): all of it but A is
-        additive in the bits. Returns A's distance from an affine function of the bits, over the codes as training
-        documents use them: `rms` in nats for a document of mean length, `fraction` of A's variance; and
-        `codes_used`, the exponential of the entropy of that use.
+        There log p(z given x) = z . (W^T x) - n A(z) + const with A(z) = logsumexp_v(W_v . z +
+        c_v): all of it but A is additive in the bits. Returns A's distance from an affine function
+        of the bits, over the codes as training
+        documents use them: `rms` in nats for a document of mean length, `fraction` of A's variance;
+        and `codes_used`, the exponential of the entropy of that use.
         """
         log_p, z = log_decoder(model, self.z), self.z.double()
         decoder = model.decoder
@@ -866,7 +1061,8 @@ class Exact:
         }
 
     def run(self, stage: Stage, before: dict[str, dict]) -> dict[str, Any]:
-        """Train one stage, from the models of those `before` that it goes on from; returns its own, and its numbers."""
+        """Train one stage, from the models of those `before` that it goes on from; returns its own,
+        and its numbers."""
         model = self.model(stage.encoder)
         for part, origin in (("decoder", stage.decoder_from), ("encoder", stage.encoder_from)):
             if origin is not None:
@@ -876,14 +1072,17 @@ class Exact:
         metrics = {split: self.measure(model, split) for split in SPLITS}
         if stage.objective == "likelihood":  # there is no trained encoder to speak of
             of_the_decoder = ("log_likelihood", "posterior_entropy", "total_correlation")
-            metrics = {split: {key: m[key] for key in of_the_decoder} for split, m in metrics.items()}
+            metrics = {
+                split: {key: m[key] for key in of_the_decoder} for split, m in metrics.items()
+            }
         if self.options.decoder_layers == 0:
             metrics["normaliser"] = self.normaliser(model)
         return {"model": model.state_dict(), "history": history, "metrics": metrics}
 
 
 def exact(options: ExactOptions) -> None:
-    """Train with sums over all 2^b codes: does joint ELBO training lower the likelihood that a decoder had reached?"""
+    """Train with sums over all 2^b codes: does joint ELBO training lower the likelihood that a
+    decoder had reached?"""
     corpus = load_corpus(options.corpus, options.archive)
     device = run.pick_device(options.device)
     torch.set_flush_denormal(True)
@@ -893,13 +1092,17 @@ def exact(options: ExactOptions) -> None:
         path, free = options.out / f"{part.name}.pt", FREE_ON_RESUME | {"device", "encoders"}
         make = functools.partial(sums.run, part, trained)
         trained[part.name] = run.keep(path, options, free, make, documents=corpus.name)
-    metrics, history = ({name: state[key] for name, state in trained.items()} for key in ("metrics", "history"))
+    metrics, history = (
+        {name: state[key] for name, state in trained.items()} for key in ("metrics", "history")
+    )
     seconds = sum(state["seconds"] for state in trained.values())
-    result = run.save_result(options.out, options, device, seconds, metrics, history, corpus=corpus.name)
+    result = run.save_result(
+        options.out, options, device, seconds, metrics, history, corpus=corpus.name
+    )
     section5.report_exact(result, options.out)
 
 
-# --- documents of few words, at the optimum -------------------------------------------------------------------------
+# --- documents of few words, at the optimum -------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -913,7 +1116,8 @@ class LengthsOptions:
     bits: Count = 4
     """b, number of Bernoulli latents, 8 at most; all 2^b codes are summed over"""
     decoder: Literal["linear", "free"] = "linear"
-    """linear: d = 0; free: a distribution of its own for each code, the most that hidden layers could reach"""
+    """linear: d = 0; free: a distribution of its own for each code, the most that hidden layers
+    could reach"""
     weights: Several = 5
     """points on the path from likelihood (w = 0) to the ELBO (w = 1), squares of equal steps"""
     iterations: Count = 1500
@@ -921,7 +1125,8 @@ class LengthsOptions:
     corpus: Literal["newsgroups", "docstrings"] = "newsgroups"
     """20 Newsgroups, or the docstrings of the installed libraries, which need no download"""
     archive: Path | None = None
-    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there"""
+    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded
+    there"""
     seed: Natural = 1
     """seed of the words that are drawn, and of the first decoder"""
     resume: bool = False
@@ -934,14 +1139,19 @@ class LengthsOptions:
             raise ValueError(f"--bits must be at most 8 to sum over all codes, not {self.bits}")
 
 
-def some_words(counts: scipy.sparse.csr_array, n: int, most: int, rng: np.random.Generator) -> scipy.sparse.csr_array:
-    """n words, drawn without replacement, of each of `most` random documents that are as long, (N, V)."""
+def some_words(
+    counts: scipy.sparse.csr_array, n: int, most: int, rng: np.random.Generator
+) -> scipy.sparse.csr_array:
+    """n words, drawn without replacement, of each of `most` random documents that are as long, (N,
+    V)."""
     long = np.flatnonzero(counts.sum(1) >= n)
     long = np.sort(rng.permutation(long)[:most])
     rows = []
     for i in long:
         row = slice(*counts.indptr[i : i + 2])
-        rows.append(rng.multivariate_hypergeometric(counts.data[row].astype(np.int64), n, method="count"))
+        rows.append(
+            rng.multivariate_hypergeometric(counts.data[row].astype(np.int64), n, method="count")
+        )
     chosen = counts[long]
     found = scipy.sparse.csr_array(
         (np.concatenate(rows).astype(np.float64), chosen.indices, chosen.indptr), chosen.shape
@@ -951,10 +1161,11 @@ def some_words(counts: scipy.sparse.csr_array, n: int, most: int, rng: np.random
 
 
 class Short:
-    """Documents of n words, and where E - w G is largest: E mean log p(x), G the mean gap of the best factorized q.
+    """Documents of n words, and where E - w G is largest: E mean log p(x), G the mean gap of the
+    best factorized q.
 
-    The decoder is a table of logits, words by codes: parameters (V, m) times features of the code (m, K).
-    """
+    The decoder is a table of logits, words by codes: parameters (V, m) times features of the code
+    (m, K)."""
 
     def __init__(self, counts: scipy.sparse.csr_array, options: LengthsOptions):
         self.options, self.z = options, codes(options.bits, torch.empty(0, dtype=torch.float64))
@@ -962,7 +1173,11 @@ class Short:
         self.batch = Documents(counts, u).batch(np.arange(counts.shape[0]))
         ones = torch.ones(len(self.z), 1, dtype=torch.float64)
         linear = options.decoder == "linear"
-        self.features = torch.cat([ones, self.z], 1).T if linear else torch.eye(len(self.z), dtype=torch.float64)
+        self.features = (
+            torch.cat([ones, self.z], 1).T
+            if linear
+            else torch.eye(len(self.z), dtype=torch.float64)
+        )
         noise = torch.Generator().manual_seed(options.seed)
         start = 0.1 * torch.randn(len(u), len(self.features), generator=noise, dtype=torch.float64)
         # From the unigram distribution: every code begins near it.
@@ -975,11 +1190,14 @@ class Short:
         """log p(x, z), relative to the document's entropy, (N, K)."""
         log_p = torch.log_softmax(parameters @ self.features, 0)
         return (
-            SmoothedProduct.apply(log_p, self.batch) - self.options.bits * math.log(2) - self.batch.negentropy[:, None]
+            SmoothedProduct.apply(log_p, self.batch)
+            - self.options.bits * math.log(2)
+            - self.batch.negentropy[:, None]
         )
 
     def ascend(self, parameters: Tensor, w: float) -> tuple[Tensor, float, float]:
-        """Uphill on E - w G by L-BFGS, with the best factorized q at each step; parameters, E and G there."""
+        """Uphill on E - w G by L-BFGS, with the best factorized q at each step; parameters, E and G
+        there."""
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
             at = torch.from_numpy(flat).view_as(parameters).requires_grad_()
@@ -999,12 +1217,16 @@ class Short:
         with torch.no_grad():
             joint = self.log_joint(found)
             self.logits = best_factorized(joint, self.logits, self.z)
-            evidence, elbo = joint.logsumexp(1).mean().item(), exact_elbo(self.logits, joint, self.z).mean().item()
+            evidence, elbo = (
+                joint.logsumexp(1).mean().item(),
+                exact_elbo(self.logits, joint, self.z).mean().item(),
+            )
         return found, evidence, evidence - elbo
 
 
 def lengths(options: LengthsOptions) -> None:
-    """Where the family of q matters: the law's path for documents of n words, at the optimum of decoder and q."""
+    """Where the family of q matters: the law's path for documents of n words, at the optimum of
+    decoder and q."""
     corpus = load_corpus(options.corpus, options.archive)
     weights = law.weights(options.weights)
     cases, seconds = [], {}
@@ -1014,7 +1236,10 @@ def lengths(options: LengthsOptions) -> None:
             frequent = corpus.train[:, frequent_words(corpus.train, options.words)]
             counts = some_words(frequent, n, options.documents, np.random.default_rng(options.seed))
             short = Short(counts, options)
-            return {"metrics": law.follow(weights, short.ascend, short.start)[0] | {"documents": counts.shape[0]}}
+            return {
+                "metrics": law.follow(weights, short.ascend, short.start)[0]
+                | {"documents": counts.shape[0]}
+            }
 
         free = {"lengths", "resume", "archive", "out"}
         state = run.keep(options.out / f"{n}.pt", options, free, path, documents=corpus.name)
@@ -1036,7 +1261,12 @@ RUNS = (
     ("report", main, Options(), "train one configuration by the report's protocol, the default"),
     ("best", main, BEST, "the same with a model of the same size that generalises better"),
     ("exact", exact, ExactOptions(), "sum over all codes of few bits, and take the claim apart"),
-    ("lengths", lengths, LengthsOptions(), "where the family of q matters: documents of few words, at the optimum"),
+    (
+        "lengths",
+        lengths,
+        LengthsOptions(),
+        "where the family of q matters: documents of few words, at the optimum",
+    ),
     ("search", search, SearchOptions(), "find documents with a trained model"),
 )
 

@@ -1,29 +1,38 @@
-"""Four Gaussians in the plane and an encoder of two independent bits (Section 3): joint training spoils a true decoder.
+"""Four Gaussians in the plane and an encoder of two independent bits (Section 3): joint training
+spoils a true decoder.
 
-Ground truth: p*(z) = 1/4 over code words z in {00, 01, 10, 11}, p*(x given z) = N(mu_z, variance I). Encoder:
-q(z given x) proportional to exp<g(x), z>, g a ReLU network 2-64-64-2: the two bits of z are independent given x. The
-true posterior is not of that form. One run goes through the whole section, and past it:
+Ground truth: p*(z) = 1/4 over code words z in {00, 01, 10, 11}, p*(x given z) = N(mu_z, variance
+I). Encoder: q(z given x) proportional to exp<g(x), z>, g a ReLU network 2-64-64-2: the two bits of
+z are independent given x. The true posterior is not of that form. One run goes through the whole
+section, and past it:
 
-  frozen       the encoder alone, trained with the ELBO under the true decoder: the gap is the approximation error
+  frozen       the encoder alone, trained with the ELBO under the true decoder: the gap is the
+  approximation error
   joint        both, from there: the ELBO rises, the decoder's centres leave the data
-  consistent   the report's remedy, not in the released code: q = softmax(W x + c), one linear layer 2 -> 4. It holds
-               the true posterior exactly; trained alone, then jointly, its KL vanishes and the decoder stays
-  oracle       no network: for each x the best factorized posterior, by coordinate ascent. Its gap is what the
-               factorization costs; the rest of the frozen gap is the network's. Also with the decoder's centres fitted
-               to it, which is where joint training of a perfect network would end
-  assignments  the three ways to lay code words on components: which component is diagonally opposite which
+  consistent   the report's remedy, not in the released code: q = softmax(W x + c), one linear layer
+               2 -> 4. It holds the true posterior exactly; trained alone, then jointly, its KL
+               vanishes and the decoder stays
+  oracle       no network: for each x the best factorized posterior, by coordinate ascent. Its gap
+               is what the factorization costs; the rest of the frozen gap is the network's. Also
+               with the decoder's centres fitted to it, which is where joint training of a perfect
+               network would end
+  assignments  the three ways to lay code words on components: which component is diagonally
+  opposite which
   variances    the oracle's gap for variances 0.01 to 4, and networks trained at a few of them
-  law          the oracle's optimum followed from likelihood to the ELBO: what joint training costs is an area
+  law          the oracle's optimum followed from likelihood to the ELBO: what joint training costs
+               is an area
 
-The report's text says "identity covariance scaled by sigma = 0.01"; its numbers are those of variance 1, the
-default here. Its text has 2,000 points and Adam 1e-3 throughout, the defaults here; its released code has 2,000 points
-for each component and 1e-4 for joint training: `--points-per-component 2000 --joint-lr 1e-4`.
+The report's text says "identity covariance scaled by sigma = 0.01"; its numbers are those of
+variance 1, the default here. Its text has 2,000 points and Adam 1e-3 throughout, the defaults here;
+its released code has 2,000 points for each component and 1e-4 for joint training:
+`--points-per-component 2000 --joint-lr 1e-4`.
 
 All quantities are in nats per point.
 
-    uv run mixture.py                                                          the settings of the report's text
-    uv run mixture.py --points-per-component 2000 --joint-lr 1e-4              those of its released code
-    uv run mixture.py quick                                                    a fifth of the steps, half a minute
+    uv run mixture.py                                                          the settings of the
+    report's text uv run mixture.py --points-per-component 2000 --joint-lr 1e-4              those
+    of its released code uv run mixture.py quick
+    a fifth of the steps, half a minute
 """
 
 import itertools
@@ -44,8 +53,14 @@ from disarm import codes
 from figures import law, run, section3
 from figures.cli import Count, Natural, OptionalCount, Positive, Several, cli
 
-CENTRES = ((1.0, 1.0), (1.0, -1.0), (0.0, 0.0), (-1.0, 0.0))  # of code words 00, 01, 10, 11, as in the released code
-# For each class of assignments, the component (index into CENTRES) of each code word; 00 is opposite 11, 01 to 10.
+CENTRES = (
+    (1.0, 1.0),
+    (1.0, -1.0),
+    (0.0, 0.0),
+    (-1.0, 0.0),
+)  # of code words 00, 01, 10, 11, as in the released code
+# For each class of assignments, the component (index into CENTRES) of each code word; 00 is
+# opposite 11, 01 to 10.
 ASSIGNMENTS = {
     "(1,1) opposite (-1,0)": (0, 1, 2, 3),
     "(1,1) opposite (1,-1)": (0, 2, 3, 1),
@@ -62,7 +77,8 @@ class Options:
     points: Count = 2000
     """training points, z drawn first and then x, as the report's text says"""
     points_per_component: OptionalCount = None
-    """points for each of the four components, instead of --points; 2000 is what the released code has"""
+    """points for each of the four components, instead of --points; 2000 is what the released code
+    has"""
     variance: Positive = 1.0
     """variance of each component; the report's text says 0.01, its numbers need 1"""
     steps: Count = 10_000
@@ -97,15 +113,22 @@ class Options:
 
 # Three times the rates, for there are few steps.
 QUICK = Options(
-    steps=2000, lr=3e-3, joint_lr=3e-3, oracle_points=20_000, law_variances=(0.35, 1.0), law_weights=7, law_nodes=12
+    steps=2000,
+    lr=3e-3,
+    joint_lr=3e-3,
+    oracle_points=20_000,
+    law_variances=(0.35, 1.0),
+    law_weights=7,
+    law_nodes=12,
 )
 
 
-# --- ground truth ---------------------------------------------------------------------------------------------------
+# --- ground truth ---------------------------------------------------------------------------------
 
 
 def sample(options: Options, seed: int, device: torch.device) -> Tensor:
-    """Training points of the ground truth, float32, (N, 2). The same seed gives the same noise at every variance."""
+    """Training points of the ground truth, float32, (N, 2). The same seed gives the same noise at
+    every variance."""
     generator = torch.Generator().manual_seed(seed)
     if options.points_per_component is None:
         z = torch.randint(4, (options.points,), generator=generator)
@@ -122,7 +145,11 @@ def statistics(x: Tensor) -> Tensor:
 
 def natural_parameters(means: Tensor, variance: float) -> Tensor:
     """Rows eta_z with log p(x, z) = <eta_z, statistics(x)>; centres (4, 2) -> (4, 4)."""
-    constant = -(means**2).sum(1, keepdim=True) / (2 * variance) - math.log(2 * math.pi * variance) - math.log(4)
+    constant = (
+        -(means**2).sum(1, keepdim=True) / (2 * variance)
+        - math.log(2 * math.pi * variance)
+        - math.log(4)
+    )
     return torch.cat([means / variance, torch.full_like(constant, -0.5 / variance), constant], 1)
 
 
@@ -134,8 +161,8 @@ def log_joint(x: Tensor, means: Tensor, variance: float) -> Tensor:
 class Elbo:
     """The mean ELBO of the points x, (N, 2), with its gradients in closed form.
 
-    With r_z = log p(x, z) - log q(z given x), the ELBO at x is sum_z q_z r_z; its gradient in the unnormalised log q_z
-    is q_z (r_z - ELBO), and in mu_z it is q_z (x - mu_z) / variance.
+    With r_z = log p(x, z) - log q(z given x), the ELBO at x is sum_z q_z r_z; its gradient in the
+    unnormalised log q_z is q_z (r_z - ELBO), and in mu_z it is q_z (x - mu_z) / variance.
     """
 
     def __init__(self, x: Tensor, variance: float):
@@ -144,28 +171,31 @@ class Elbo:
         self.elbo = x.new_empty(len(x))
 
     def __call__(self, log_q: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log_q (4, N), means (4, 2) -> ELBO at each x (N,), and the gradients of their *sum* in the unnormalised log_q
-        (4, N) and in the means (4, 2). The first two are overwritten by the next call.
-        """
+        """log_q (4, N), means (4, 2) -> ELBO at each x (N,), and the gradients of their *sum* in
+        the unnormalised log_q (4, N) and in the means (4, 2). The first two are overwritten by the
+        next call."""
         q = torch.exp(log_q, out=self.q)
-        r = torch.addmm(log_q, natural_parameters(means, self.variance), self.statistics, beta=-1, out=self.r)
+        r = torch.addmm(
+            log_q, natural_parameters(means, self.variance), self.statistics, beta=-1, out=self.r
+        )
         elbo = torch.sum(torch.mul(q, r, out=self.product), 0, out=self.elbo)
         moments = q @ self.statistics.T  # sums over x of q_z (x_1, x_2, |x|^2, 1)
         return elbo, r.sub_(elbo).mul_(q), (moments[:, :2] - moments[:, 3:] * means) / self.variance
 
 
-# --- encoders -------------------------------------------------------------------------------------------------------
+# --- encoders -------------------------------------------------------------------------------------
 
 
 class Encoder:
-    """q(z given x) = softmax over z of <g(x), T_z>, g a ReLU network, T the statistics of z, shape (4, k).
+    """q(z given x) = softmax over z of <g(x), T_z>, g a ReLU network, T the statistics of z, shape
+    (4, k).
 
-    Two bits as statistics make q factorized. The unit vectors of R^4 make it general, and with a network of a single
-    linear layer that is the consistent VAE.
+    Two bits as statistics make q factorized. The unit vectors of R^4 make it general, and with a
+    network of a single linear layer that is the consistent VAE.
 
-    The gradient is written out, and `training_on` allocates every array of N rows once: on a full batch, autograd's new
-    arrays cost about as much as the matrix products. All parameters lie in one vector `theta`, for Adam in one kernel.
-    """
+    The gradient is written out, and `training_on` allocates every array of N rows once: on a full
+    batch, autograd's new arrays cost about as much as the matrix products. All parameters lie in
+    one vector `theta`, for Adam in one kernel."""
 
     def __init__(self, sizes: tuple[int, ...], statistics: Tensor):
         self.statistics = statistics
@@ -176,7 +206,9 @@ class Encoder:
         shapes, lengths = [p.shape for p in parameters], [p.numel() for p in parameters]
 
         def pairs(flat: Tensor) -> list[tuple[Tensor, Tensor]]:
-            views = [piece.view(shape) for piece, shape in zip(flat.split(lengths), shapes, strict=True)]
+            views = [
+                piece.view(shape) for piece, shape in zip(flat.split(lengths), shapes, strict=True)
+            ]
             return list(zip(views[::2], views[1::2], strict=True))
 
         self.layers, self.grads = pairs(self.theta), pairs(self.theta.grad)
@@ -184,7 +216,10 @@ class Encoder:
     def training_on(self, x: Tensor) -> None:
         """Allocate what forward and backward passes over the points x, (N, 2), need."""
         self.outputs = [x.new_empty(len(x), len(bias)) for _, bias in self.layers]
-        self.grad_top, self.spare = torch.empty_like(self.outputs[-1]), torch.empty_like(self.outputs[-2:][0])
+        self.grad_top, self.spare = (
+            torch.empty_like(self.outputs[-1]),
+            torch.empty_like(self.outputs[-2:][0]),
+        )
         self.exponent, self.log_softmax = x.new_empty(2, 4, len(x))
 
     def log_q(self, x: Tensor, keep: bool = False) -> Tensor:
@@ -197,16 +232,19 @@ class Encoder:
         return torch.log_softmax(exponent, 0, out=self.log_softmax if keep else None)
 
     def backward(self, x: Tensor, grad: Tensor) -> None:
-        """Write theta.grad, given the gradient in the unnormalised log q, (4, N), of the last kept forward pass.
+        """Write theta.grad, given the gradient in the unnormalised log q, (4, N), of the last kept
+        forward pass.
 
-        Hidden layers have one width. Each output is overwritten on the way, by the gradient of the layer below.
-        """
+        Hidden layers have one width. Each output is overwritten on the way, by the gradient of the
+        layer below."""
         grad = torch.mm(grad.T, self.statistics, out=self.grad_top)
         spare = self.spare
         for i in reversed(range(len(self.layers))):
             below = self.outputs[i - 1] if i else x
             grad_weight, grad_bias = self.grads[i]
-            if grad.shape[1] < below.shape[1]:  # the narrow factor first: over N rows that is several times faster
+            if (
+                grad.shape[1] < below.shape[1]
+            ):  # the narrow factor first: over N rows that is several times faster
                 torch.mm(grad.T, below, out=grad_weight)
             else:
                 grad_weight.copy_(torch.mm(below.T, grad).T)
@@ -235,15 +273,21 @@ def train(
     joint: bool,
     record: Callable[[int, Tensor], None],
 ) -> None:
-    """Maximise the mean ELBO by full-batch Adam, in place: the encoder alone, or with `means` (4, 2) if `joint`.
+    """Maximise the mean ELBO by full-batch Adam, in place: the encoder alone, or with `means` (4,
+    2) if `joint`.
 
     record(step, log_q) is called before every EVERY-th step and after the last.
     """
     elbo = Elbo(x, variance)
     encoder.training_on(x)
-    # Gradients are of sums over x. Adam is blind to their scale but for its epsilon, which scales along.
+    # Gradients are of sums over x. Adam is blind to their scale but for its epsilon, which scales
+    # along.
     optimizer = torch.optim.Adam(
-        [encoder.theta, *([means] if joint else [])], lr, eps=1e-8 * len(x), fused=True, maximize=True
+        [encoder.theta, *([means] if joint else [])],
+        lr,
+        eps=1e-8 * len(x),
+        fused=True,
+        maximize=True,
     )
     for step in range(steps):
         log_q = encoder.log_q(x, keep=True)
@@ -255,16 +299,17 @@ def train(
     record(steps, encoder.log_q(x))
 
 
-# --- without a network ----------------------------------------------------------------------------------------------
+# --- without a network ----------------------------------------------------------------------------
 
 
 def oracle(log_p: Tensor) -> Tensor:
-    """The factorized posterior of highest ELBO for each x: log p(x, z), (4, N) -> log q(z given x), (4, N).
+    """The factorized posterior of highest ELBO for each x: log p(x, z), (4, N) -> log q(z given x),
+    (4, N).
 
-    Coordinate ascent over the two bits. Given P(z_2 = 1) the best log-odds of z_1 are b_1 + c P(z_2 = 1), and likewise
-    for z_2, where log p(x, z) = a + b_1 z_1 + b_2 z_2 + c z_1 z_2. One sweep is a monotone map of P(z_2 = 1), so
-    the starts 0 and 1 lead to the outermost fixed points; 1/2 is a third start. float64 throughout.
-    """
+    Coordinate ascent over the two bits. Given P(z_2 = 1) the best log-odds of z_1 are b_1 + c P(z_2
+    = 1), and likewise for z_2, where log p(x, z) = a + b_1 z_1 + b_2 z_2 + c z_1 z_2. One sweep is
+    a monotone map of P(z_2 = 1), so the starts 0 and 1 lead to the outermost fixed points; 1/2 is a
+    third start. float64 throughout."""
     f00, f01, f10, f11 = log_p.double()
     b1, b2, c = f10 - f00, f01 - f00, f11 - f10 - f01 + f00
     candidates = []
@@ -272,7 +317,9 @@ def oracle(log_p: Tensor) -> Tensor:
         p2 = torch.full_like(b1, start)
         moving = torch.arange(len(b1), device=b1.device)
         for _ in range(2000):  # few points need more than twenty
-            new = torch.sigmoid(b2[moving] + c[moving] * torch.sigmoid(b1[moving] + c[moving] * p2[moving]))
+            new = torch.sigmoid(
+                b2[moving] + c[moving] * torch.sigmoid(b1[moving] + c[moving] * p2[moving])
+            )
             change = (new - p2[moving]).abs()
             p2[moving] = new
             moving = moving[change > 1e-9]
@@ -293,16 +340,22 @@ def exact(log_p: Tensor) -> Tensor:
 
 
 def quadrature(variance: float, side: int) -> tuple[Tensor, Tensor]:
-    """Points (4 side^2, 2) and their masses for means under p*(x): Gauss-Hermite nodes about each centre, float64."""
+    """Points (4 side^2, 2) and their masses for means under p*(x): Gauss-Hermite nodes about each
+    centre, float64."""
     nodes, masses = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(side))
-    x = torch.tensor(CENTRES).double()[:, None] + math.sqrt(variance) * torch.cartesian_prod(nodes, nodes)
+    x = torch.tensor(CENTRES).double()[:, None] + math.sqrt(variance) * torch.cartesian_prod(
+        nodes, nodes
+    )
     mass = (masses[:, None] * masses).flatten().repeat(4)
     return x.flatten(0, 1), mass / mass.sum()
 
 
-def fit_means(x: Tensor, means: Tensor, variance: float, w: float, mass: Tensor | None = None) -> Tensor:
-    """The centres, (4, 2), that maximise E - w G, uphill from `means`: mean log p(x) of the points x, (N, 2), less w
-    times the mean gap of the best factorized q. mass: of each point, (N,); None: the same of all.
+def fit_means(
+    x: Tensor, means: Tensor, variance: float, w: float, mass: Tensor | None = None
+) -> Tensor:
+    """The centres, (4, 2), that maximise E - w G, uphill from `means`: mean log p(x) of the points
+    x, (N, 2), less w times the mean gap of the best factorized q. mass: of each point, (N,); None:
+    the same of all.
 
     w = 0 is maximum likelihood, w = 1 the best decoder for a factorized q.
     """
@@ -314,7 +367,9 @@ def fit_means(x: Tensor, means: Tensor, variance: float, w: float, mass: Tensor 
         log_p = log_joint(x, mu, variance)
         value, gradient = 0.0, torch.zeros_like(mu)
         for share, posterior in ((1 - w, exact), (w, oracle)):
-            if share:  # q is at its optimum, so its own change with the means adds nothing to the gradient
+            if (
+                share
+            ):  # q is at its optimum, so its own change with the means adds nothing to the gradient
                 log_q = posterior(log_p)
                 q = mass * log_q.exp()
                 value += share * (q * (log_p - log_q)).sum().item()
@@ -327,9 +382,9 @@ def fit_means(x: Tensor, means: Tensor, variance: float, w: float, mass: Tensor 
 
 
 def law_cases(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """The law (figures/law.py) under p* itself: theta(w) of the oracle at each of --law-variances, and of the two
-    classes of assignments that are no mirror images of each other. And the seconds of each.
-    """
+    """The law (figures/law.py) under p* itself: theta(w) of the oracle at each of --law-variances,
+    and of the two classes of assignments that are no mirror images of each other. And the seconds
+    of each."""
     cases, seconds = [], {}
     points = [(v, name) for v in options.law_variances for name in list(ASSIGNMENTS)[:2]]
     for variance, name in tqdm(points, desc="law", unit="case"):
@@ -342,22 +397,31 @@ def law_cases(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]
             means = fit_means(x, means, variance, w, mass)
             log_p = log_joint(x, means, variance)
             log_q = oracle(log_p)
-            evidence, elbo = log_p.logsumexp(0) @ mass, (log_q.exp() * (log_p - log_q)).sum(0) @ mass
+            evidence, elbo = (
+                log_p.logsumexp(0) @ mass,
+                (log_q.exp() * (log_p - log_q)).sum(0) @ mass,
+            )
             return means, evidence.item(), (evidence - elbo).item()
 
         metrics, _ = law.follow(law.weights(options.law_weights), ascend, truth, truth)
-        case: dict[str, Any] = {"name": f"mixture_{variance:g}_{ASSIGNMENTS[name].index(3)}", "section": 3}
+        case: dict[str, Any] = {
+            "name": f"mixture_{variance:g}_{ASSIGNMENTS[name].index(3)}",
+            "section": 3,
+        }
         case |= {"knob": "variance", "value": variance, "seed": None, "of": f"code words: {name}"}
         cases.append(case | metrics)
         seconds[case["name"]] = round(time.perf_counter() - start, 2)
     return cases, seconds
 
 
-# --- report ---------------------------------------------------------------------------------------------------------
+# --- report ---------------------------------------------------------------------------------------
 
 
-def measure(x: Tensor, log_q: Tensor, means: Tensor, truth: Tensor, variance: float) -> dict[str, Any]:
-    """ELBO, log evidence and KLs of one state, in float64, and how far each centre is from the true one."""
+def measure(
+    x: Tensor, log_q: Tensor, means: Tensor, truth: Tensor, variance: float
+) -> dict[str, Any]:
+    """ELBO, log evidence and KLs of one state, in float64, and how far each centre is from the true
+    one."""
     x, log_q, means, truth = x.double(), log_q.double(), means.double(), truth.double()
     log_p = log_joint(x, means, variance)
     elbo = (log_q.exp() * (log_p - log_q)).sum(0).mean().item()
@@ -373,10 +437,17 @@ def measure(x: Tensor, log_q: Tensor, means: Tensor, truth: Tensor, variance: fl
     }
 
 
-def picture(posterior: Callable[[Tensor], Tensor], means: Tensor, x: Tensor, extent: list[float]) -> dict:
-    """What one panel of Figure 1 shows: the arg max of the posterior at the points and on a grid, and the centres."""
+def picture(
+    posterior: Callable[[Tensor], Tensor], means: Tensor, x: Tensor, extent: list[float]
+) -> dict:
+    """What one panel of Figure 1 shows: the arg max of the posterior at the points and on a grid,
+    and the centres."""
     left, right, bottom, top = extent
-    grid = torch.cartesian_prod(torch.linspace(bottom, top, GRID), torch.linspace(left, right, GRID)).flip(1).to(x)
+    grid = (
+        torch.cartesian_prod(torch.linspace(bottom, top, GRID), torch.linspace(left, right, GRID))
+        .flip(1)
+        .to(x)
+    )
     regions = "".join(map(str, posterior(grid).argmax(0).tolist()))
     return {
         "points": "".join(map(str, posterior(x).argmax(0).tolist())),
@@ -386,7 +457,12 @@ def picture(posterior: Callable[[Tensor], Tensor], means: Tensor, x: Tensor, ext
 
 
 def two_stages(
-    options: Options, make: Callable[[torch.device], Encoder], x: Tensor, truth: Tensor, seed: int, bar: tqdm
+    options: Options,
+    make: Callable[[torch.device], Encoder],
+    x: Tensor,
+    truth: Tensor,
+    seed: int,
+    bar: tqdm,
 ) -> Iterator[tuple[str, dict, dict, Encoder, Tensor]]:
     """Train an encoder with the decoder frozen at `truth`, then both from there.
 
@@ -400,14 +476,22 @@ def two_stages(
         def record(step: int, log_q: Tensor, curve: dict = curve) -> None:
             now = measure(x, log_q, means, truth, options.variance) | {"step": step}
             if not math.isfinite(now["elbo"]):
-                raise FloatingPointError(f"the ELBO is {now['elbo']} at step {step}; a smaller learning rate may help")
+                raise FloatingPointError(
+                    f"the ELBO is {now['elbo']} at step {step}; a smaller learning rate may help"
+                )
             bar.set_postfix_str(f"ELBO {now['elbo']:.4f}", refresh=False)
             bar.update(step - max(curve["step"], default=0))
             for key, values in curve.items():
                 values.append(now[key])
 
         train(x, encoder, means, options.variance, options.steps, lr, joint, record)
-        yield stage, measure(x, encoder.log_q(x), means, truth, options.variance), curve, encoder, means
+        yield (
+            stage,
+            measure(x, encoder.log_q(x), means, truth, options.variance),
+            curve,
+            encoder,
+            means,
+        )
 
 
 def section(options: Options, seed: int, device: torch.device, bar: tqdm) -> dict:
@@ -417,8 +501,13 @@ def section(options: Options, seed: int, device: torch.device, bar: tqdm) -> dic
     metrics: dict = {}
     history: dict = {}
     shown = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:2000]]
-    extent = [bound for i in (0, 1) for bound in (shown[:, i].min().item(), shown[:, i].max().item())]
-    panels: dict = {"extent": extent, "x": [[round(v, 3) for v in point] for point in shown.tolist()]}
+    extent = [
+        bound for i in (0, 1) for bound in (shown[:, i].min().item(), shown[:, i].max().item())
+    ]
+    panels: dict = {
+        "extent": extent,
+        "x": [[round(v, 3) for v in point] for point in shown.tolist()],
+    }
 
     truth = torch.tensor(CENTRES, device=device)
     log_p = log_joint(x, truth, variance)
@@ -430,7 +519,9 @@ def section(options: Options, seed: int, device: torch.device, bar: tqdm) -> dic
         log_q = posterior(log_joint(x.double(), means, variance))
         metrics[name] = measure(x, log_q, means, truth, variance)
     for make, prefix in ((factorized, ""), (consistent, "consistent_")):
-        for stage, measured, curve, encoder, means in two_stages(options, make, x, truth, seed, bar):
+        for stage, measured, curve, encoder, means in two_stages(
+            options, make, x, truth, seed, bar
+        ):
             metrics[prefix + stage], history[prefix + stage] = measured, curve
             panels[prefix + stage] = picture(encoder.log_q, means, shown, extent)
 
@@ -447,30 +538,40 @@ def section(options: Options, seed: int, device: torch.device, bar: tqdm) -> dic
         if order == (0, 1, 2, 3):
             of_assignment |= {stage: metrics[stage] for stage in ("frozen", "joint")}
         else:
-            of_assignment |= {stage: m for stage, m, *_ in two_stages(options, factorized, x, laid, seed, bar)}
+            of_assignment |= {
+                stage: m for stage, m, *_ in two_stages(options, factorized, x, laid, seed, bar)
+            }
         metrics["assignments"][name] = of_assignment
     return {"metrics": metrics, "history": history, "panels": panels}
 
 
-def against_variance(options: Options, device: torch.device, bar: tqdm) -> tuple[list[dict], list[dict]]:
-    """The oracle's gap on fresh points at each of --variances; networks trained at each of --trained-variances."""
+def against_variance(
+    options: Options, device: torch.device, bar: tqdm
+) -> tuple[list[dict], list[dict]]:
+    """The oracle's gap on fresh points at each of --variances; networks trained at each of
+    --trained-variances."""
     gaps, networks = [], []
     truth = torch.tensor(CENTRES, device=device)
     for variance in options.variances:
-        at = replace(options, variance=variance, points=options.oracle_points, points_per_component=None)
+        at = replace(
+            options, variance=variance, points=options.oracle_points, points_per_component=None
+        )
         x = sample(at, options.seed, device)
         log_q = oracle(log_joint(x, truth, variance))
         gaps.append({"variance": variance} | measure(x, log_q, truth, truth, variance))
     for variance in options.trained_variances:
         at = replace(options, variance=variance)
         x = sample(at, options.seed, device)
-        stages = {stage: m for stage, m, *_ in two_stages(at, factorized, x, truth, options.seed, bar)}
+        stages = {
+            stage: m for stage, m, *_ in two_stages(at, factorized, x, truth, options.seed, bar)
+        }
         networks.append({"variance": variance} | stages)
     return gaps, networks
 
 
 def one_seed(options: Options, seed: int, device: torch.device, bar: tqdm) -> dict[str, Any]:
-    """`section` for one seed, kept in --out as soon as it is finished, and taken from there with --resume."""
+    """`section` for one seed, kept in --out as soon as it is finished, and taken from there with
+    --resume."""
     before = bar.n
     path, free = options.out / f"seed-{seed}.pt", {"seed", "seeds", "resume", "out"}
     of_seed = run.keep(path, options, free, lambda: section(options, seed, device, bar))
@@ -493,10 +594,16 @@ def main(options: Options) -> None:
         metrics["seeds"] = {}
         for key in every[0]:
             values = [seed[key] for seed in every]
-            spread = {"mean": float(np.mean(values)), "half_width": run.half_width(values), "n": len(values)}
+            spread = {
+                "mean": float(np.mean(values)),
+                "half_width": run.half_width(values),
+                "n": len(values),
+            }
             metrics["seeds"][key] = spread
     more = {"panels": seeds[0]["panels"], "seconds_of_cases": seconds_of_cases}
-    result = run.save_result(options.out, options, device, seconds, metrics, seeds[0]["history"], **more)
+    result = run.save_result(
+        options.out, options, device, seconds, metrics, seeds[0]["history"], **more
+    )
     section3.report_mixture(result, options.out)
     law.report(cases)
 

@@ -1,4 +1,5 @@
-"""Data sources, one module each. Downloads and parsed caches lie beside the modules and are ignored by git."""
+"""Data sources, one module each. Downloads and parsed caches lie beside the modules and are ignored
+by git."""
 
 import io
 import os
@@ -16,14 +17,16 @@ SPLITS = ("train", "test")
 
 
 class DataError(ValueError):
-    """A data set is missing or is not what it should be; the message is one line that says what to do."""
+    """A data set is missing or is not what it should be; the message is one line that says what to
+    do."""
 
 
 def write_aside(path: Path, data: bytes | memoryview) -> None:
-    """Write under a temporary name, then rename: `path` is the old file or the new one, never a part.
+    """Write under a temporary name, then rename: `path` is the old file or the new one, never a
+    part.
 
-    Windows does not rename onto a file that another program has open, such as a virus scanner: it is tried for 5 s.
-    """
+    Windows does not rename onto a file that another program has open, such as a virus scanner: it
+    is tried for 5 s."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -49,8 +52,10 @@ class Corpus:
     """Word counts of a train/test split.
 
     train, test: CSR, float32, shapes (documents, words), indices sorted within a row.
-    train_labels, test_labels: int64, shape (documents,), index into `groups`. Never used in training.
-    train_titles, test_titles: one string per document; in 20 Newsgroups split and number, as in its files.
+    train_labels, test_labels: int64, shape (documents,), index into `groups`. Never used in
+    training.
+    train_titles, test_titles: one string per document; in 20 Newsgroups split and number, as in its
+    files.
     words: one string per column. groups: one string per class. name: what reports call this corpus.
     """
 
@@ -66,7 +71,8 @@ class Corpus:
 
 
 def cached(path: Path, make: Callable[[], Corpus]) -> Corpus:
-    """The corpus kept at `path`; if there is none that can be read, what `make` returns, kept there from now on."""
+    """The corpus kept at `path`; if there is none that can be read, what `make` returns, kept there
+    from now on."""
     if path.is_file():
         try:
             return _read(path)
@@ -75,7 +81,9 @@ def cached(path: Path, make: Callable[[], Corpus]) -> Corpus:
     corpus = make()
     try:
         _write(path, corpus)
-    except OSError as error:  # a read-only installation costs some seconds at the next start, nothing else
+    except (
+        OSError
+    ) as error:  # a read-only installation costs some seconds at the next start, nothing else
         print(f"the parsed corpus is not cached: {error}")
     return corpus
 
@@ -84,7 +92,9 @@ def _write(path: Path, corpus: Corpus) -> None:
     arrays: dict[str, Any] = {}
     for split in SPLITS:
         counts = getattr(corpus, split)
-        arrays |= {f"{split}_{part}": getattr(counts, part) for part in ("data", "indices", "indptr")}
+        arrays |= {
+            f"{split}_{part}": getattr(counts, part) for part in ("data", "indices", "indptr")
+        }
         arrays[f"{split}_labels"] = getattr(corpus, f"{split}_labels")
         arrays[f"{split}_titles"] = np.array(getattr(corpus, f"{split}_titles"))
     for part in ("words", "groups"):
@@ -116,6 +126,7 @@ def _read(path: Path) -> Corpus:
 
 
 def frequent_words(counts: scipy.sparse.csr_array, size: int) -> np.ndarray:
-    """The `size` columns with the highest document frequency, ties to the smaller index; ascending."""
+    """The `size` columns with the highest document frequency, ties to the smaller index;
+    ascending."""
     frequency = np.bincount(counts.indices, minlength=counts.shape[1])
     return np.sort(np.argsort(-frequency, kind="stable")[:size])

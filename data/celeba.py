@@ -1,10 +1,11 @@
-"""CelebA, aligned and cropped, as the 64x64 images of Section 4: shorter side to 64, then the middle 64x64.
+"""CelebA, aligned and cropped, as the 64x64 images of Section 4: shorter side to 64, then the
+middle 64x64.
 
-Source: Z. Liu, P. Luo, X. Wang, X. Tang, "Deep Learning Face Attributes in the Wild", ICCV 2015; 202,599 images for
-non-commercial research, https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html.
+Source: Z. Liu, P. Luo, X. Wang, X. Tang, "Deep Learning Face Attributes in the Wild", ICCV 2015;
+202,599 images for non-commercial research, https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html.
 
-The images are decoded once, into one file of bytes beside this module that is memory-mapped afterwards (2.5 GB for all
-of them). It is never held in memory as a whole.
+The images are decoded once, into one file of bytes beside this module that is memory-mapped
+afterwards (2.5 GB for all of them). It is never held in memory as a whole.
 """
 
 import contextlib
@@ -40,10 +41,12 @@ NAMED = 5  # unreadable images that are named; the others are counted
 
 
 def load(images: Path | None = None, folder: Path = Path(__file__).parent) -> np.ndarray:
-    """All images, uint8, shape (N, 3, 64, 64), red green blue, memory-mapped, in the order of their names.
+    """All images, uint8, shape (N, 3, 64, 64), red green blue, memory-mapped, in the order of their
+    names.
 
-    images: img_align_celeba.zip, or a folder with the images anywhere in it. None looks at the environment variable
-        CELEBA_IMAGES, then for the zip or the folder img_align_celeba in `folder`, then has torchvision download it.
+    images: img_align_celeba.zip, or a folder with the images anywhere in it. None looks at the
+        environment variable CELEBA_IMAGES, then for the zip or the folder img_align_celeba in
+        `folder`, then has torchvision download it.
     Unreadable images are left out, named and counted on the terminal.
     Raises DataError, one line, if there are no images.
     """
@@ -64,7 +67,8 @@ def load(images: Path | None = None, folder: Path = Path(__file__).parent) -> np
 
 
 def find(images: Path | None = None, folder: Path = Path(__file__).parent) -> Path | None:
-    """Where the images are or, if `images` or the environment variable says so, should be; None: they are nowhere."""
+    """Where the images are or, if `images` or the environment variable says so, should be; None:
+    they are nowhere."""
     named = images or os.environ.get(ENVIRONMENT_VARIABLE)
     places = [folder / part / name for part in ("", "celeba") for name in (ARCHIVE, FOLDER)]
     return Path(named) if named else next((path for path in places if path.exists()), None)
@@ -76,9 +80,10 @@ def _downloaded(folder: Path) -> Path:
         CelebA(str(folder), download=True)  # to folder/celeba
     except Exception as error:  # torchvision raises RuntimeError, gdown and requests their own
         raise DataError(
-            f"no CelebA images and no download ({(str(error) or type(error).__name__).splitlines()[0]}): get {ARCHIVE} "
-            f"from {PAGE} and put it in {folder}, or name it with --images or {ENVIRONMENT_VARIABLE}; or do without, "
-            f"with --data faces"
+            "no CelebA images and no download "
+            f"({(str(error) or type(error).__name__).splitlines()[0]}): get {ARCHIVE} from {PAGE} "
+            f"and put it in {folder}, or name it with --images or {ENVIRONMENT_VARIABLE}; or do "
+            "without, with --data faces"
         ) from error
     return folder / "celeba" / ARCHIVE
 
@@ -88,7 +93,10 @@ def _opened(source: Path) -> Generator[tuple[list[str], str, Callable[[str], byt
     """The images' names, a digest that changes with the source, and what reads one."""
     if source.is_dir():
         paths = sorted(path for path in source.rglob("*") if _is_image(path.relative_to(source)))
-        marks = [(str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        marks = [
+            (str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns)
+            for path in paths
+        ]
         yield [mark[0] for mark in marks], _digest(marks), lambda name: (source / name).read_bytes()
         return
     try:
@@ -97,14 +105,20 @@ def _opened(source: Path) -> Generator[tuple[list[str], str, Callable[[str], byt
         raise DataError(f"{source} is no folder and no zip file: {error}") from error
     with archive:
         members = sorted(
-            (member for member in archive.infolist() if _is_image(Path(member.filename))), key=lambda m: m.filename
+            (member for member in archive.infolist() if _is_image(Path(member.filename))),
+            key=lambda m: m.filename,
         )
         for member in members:  # which zipfile lists, but fails to read
             encrypted = member.flag_bits & 1
             if encrypted or member.compress_type not in READABLE:
-                how = "is encrypted" if encrypted else f"is compressed by method {member.compress_type}"
+                how = (
+                    "is encrypted"
+                    if encrypted
+                    else f"is compressed by method {member.compress_type}"
+                )
                 raise DataError(
-                    f"{source}: {member.filename} {how}, which is not read here: unpack it, name the folder"
+                    f"{source}: {member.filename} {how}, which is not read here: unpack it, name "
+                    "the folder"
                 )
         lock = threading.Lock()
 
@@ -112,7 +126,11 @@ def _opened(source: Path) -> Generator[tuple[list[str], str, Callable[[str], byt
             with lock:  # one file position for all threads
                 return archive.read(name)
 
-        yield [m.filename for m in members], _digest([(m.filename, m.file_size, m.CRC) for m in members]), read
+        yield (
+            [m.filename for m in members],
+            _digest([(m.filename, m.file_size, m.CRC) for m in members]),
+            read,
+        )
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -120,12 +138,18 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
         raise ValueError(f"mode {image.mode}")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
-        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8))
+        image = Image.fromarray(
+            (np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8)
+        )
     return image.convert("RGB")
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and "__MACOSX" not in path.parts
+    return (
+        path.suffix.lower() in SUFFIXES
+        and not path.name.startswith(".")
+        and "__MACOSX" not in path.parts
+    )
 
 
 def _digest(marks: list[tuple]) -> str:
@@ -133,27 +157,45 @@ def _digest(marks: list[tuple]) -> str:
 
 
 def _decode(source: Path, names: list[str], read: Callable[[str], bytes], path: Path) -> None:
-    """Write the images of `source` to `path`, aside and then renamed; unreadable ones leave no gap."""
+    """Write the images of `source` to `path`, aside and then renamed; unreadable ones leave no
+    gap."""
 
     def decoded(name: str) -> np.ndarray | None:
         try:
             with Image.open(io.BytesIO(read(name))) as image:
                 return np.asarray(PREPARE(_rgb(image))).transpose(2, 0, 1)
-        except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError):
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            zipfile.BadZipFile,
+            zlib.error,
+            Image.DecompressionBombError,
+        ):
             return None
 
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     unreadable, count = [], 0
 
-    def write_header(file: BinaryIO, images: int) -> None:  # of one length, whatever the number of images
+    def write_header(
+        file: BinaryIO, images: int
+    ) -> None:  # of one length, whatever the number of images
         form = {"descr": "|u1", "fortran_order": False, "shape": (images, 3, SIZE, SIZE)}
         np.lib.format.write_array_header_1_0(file, form)
 
     try:
-        with aside.open("wb") as file, ThreadPoolExecutor() as pool:  # decoding and resizing let other threads run
+        with (
+            aside.open("wb") as file,
+            ThreadPoolExecutor() as pool,
+        ):  # decoding and resizing let other threads run
             write_header(file, len(names))
-            images = tqdm(pool.map(decoded, names), total=len(names), desc=f"decoding {source.name}", unit="image")
+            images = tqdm(
+                pool.map(decoded, names),
+                total=len(names),
+                desc=f"decoding {source.name}",
+                unit="image",
+            )
             for name, image in zip(names, images, strict=True):
                 if image is None:
                     unreadable.append(name)
@@ -166,7 +208,10 @@ def _decode(source: Path, names: list[str], read: Callable[[str], bytes], path: 
             raise DataError(f"{source}: none of its {len(names)} images can be read")
         if unreadable:
             shown = ", ".join(unreadable[:NAMED]) + (", ..." if len(unreadable) > NAMED else "")
-            print(f"{source}: {len(unreadable)} of {len(names)} images cannot be read and are left out: {shown}")
+            print(
+                f"{source}: {len(unreadable)} of {len(names)} images cannot be read and are left "
+                f"out: {shown}"
+            )
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

@@ -1,9 +1,10 @@
 """A corpus for machines without a download: the docstrings of the installed libraries.
 
-One document is the docstring of a function, class or module with 30 words or more, from the standard library, numpy,
-scipy, matplotlib and torch; the same text twice counts once. Its label is the subpackage (`scipy.stats`; `json` in the
-standard library). Which quarter of the documents is the test set follows from a hash of their names. The sources are
-parsed, in parallel, and never imported or run.
+One document is the docstring of a function, class or module with 30 words or more, from the
+standard library, numpy, scipy, matplotlib and torch; the same text twice counts once. Its label is
+the subpackage (`scipy.stats`; `json` in the standard library). Which quarter of the documents is
+the test set follows from a hash of their names. The sources are parsed, in parallel, and never
+imported or run.
 
 The corpus depends on what is installed; its name says which versions.
 """
@@ -29,13 +30,23 @@ from data import Corpus, DataError, cached, frequent_words
 LIBRARIES = ("numpy", "scipy", "matplotlib", "torch")
 VOCABULARY = 10_000
 SHORTEST = 30  # words in a document
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "_vendor", "lib2to3", "idlelib", "ensurepip"}
+SKIPPED = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "_vendor",
+    "lib2to3",
+    "idlelib",
+    "ensurepip",
+}
 WORD = re.compile(r"[a-z]{2,}")
 Docstring = tuple[str, str]  # qualified name and text
 
 
 def load(folder: Path = Path(__file__).parent) -> Corpus:
-    """The corpus, from its cache in `folder` if the same versions made one, else parsed from the installed sources.
+    """The corpus, from its cache in `folder` if the same versions made one, else parsed from the
+    installed sources.
 
     Raises DataError if there are no sources to read.
     """
@@ -49,7 +60,9 @@ def sources() -> list[tuple[Path, str]]:
     """Source files, each with the dotted name of its module."""
     roots = [(Path(sysconfig.get_path("stdlib")), "")]
     for library in LIBRARIES:
-        spec = importlib.util.find_spec(library)  # of a top-level name: looks it up, imports nothing
+        spec = importlib.util.find_spec(
+            library
+        )  # of a top-level name: looks it up, imports nothing
         if spec is not None:
             roots += [(Path(place), library) for place in spec.submodule_search_locations or []]
     files = []
@@ -57,7 +70,12 @@ def sources() -> list[tuple[Path, str]]:
         for path in sorted(root.rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
             if SKIPPED.isdisjoint(parts):
-                files.append((path, ".".join([*filter(None, [prefix]), *(p for p in parts if p != "__init__")])))
+                files.append(
+                    (
+                        path,
+                        ".".join([*filter(None, [prefix]), *(p for p in parts if p != "__init__")]),
+                    )
+                )
     return files
 
 
@@ -72,7 +90,9 @@ def docstrings(file: tuple[Path, str]) -> list[Docstring]:
         return []
     documents = []
 
-    def visit(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> None:
+    def visit(
+        node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str
+    ) -> None:
         text = ast.get_docstring(node, clean=False)
         if text and len(WORD.findall(text.lower())) >= SHORTEST:
             documents.append((name, text))
@@ -88,11 +108,16 @@ def read(files: list[tuple[Path, str]]) -> list[Docstring]:
     """The docstrings of all files, in parallel."""
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         parts = pool.map(docstrings, files, chunksize=32)
-        return [item for part in tqdm(parts, total=len(files), desc="docstrings", unit="file") for item in part]
+        return [
+            item
+            for part in tqdm(parts, total=len(files), desc="docstrings", unit="file")
+            for item in part
+        ]
 
 
 def build(documents: list[Docstring], name: str) -> Corpus:
-    """Corpus of the documents, without those whose words stand in an earlier one (by name) already."""
+    """Corpus of the documents, without those whose words stand in an earlier one (by name)
+    already."""
     texts: dict[tuple[str, ...], str] = {}
     for title, text in sorted(documents):
         texts.setdefault(tuple(WORD.findall(text.lower())), title)
@@ -103,9 +128,14 @@ def build(documents: list[Docstring], name: str) -> Corpus:
     index = {word: i for i, word in enumerate(words)}
     column = np.fromiter((index[word] for text in texts for word in text), np.int32)
     row = np.repeat(np.arange(len(texts), dtype=np.int32), [len(text) for text in texts])
-    counts = scipy.sparse.coo_array((np.ones(len(row), np.float32), (row, column)), (len(texts), len(words))).tocsr()
+    counts = scipy.sparse.coo_array(
+        (np.ones(len(row), np.float32), (row, column)), (len(texts), len(words))
+    ).tocsr()
     counts.sort_indices()
-    subpackages = [".".join(title.split(".")[: 2 if title.split(".")[0] in LIBRARIES else 1]) for title in titles]
+    subpackages = [
+        ".".join(title.split(".")[: 2 if title.split(".")[0] in LIBRARIES else 1])
+        for title in titles
+    ]
     groups = sorted(set(subpackages))
     labels = np.searchsorted(groups, subpackages).astype(np.int64)
     test = np.array([hashlib.sha256(title.encode()).digest()[0] % 4 == 0 for title in titles])

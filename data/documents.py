@@ -1,15 +1,17 @@
 """Batches of smoothed, sparse documents, and the two products of Section 5 with them.
 
-Every document is smoothed: the training unigram distribution u, shape (V,), one word's worth of mass, is added to its
-counts c. With x = c + u, shape (B, V), and n = sum_v x_v, the two products are, written densely,
+Every document is smoothed: the training unigram distribution u, shape (V,), one word's worth of
+mass, is added to its counts c. With x = c + u, shape (B, V), and n = sum_v x_v, the two products
+are, written densely,
 
   SmoothedProduct  x @ weight
   RelativeNLL      sum_v x_v (log(x_v / n) - log softmax(hidden @ weight.T + bias)_v)
 
-the first layer of an encoder, and the reconstruction term of the loss, relative to the document's own entropy. Here x
-is never made: products with c touch its non-zeros only, and the smoothing is a rank-one term. The only dense work is
-the softmax's normaliser and its gradient. tests/test_hashing.py compares both with these formulas, in float64.
-"""
+the first layer of an encoder, and the reconstruction term of the loss, relative to the document's
+own entropy. Here x
+is never made: products with c touch its non-zeros only, and the smoothing is a rank-one term. The
+only dense work is the softmax's normaliser and its gradient. tests/test_hashing.py compares both
+with these formulas, in float64."""
 
 import math
 import re
@@ -28,8 +30,8 @@ from data import Corpus, DataError, docstrings, newsgroups
 
 @dataclass(frozen=True)
 class Batch:
-    """B documents: what the encoder sees, and what the decoder has to explain. The smoothing u is left out of their
-    counts, and part of `n` and `negentropy`.
+    """B documents: what the encoder sees, and what the decoder has to explain. The smoothing u is
+    left out of their counts, and part of `n` and `negentropy`.
     """
 
     seen: "Counts"
@@ -43,16 +45,21 @@ class Batch:
 
 
 class Counts:
-    """Sparse counts c (B, V), and products with them, as weighted sums of rows of the other factor."""
+    """Sparse counts c (B, V), and products with them, as weighted sums of rows of the other
+    factor."""
 
     def __init__(self, counts: scipy.sparse.csr_array, device: torch.device):
         self.parts = [
-            [torch.from_numpy(part).to(device) for part in (matrix.indices, matrix.indptr, matrix.data)]
+            [
+                torch.from_numpy(part).to(device)
+                for part in (matrix.indices, matrix.indptr, matrix.data)
+            ]
             for matrix in (counts, counts.T.tocsr())
         ]
 
     def product(self, dense: Tensor, transposed: bool = False) -> Tensor:
-        """c @ dense, (B, V) times (V, k) -> (B, k); transposed: c.T @ dense, (V, B) times (B, k) -> (V, k)."""
+        """c @ dense, (B, V) times (V, k) -> (B, k); transposed: c.T @ dense, (V, B) times (B, k) ->
+        (V, k)."""
         indices, offsets, values = self.parts[transposed]
         return nn.functional.embedding_bag(
             indices, dense, offsets, mode="sum", per_sample_weights=values, include_last_offset=True
@@ -60,13 +67,15 @@ class Counts:
 
 
 def unigram(counts: scipy.sparse.csr_array) -> np.ndarray:
-    """The smoothing distribution u, shape (V,): the training counts, 1/10,000 added to each word, normalised."""
+    """The smoothing distribution u, shape (V,): the training counts, 1/10,000 added to each word,
+    normalised."""
     total = counts.sum(0, dtype=np.float64) + 1e-4
     return total / total.sum()
 
 
 def hold_out(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `count` documents to train on, and which to hold out, ascending. Raises DataError if one has none."""
+    """Which of `count` documents to train on, and which to hold out, ascending. Raises DataError if
+    one has none."""
     order = np.random.default_rng(seed).permutation(count)
     size = round(fraction * count)
     if not 0 < size < count:
@@ -80,14 +89,19 @@ def counts_of_text(text: str, words: list[str]) -> tuple[scipy.sparse.csr_array,
     tokens = re.findall(r"[^\W_]+", text.lower())
     columns = np.array([index[token] for token in tokens if token in index], np.int64)
     row = np.bincount(columns, minlength=len(words)).astype(np.float32)
-    return scipy.sparse.csr_array(row[None]), list(dict.fromkeys(token for token in tokens if token not in index))
+    return scipy.sparse.csr_array(row[None]), list(
+        dict.fromkeys(token for token in tokens if token not in index)
+    )
 
 
 def load_corpus(name: str, archive: Path | None) -> Corpus:
-    """20 Newsgroups from its archive, or docstrings. Raises DataError, one line, if it cannot be had."""
+    """20 Newsgroups from its archive, or docstrings. Raises DataError, one line, if it cannot be
+    had."""
     if name == "docstrings":
         if archive is not None:
-            raise DataError("--archive is of 20 Newsgroups; it does not go with --corpus docstrings")
+            raise DataError(
+                "--archive is of 20 Newsgroups; it does not go with --corpus docstrings"
+            )
         return docstrings.load()
     return newsgroups.load(archive)
 
@@ -102,7 +116,9 @@ class Documents:
         c = counts.data.astype(np.float64)
         at = p[counts.indices]
         document = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-        x_log_x = np.bincount(document, (c + at) * np.log(c + at) - at * np.log(at), minlength=counts.shape[0])
+        x_log_x = np.bincount(
+            document, (c + at) * np.log(c + at) - at * np.log(at), minlength=counts.shape[0]
+        )
         n = np.bincount(document, c, minlength=counts.shape[0]) + 1.0
         self.n = torch.from_numpy(n).to(u)
         self.negentropy = torch.from_numpy(x_log_x + p @ np.log(p) - n * np.log(n)).to(u)
@@ -110,14 +126,19 @@ class Documents:
     def __len__(self) -> int:
         return len(self.n)
 
-    def batch(self, documents: np.ndarray, dropout: float = 0.0, generator: torch.Generator | None = None) -> Batch:
-        """dropout: hide this fraction of each document's distinct words from the encoder, and scale up the others."""
+    def batch(
+        self, documents: np.ndarray, dropout: float = 0.0, generator: torch.Generator | None = None
+    ) -> Batch:
+        """dropout: hide this fraction of each document's distinct words from the encoder, and scale
+        up the others."""
         device = self.u.device
         part = self.counts[documents]
         seen = part
         if dropout:
             visible = torch.rand(part.nnz, generator=generator).numpy() >= dropout
-            seen = scipy.sparse.csr_array((part.data * visible / (1 - dropout), part.indices, part.indptr), part.shape)
+            seen = scipy.sparse.csr_array(
+                (part.data * visible / (1 - dropout), part.indices, part.indptr), part.shape
+            )
             seen.data = seen.data.astype(part.dtype)
         index = torch.from_numpy(documents).to(device)
         counts = Counts(part, device)
@@ -132,8 +153,8 @@ class Documents:
 class SmoothedProduct(torch.autograd.Function):
     """x @ weight for a batch of documents x, (B, V) times (V, k) -> (B, k).
 
-    Only the non-zeros of c, and u once, are multiplied; the gradient in the weight is dense, for Adam.
-    """
+    Only the non-zeros of c, and u once, are multiplied; the gradient in the weight is dense, for
+    Adam."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, batch: Batch) -> Tensor:
@@ -143,25 +164,36 @@ class SmoothedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,), batch = grads, ctx.batch
-        return batch.seen.product(grad.contiguous(), transposed=True).addr_(batch.u, grad.sum(0)), None
+        return batch.seen.product(grad.contiguous(), transposed=True).addr_(
+            batch.u, grad.sum(0)
+        ), None
 
 
 class Workspace:
-    """Memory that RelativeNLL writes its logits to, and its factors: fresh memory would cost as much as the products.
+    """Memory that RelativeNLL writes its logits to, and its factors: fresh memory would cost as
+    much as the products.
 
-    One call of RelativeNLL uses it at a time, until its backward pass is done; autograd raises RuntimeError else.
-    """
+    One call of RelativeNLL uses it at a time, until its backward pass is done; autograd raises
+    RuntimeError else."""
 
     def __init__(self) -> None:
-        # A block of almost 32 MiB, freed at once: from then on glibc's malloc keeps freed blocks of up to this size,
-        # such as gradients, for reuse, and does not take their pages from the system anew in every step.
+        # A block of almost 32 MiB, freed at once: from then on glibc's malloc keeps freed blocks of
+        # up to this size, such as gradients, for reuse, and does not take their pages from the
+        # system anew in every step.
         torch.empty(2**25 - 2**12, dtype=torch.uint8)
         self.tensors: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
-    def take(self, rows: int, words: int, k: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    def take(
+        self, rows: int, words: int, k: int, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
         """Room for logits (words, rows) and for factors (words, k + 4)."""
         logits, factors = self.tensors.get(dtype, (None, None))
-        if logits is None or factors is None or len(logits) < words * rows or logits.device != device:
+        if (
+            logits is None
+            or factors is None
+            or len(logits) < words * rows
+            or logits.device != device
+        ):
             logits = torch.empty(words * rows, dtype=dtype, device=device)
             factors = torch.empty(words, k + 4, dtype=dtype, device=device)
             self.tensors[dtype] = logits, factors
@@ -169,25 +201,33 @@ class Workspace:
 
 
 class RelativeNLL(torch.autograd.Function):
-    """sum_v x_v (log(x_v / n) - log softmax(hidden @ weight.T + bias)_v), nats, of every document x under every row of
+    """sum_v x_v (log(x_v / n) - log softmax(hidden @ weight.T + bias)_v), nats, of every document x
+    under every row of
     hidden: hidden (K, k), weight (V, k), bias (V,) -> (K, B).
 
     dtype: what the products over the vocabulary and the softmax are computed in.
 
-    The softmax does not change when the logits of a row are shifted. Shifted to mean zero under u, those of common
-    words are small, which suits bfloat16; the smoothing drops out of sum_v x_v logits_v; and the softmax can do without
-    its maximum, as the log of its sum is then KL(u || softmax) + entropy of u: never small, and above float32's 88 only
-    for a softmax that all but leaves out common words.
+    The softmax does not change when the logits of a row are shifted. Shifted to mean zero under u,
+    those of common words are small, which suits bfloat16; the smoothing drops out of sum_v x_v
+    logits_v; and the softmax can do without its maximum, as the log of its sum is then KL(u ||
+    softmax) + entropy of u: never small, and above float32's 88 only for a softmax that all but
+    leaves out common words.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, batch: Batch, workspace: Workspace, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        batch: Batch,
+        workspace: Workspace,
+        dtype: torch.dtype,
     ) -> Tensor:
         k, u, n = hidden.shape[1], batch.u, batch.n
         logits, factors = workspace.take(len(hidden), len(bias), k, dtype, u.device)
-        # Bias and shift take part in the product, as two columns each: rounded, and what that leaves. In bfloat16, a
-        # log-probability of -10 alone would be off by up to 0.03.
+        # Bias and shift take part in the product, as two columns each: rounded, and what that
+        # leaves. In bfloat16, a log-probability of -10 alone would be off by up to 0.03.
         factors[:, :k] = weight
         factors[:, k : k + 2] = _rounded_and_remainder(bias, dtype)
         factors[:, k + 2 :] = 1
@@ -201,7 +241,8 @@ class RelativeNLL(torch.autograd.Function):
             largest = logits.amax(0)
             total = _exponentiate_and_sum(logits.sub_(largest), u.dtype)
             largest = largest.to(u.dtype)
-        # sum_v x_v logits_v, shifted, so that of x = c + u only c is left: from c @ weight, once for all rows.
+        # sum_v x_v logits_v, shifted, so that of x = c + u only c is left: from c @ weight, once
+        # for all rows.
         documents = batch.counts.product(weight).addr_(n - 1, mean, alpha=-1)
         offset = batch.counts.product(bias[:, None])[:, 0] - (n - 1) * mean_bias
         ctx.save_for_backward(hidden, logits, factors, mean, documents, total)
@@ -219,24 +260,33 @@ class RelativeNLL(torch.autograd.Function):
         grad_hidden = None
         if ctx.needs_input_grad[0]:
             product = (exponentials.T @ factors[:, : len(mean)]).to(grad.dtype)
-            grad_hidden = product.mul_(scale[:, None]).addr_(weights, mean, alpha=-1).addmm_(grad, documents, alpha=-1)
+            grad_hidden = (
+                product.mul_(scale[:, None])
+                .addr_(weights, mean, alpha=-1)
+                .addmm_(grad, documents, alpha=-1)
+            )
         product = (exponentials @ (hidden * scale[:, None]).to(exponentials.dtype)).to(grad.dtype)
         by_document = grad.T @ hidden
         grad_weight = product.sub_(batch.counts.product(by_document, transposed=True)).addr_(
             batch.u, by_document.sum(0), alpha=-1
         )
-        product, by_document = (exponentials @ scale.to(exponentials.dtype)).to(grad.dtype), grad.sum(0)
+        product, by_document = (
+            (exponentials @ scale.to(exponentials.dtype)).to(grad.dtype),
+            grad.sum(0),
+        )
         counts = batch.counts.product(by_document[:, None], transposed=True)[:, 0]
         grad_bias = product.sub_(counts).sub_(batch.u * by_document.sum())
         return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 def distinct_codes(z: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct rows of the codes z (R, b), each once, and for each row of z which of them it is, (R,).
+    """The distinct rows of the codes z (R, b), each once, and for each row of z which of them it
+    is, (R,).
 
-    The first row of z fills up to a multiple of 64: products of a shape not met before have to be compiled. On the CPU
-    only: elsewhere the program would have to wait for the number of codes; there every row stands for itself.
-    """
+    The first row of z fills up to a multiple of 64: products of a shape not met before have to be
+    compiled. On the CPU
+    only: elsewhere the program would have to wait for the number of codes; there every row stands
+    for itself."""
     rows = torch.arange(len(z), device=z.device)
     if z.device.type != "cpu":
         return z, rows
@@ -249,8 +299,10 @@ def distinct_codes(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _exponentiate_and_sum(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Put exp(logits) in the place of the logits (V, K); their sums over the words, (K,), in `dtype`."""
-    # Some words at a time, as bfloat16 rounds each sum; a sum in another type would copy all of them.
+    """Put exp(logits) in the place of the logits (V, K); their sums over the words, (K,), in
+    `dtype`."""
+    # Some words at a time, as bfloat16 rounds each sum; a sum in another type would copy all of
+    # them.
     parts = [part.sum(0).to(dtype) for part in logits.exp_().split(2560)]
     return sum(parts[1:], parts[0])
 

@@ -1,8 +1,9 @@
-"""Drawn faces, 64x64, for machines without CelebA: portraits of ellipses and curves from random parameters.
+"""Drawn faces, 64x64, for machines without CelebA: portraits of ellipses and curves from random
+parameters.
 
-They are cartoons, not a data set of people. What they share with one is what Section 4 needs: some forty continuous
-and discrete factors (skin, hair, eyes, brows, nose, mouth, beard, glasses, pose, light, clothes, background) for a
-generator with 100 latents to learn.
+They are cartoons, not a data set of people. What they share with one is what Section 4 needs: some
+forty continuous and discrete factors (skin, hair, eyes, brows, nose, mouth, beard, glasses, pose,
+light, clothes, background) for a generator with 100 latents to learn.
 """
 
 import os
@@ -15,8 +16,24 @@ SIZE = 64
 CHUNK = 32  # portraits painted at a time; their tables stay in the processor's cache
 
 # Colours, red green blue in [0, 1], between neighbours of which each portrait's own is mixed.
-SKIN = np.array([(0.98, 0.85, 0.74), (0.91, 0.71, 0.56), (0.76, 0.54, 0.38), (0.52, 0.34, 0.24), (0.34, 0.22, 0.16)])
-HAIR = np.array([(0.09, 0.07, 0.06), (0.26, 0.16, 0.09), (0.47, 0.29, 0.14), (0.86, 0.70, 0.38), (0.62, 0.24, 0.10)])
+SKIN = np.array(
+    [
+        (0.98, 0.85, 0.74),
+        (0.91, 0.71, 0.56),
+        (0.76, 0.54, 0.38),
+        (0.52, 0.34, 0.24),
+        (0.34, 0.22, 0.16),
+    ]
+)
+HAIR = np.array(
+    [
+        (0.09, 0.07, 0.06),
+        (0.26, 0.16, 0.09),
+        (0.47, 0.29, 0.14),
+        (0.86, 0.70, 0.38),
+        (0.62, 0.24, 0.10),
+    ]
+)
 IRIS = np.array([(0.25, 0.14, 0.07), (0.38, 0.26, 0.12), (0.25, 0.42, 0.30), (0.26, 0.45, 0.70)])
 WHITE, DARK = np.array(((0.96, 0.96, 0.94), (0.10, 0.07, 0.07)), np.float32)
 
@@ -26,7 +43,8 @@ NOSE, MOUTH, BOTTOM = slice(24, 52), slice(34, 60), slice(36, 64)
 
 
 def draw(count: int, seed: int = 0) -> np.ndarray:
-    """`count` portraits, uint8, shape (count, 3, 64, 64), red green blue; more of a seed begin with the same ones."""
+    """`count` portraits, uint8, shape (count, 3, 64, 64), red green blue; more of a seed begin with
+    the same ones."""
     images = np.empty((count, 3, SIZE, SIZE), np.uint8)
 
     def fill(start: int) -> None:
@@ -39,7 +57,8 @@ def draw(count: int, seed: int = 0) -> np.ndarray:
 
 
 class _Canvas:
-    """CHUNK images, and where their pixels lie on the head: x to the right, y down, a face being about 1.6 wide."""
+    """CHUNK images, and where their pixels lie on the head: x to the right, y down, a face being
+    about 1.6 wide."""
 
     def __init__(self, scale: np.ndarray, roll: np.ndarray, right: np.ndarray, down: np.ndarray):
         row, column = np.mgrid[:SIZE, :SIZE].astype(np.float32)[:, None]
@@ -50,7 +69,8 @@ class _Canvas:
         self.image = np.zeros((CHUNK, 3, SIZE, SIZE), np.float32)
 
     def inside(self, distance: np.ndarray) -> np.ndarray:
-        """Coverage of pixels by a shape, given the signed distance from its contour, negative inside."""
+        """Coverage of pixels by a shape, given the signed distance from its contour, negative
+        inside."""
         return np.clip(0.5 - distance * self.scale, 0, 1)
 
     def ellipse(self, rows: slice, cx, cy, rx, ry, tilt=0.0) -> np.ndarray:
@@ -59,9 +79,14 @@ class _Canvas:
         return self.inside((np.sqrt(u * u + v * v) - 1) * np.minimum(rx, ry))
 
     def paint(
-        self, rows: slice, coverage: np.ndarray | np.floating, colour: np.ndarray, shade: np.ndarray | float = 1.0
+        self,
+        rows: slice,
+        coverage: np.ndarray | np.floating,
+        colour: np.ndarray,
+        shade: np.ndarray | float = 1.0,
     ) -> None:
-        """Lay a colour, (CHUNK, 3) or (3,), over the pixels of `rows`, as far as they are covered."""
+        """Lay a colour, (CHUNK, 3) or (3,), over the pixels of `rows`, as far as they are
+        covered."""
         for c in range(3):
             part = self.image[:, c, rows]
             target = np.broadcast_to(colour, (CHUNK, 3))[:, c, None, None] * shade
@@ -96,8 +121,12 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
     light = 1 + light_x * x + light_y * y  # the same on skin, hair and clothes
 
     # Background: two colours, one fading into the other along a random direction.
-    back = np.clip(rng.uniform(0.05, 0.95, (CHUNK, 1)) + 0.18 * rng.standard_normal((CHUNK, 3)), 0, 1)
-    other = np.clip(back + 0.22 * rng.standard_normal((CHUNK, 1)) + 0.1 * rng.standard_normal((CHUNK, 3)), 0, 1)
+    back = np.clip(
+        rng.uniform(0.05, 0.95, (CHUNK, 1)) + 0.18 * rng.standard_normal((CHUNK, 3)), 0, 1
+    )
+    other = np.clip(
+        back + 0.22 * rng.standard_normal((CHUNK, 1)) + 0.1 * rng.standard_normal((CHUNK, 3)), 0, 1
+    )
     back, other = back.astype(np.float32), other.astype(np.float32)
     angle = uniform(0, 2 * np.pi)
     paint(ALL, np.float32(1), back)
@@ -108,13 +137,20 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
     long, bald = chance(0.45), chance(0.07)
     volume = uniform(0.06, 0.24)
     behind = ellipse(ALL, yaw * 0.3, -0.18, width + volume, height * 0.9 + volume)
-    hanging = canvas.inside(np.abs(x - yaw * 0.3) - (width + volume - 0.02)) * canvas.inside(uniform(-0.2, 0.1) - y)
+    hanging = canvas.inside(np.abs(x - yaw * 0.3) - (width + volume - 0.02)) * canvas.inside(
+        uniform(-0.2, 0.1) - y
+    )
     hanging *= canvas.inside(y - uniform(0.7, 1.7))
     paint(ALL, np.maximum(behind, hanging * long) * (1 - bald), hair * 0.8, light)
     neck = canvas.inside(np.abs(x[:, BOTTOM]) - uniform(0.34, 0.46))
     paint(BOTTOM, neck * canvas.inside(0.4 - y[:, BOTTOM]), skin * 0.8, light[:, BOTTOM])
     clothes = rng.uniform(0.05, 0.9, (CHUNK, 3)).astype(np.float32)
-    paint(BOTTOM, ellipse(BOTTOM, 0, 2.05, uniform(1.2, 1.6), uniform(0.72, 0.9)), clothes, light[:, BOTTOM])
+    paint(
+        BOTTOM,
+        ellipse(BOTTOM, 0, 2.05, uniform(1.2, 1.6), uniform(0.72, 0.9)),
+        clothes,
+        light[:, BOTTOM],
+    )
     ear_y, covered = 0.02 + pitch, long * chance(0.8)
     for side in (-1, 1):
         ear = ellipse(NOSE, side * (width + 0.02) - yaw * 0.3, ear_y, 0.10, 0.19)
@@ -129,7 +165,9 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
         soft = ((x[:, NOSE] - side * 0.42 - yaw) / 0.24) ** 2 + ((y[:, NOSE] - 0.30) / 0.18) ** 2
         paint(NOSE, np.exp(-soft) * uniform(0.0, 0.6), blush, light[:, NOSE])
     bearded, beard_top = chance(0.25) * (1 - long) * uniform(0.3, 1.0), uniform(0.30, 0.5)
-    rim = canvas.inside(beard_top + 0.2 - 0.6 * np.abs(x[:, MOUTH.start :] - yaw) - y[:, MOUTH.start :])
+    rim = canvas.inside(
+        beard_top + 0.2 - 0.6 * np.abs(x[:, MOUTH.start :] - yaw) - y[:, MOUTH.start :]
+    )
     beard = slice(MOUTH.start, SIZE)
     paint(beard, face[:, beard] * rim * bearded * 0.85, hair * 0.9, light[:, beard])
     hairline, arch, part = uniform(-0.72, -0.38), uniform(0.1, 0.7), normal(0.35)
@@ -144,7 +182,9 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
     socket = skin * 0.82
     for side in (-1, 1):
         cx = side * eye_x + yaw
-        paint(EYES, ellipse(EYES, cx, eye_y - 0.02, eye_w * 1.25, eye_h * 1.9), socket, light[:, EYES])
+        paint(
+            EYES, ellipse(EYES, cx, eye_y - 0.02, eye_w * 1.25, eye_h * 1.9), socket, light[:, EYES]
+        )
         white = ellipse(EYES, cx, eye_y, eye_w, eye_h, side * slant)
         paint(EYES, white, WHITE)
         paint(EYES, white * ellipse(EYES, cx + gaze, eye_y, 0.075, 0.075), iris)
@@ -152,24 +192,40 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
         lid = ellipse(EYES, cx, eye_y - 0.035, eye_w * 1.1, eye_h * 1.1, side * slant) * (1 - white)
         paint(EYES, lid * 0.8, DARK)
         bent = eye_y - brow_y + 1.2 * (x[:, EYES] - cx) ** 2 + side * brow_slant * (x[:, EYES] - cx)
-        brow = canvas.inside(np.abs(y[:, EYES] - bent) - brow_h) * canvas.inside(np.abs(x[:, EYES] - cx) - 0.21)
+        brow = canvas.inside(np.abs(y[:, EYES] - bent) - brow_h) * canvas.inside(
+            np.abs(x[:, EYES] - cx) - 0.21
+        )
         paint(EYES, brow * 0.9, hair * 0.7)
     glasses, frame = chance(0.15), rng.uniform(0, 0.4, (CHUNK, 3)).astype(np.float32)
     for side in (-1, 1):
         cx, cy, thick = side * (eye_x + 0.01) + yaw, eye_y + 0.02, 0.028
         outer = ellipse(EYES, cx, cy, 0.27 + thick, 0.21 + thick)
         paint(EYES, glasses * (outer - ellipse(EYES, cx, cy, 0.27 - thick, 0.21 - thick)), frame)
-    bridge = canvas.inside(np.abs(y[:, EYES] - eye_y) - 0.03) * canvas.inside(np.abs(x[:, EYES] - yaw) - 0.06)
+    bridge = canvas.inside(np.abs(y[:, EYES] - eye_y) - 0.03) * canvas.inside(
+        np.abs(x[:, EYES] - yaw) - 0.06
+    )
     paint(EYES, glasses * bridge, frame)
 
     # Nose: a shadow on the side away from the light, a tip, two nostrils.
     nose_y, nose_w = uniform(0.22, 0.34) + pitch, uniform(0.09, 0.16)
     away, tip = np.where(light_x > 0, -1, 1), 1.6 * yaw
-    paint(NOSE, ellipse(NOSE, yaw + away * nose_w * 0.55, nose_y - 0.16, 0.04, 0.22) * 0.6, skin * 0.75, light[:, NOSE])
+    paint(
+        NOSE,
+        ellipse(NOSE, yaw + away * nose_w * 0.55, nose_y - 0.16, 0.04, 0.22) * 0.6,
+        skin * 0.75,
+        light[:, NOSE],
+    )
     paint(NOSE, ellipse(NOSE, tip, nose_y, nose_w, 0.09), skin * 0.92, light[:, NOSE])
-    paint(NOSE, ellipse(NOSE, tip, nose_y - 0.05, nose_w * 0.6, 0.08) * 0.7, np.minimum(skin * 1.1, 1), light[:, NOSE])
+    paint(
+        NOSE,
+        ellipse(NOSE, tip, nose_y - 0.05, nose_w * 0.6, 0.08) * 0.7,
+        np.minimum(skin * 1.1, 1),
+        light[:, NOSE],
+    )
     for side in (-1, 1):
-        paint(NOSE, ellipse(NOSE, tip + side * nose_w * 0.5, nose_y + 0.06, 0.035, 0.022), skin * 0.4)
+        paint(
+            NOSE, ellipse(NOSE, tip + side * nose_w * 0.5, nose_y + 0.06, 0.035, 0.022), skin * 0.4
+        )
 
     # Mouth: two lips along a curve, and between them, if it is open, teeth.
     mouth_y, mouth_w = uniform(0.54, 0.64) + pitch, uniform(0.20, 0.36)

@@ -1,11 +1,12 @@
 """20 Newsgroups, "bydate" split, as the sparse word counts that Section 5 trains on.
 
-Source: J. Rennie's `20news-bydate-matlab.tgz`, http://qwone.com/~jason/20Newsgroups/. Its `train.data` and `test.data`
-hold one line `document word count` per non-zero, 1-based. The vocabulary is cut to the 10,000 words that occur in most
-training documents; 498 words tie at the last document frequency (14), and ties go to the smaller word index.
+Source: J. Rennie's `20news-bydate-matlab.tgz`, http://qwone.com/~jason/20Newsgroups/. Its
+`train.data` and `test.data` hold one line `document word count` per non-zero, 1-based. The
+vocabulary is cut to the 10,000 words that occur in most training documents; 498 words tie at the
+last document frequency (14), and ties go to the smaller word index.
 
-The words themselves are in `vocabulary.txt`, a file of its own on the same page, which others pack into the archive.
-Without it training works, and words go by their number.
+The words themselves are in `vocabulary.txt`, a file of its own on the same page, which others pack
+into the archive. Without it training works, and words go by their number.
 
 Nothing is ever extracted to disk, and no dense table of documents by words is built.
 """
@@ -42,18 +43,23 @@ LARGEST_MEMBER = 64 << 20  # bytes; the largest file of the true archive has 17 
 
 
 def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> Corpus:
-    """The corpus, from the parsed cache in `folder` if one was made of the same files, else from these, and cached.
+    """The corpus, from the parsed cache in `folder` if one was made of the same files, else from
+    these, and cached.
 
-    archive: where the .tgz lies, or a folder of what is in it. None looks at the environment variable
-        NEWSGROUPS_ARCHIVE, then in `folder`, then for a cache, and then downloads it there, with the vocabulary.
-    Raises DataError, one line, if the archive cannot be had or any part of it is not as it should be.
-    """
+    archive: where the .tgz lies, or a folder of what is in it. None looks at the environment
+        variable NEWSGROUPS_ARCHIVE, then in `folder`, then for a cache, and then downloads it
+        there, with the vocabulary.
+    Raises DataError, one line, if the archive cannot be had or any part of it is not as it should
+    be."""
     source = find(archive, folder)
     if source is not None and not source.exists():
         raise DataError(f"no 20 Newsgroups archive at {source}; it can be had from {PAGE}")
     corpus = _loaded(source, folder)
     if unnamed(corpus.words):
-        print(f"no {WORDS}: words go by their number, and none can be searched for; get it from {PAGE} into {folder}")
+        print(
+            f"no {WORDS}: words go by their number, and none can be searched for; get it from "
+            f"{PAGE} into {folder}"
+        )
     return corpus
 
 
@@ -63,7 +69,9 @@ def unnamed(words: list[str]) -> bool:
 
 
 def _loaded(source: Path | None, folder: Path) -> Corpus:
-    caches = sorted(folder.glob(f"20news-bydate-{VOCABULARY}-*.npz"), key=lambda path: path.stat().st_mtime)
+    caches = sorted(
+        folder.glob(f"20news-bydate-{VOCABULARY}-*.npz"), key=lambda path: path.stat().st_mtime
+    )
     if source is None and caches:
         return cached(caches[-1], lambda: _parsed(_downloaded(ARCHIVE, folder), folder))
     source = source or _downloaded(ARCHIVE, folder)
@@ -71,7 +79,9 @@ def _loaded(source: Path | None, folder: Path) -> Corpus:
     if path.is_file():
         return cached(path, lambda: _parsed(source, folder))
     corpus = _parsed(source, folder)
-    return cached(_cache(source, folder), lambda: corpus)  # of the vocabulary, too, if that has just been downloaded
+    return cached(
+        _cache(source, folder), lambda: corpus
+    )  # of the vocabulary, too, if that has just been downloaded
 
 
 def _parsed(source: Path, folder: Path) -> Corpus:
@@ -80,14 +90,23 @@ def _parsed(source: Path, folder: Path) -> Corpus:
 
 def _cache(source: Path, folder: Path) -> Path:
     """Where the parsed corpus is kept: a name that changes with the files that it is made from."""
-    parts = [source, *(place / WORDS for place in (source.parent, folder) if (place / WORDS).is_file())]
+    parts = [
+        source,
+        *(place / WORDS for place in (source.parent, folder) if (place / WORDS).is_file()),
+    ]
     marks = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
-    return folder / f"20news-bydate-{VOCABULARY}-{hashlib.sha256(repr(marks).encode()).hexdigest()[:12]}.npz"
+    return (
+        folder
+        / f"20news-bydate-{VOCABULARY}-{hashlib.sha256(repr(marks).encode()).hexdigest()[:12]}.npz"
+    )
 
 
 def _vocabulary(source: Path, folder: Path) -> bytes | None:
-    """The list of words where the archive has none: beside it, in `folder`, or downloaded there; else None."""
-    path = next((place / WORDS for place in (source.parent, folder) if (place / WORDS).is_file()), None)
+    """The list of words where the archive has none: beside it, in `folder`, or downloaded there;
+    else None."""
+    path = next(
+        (place / WORDS for place in (source.parent, folder) if (place / WORDS).is_file()), None
+    )
     try:
         return (path or _downloaded(WORDS, folder)).read_bytes()
     except DataError:
@@ -95,7 +114,8 @@ def _vocabulary(source: Path, folder: Path) -> bytes | None:
 
 
 def find(archive: Path | None = None, folder: Path = Path(__file__).parent) -> Path | None:
-    """Where the archive is or, if `archive` or the environment variable says so, should be; None: it is nowhere."""
+    """Where the archive is or, if `archive` or the environment variable says so, should be; None:
+    it is nowhere."""
     named = archive or os.environ.get(ENVIRONMENT_VARIABLE)
     path = folder / ARCHIVE
     return Path(named) if named else path if path.is_file() else None
@@ -110,12 +130,14 @@ def _downloaded(name: str, folder: Path) -> Path:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)
     try:
-        torch.hub.download_url_to_file(PAGE + name, str(path))  # to a temporary name beside it, then renamed
+        torch.hub.download_url_to_file(
+            PAGE + name, str(path)
+        )  # to a temporary name beside it, then renamed
     except OSError as error:
         raise DataError(
-            f"no 20 Newsgroups archive and no download ({getattr(error, 'reason', error)}): "
-            f"get {PAGE}{name} and put it in {folder}, or name the archive with --archive or {ENVIRONMENT_VARIABLE}; "
-            f"or do without it, with --corpus docstrings"
+            f"no 20 Newsgroups archive and no download ({getattr(error, 'reason', error)}): get "
+            f"{PAGE}{name} and put it in {folder}, or name the archive with --archive or "
+            f"{ENVIRONMENT_VARIABLE}; or do without it, with --corpus docstrings"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
@@ -123,14 +145,16 @@ def _downloaded(name: str, folder: Path) -> Path:
 
 
 def parse_archive(
-    path: Path, sha256: dict[str, str] | None = None, words: Callable[[], bytes | None] = lambda: None
+    path: Path,
+    sha256: dict[str, str] | None = None,
+    words: Callable[[], bytes | None] = lambda: None,
 ) -> Corpus:
     """Read the archive, or a folder of its files, in memory, check it, and cut the vocabulary.
 
-    sha256: the digests that the count files must have; None: those of SHA256. words: reads the list of words where the
-        archive has none.
-    Raises DataError for an archive that is truncated, holds links or paths leading out of it, or differs in content;
-    a malformed count file is named with its line.
+    sha256: the digests that the count files must have; None: those of SHA256. words: reads the list
+        of words where the archive has none.
+    Raises DataError for an archive that is truncated, holds links or paths leading out of it, or
+    differs in content; a malformed count file is named with its line.
     """
     files = _members(path)
 
@@ -139,16 +163,25 @@ def parse_archive(
             raise DataError(f"{path}: no file {name} in the archive")
         return files[name]
 
-    groups = [line.split()[0] for line in text("train.map").decode("latin-1").splitlines() if line.strip()]
-    labels = {split: _labels(text(f"{split}.label"), f"{path}: {split}.label", len(groups)) for split in SPLITS}
+    groups = [
+        line.split()[0] for line in text("train.map").decode("latin-1").splitlines() if line.strip()
+    ]
+    labels = {
+        split: _labels(text(f"{split}.label"), f"{path}: {split}.label", len(groups))
+        for split in SPLITS
+    }
     counts = {
-        split: parse_counts(text(f"{split}.data"), f"{path}: {split}.data", len(labels[split]), ALL_WORDS)
+        split: parse_counts(
+            text(f"{split}.data"), f"{path}: {split}.data", len(labels[split]), ALL_WORDS
+        )
         for split in SPLITS
     }
     for name, expected in (SHA256 if sha256 is None else sha256).items():
         digest = hashlib.sha256(text(name)).hexdigest()
         if digest != expected:
-            raise DataError(f"{path}: {name} has sha256 {digest}, not {expected}: not the canonical corpus")
+            raise DataError(
+                f"{path}: {name} has sha256 {digest}, not {expected}: not the canonical corpus"
+            )
     listed = files[WORDS] if WORDS in files else words()
     names = [f"word{i}" for i in range(1, ALL_WORDS + 1)]
     if listed is not None:
@@ -162,7 +195,10 @@ def parse_archive(
         test=counts["test"][:, columns],
         train_labels=labels["train"],
         test_labels=labels["test"],
-        **{f"{split}_titles": [f"{split} {i}" for i in range(1, len(labels[split]) + 1)] for split in SPLITS},
+        **{
+            f"{split}_titles": [f"{split} {i}" for i in range(1, len(labels[split]) + 1)]
+            for split in SPLITS
+        },
         words=[names[i] for i in columns],
         groups=groups,
     )
@@ -172,43 +208,58 @@ def _members(path: Path) -> dict[str, bytes]:
     """The files of FILES, wherever in the archive or folder they lie, by name."""
     files = {}
     if path.is_dir():
-        return {file.name: file.read_bytes() for file in sorted(path.rglob("*")) if file.name in FILES}
+        return {
+            file.name: file.read_bytes() for file in sorted(path.rglob("*")) if file.name in FILES
+        }
     try:
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:
                 if member.name.startswith("/") or ".." in Path(member.name).parts:
                     raise DataError(f"{path}: refusing an archive with the path {member.name!r}")
                 if not (member.isfile() or member.isdir()):
-                    raise DataError(f"{path}: refusing an archive with a link or device, {member.name!r}")
+                    raise DataError(
+                        f"{path}: refusing an archive with a link or device, {member.name!r}"
+                    )
                 if member.size > LARGEST_MEMBER:
                     raise DataError(f"{path}: {member.name!r} claims {member.size} bytes")
                 name = Path(member.name).name
                 if name in FILES and (file := archive.extractfile(member)) is not None:
                     files[name] = file.read()
-            while archive.fileobj and archive.fileobj.read(1 << 20):  # to the end, where gzip checks its sum
+            while archive.fileobj and archive.fileobj.read(
+                1 << 20
+            ):  # to the end, where gzip checks its sum
                 pass
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise DataError(f"{path}: truncated or corrupted, not a whole .tgz archive ({error})") from error
+        raise DataError(
+            f"{path}: truncated or corrupted, not a whole .tgz archive ({error})"
+        ) from error
     return files
 
 
 def _labels(text: bytes, name: str, groups: int) -> np.ndarray:
     labels = _integers(text, name, 1).ravel()
     if (wrong := np.flatnonzero((labels < 1) | (labels > groups))).size:
-        raise DataError(f"{name}, line {wrong[0] + 1}: label {labels[wrong[0]]} is not in 1..{groups}")
+        raise DataError(
+            f"{name}, line {wrong[0] + 1}: label {labels[wrong[0]]} is not in 1..{groups}"
+        )
     return labels - 1
 
 
 def parse_counts(text: bytes, name: str, documents: int, words: int) -> scipy.sparse.csr_array:
     """Lines `document word count`, 1-based, as a CSR table of shape (documents, words), float32.
 
-    Raises DataError naming `name` and the line: a wrong number of columns, a count below 1, an index out of range.
-    """
+    Raises DataError naming `name` and the line: a wrong number of columns, a count below 1, an
+    index out of range."""
     entries = _integers(text, name, 3)
-    for column, (what, most) in enumerate((("document", documents), ("word", words), ("count", 2**24))):
+    for column, (what, most) in enumerate(
+        (("document", documents), ("word", words), ("count", 2**24))
+    ):
         wrong = np.flatnonzero((entries[:, column] < 1) | (entries[:, column] > most))
         if wrong.size:
-            raise DataError(f"{name}, line {wrong[0] + 1}: {what} {entries[wrong[0], column]} is not in 1..{most}")
+            raise DataError(
+                f"{name}, line {wrong[0] + 1}: {what} {entries[wrong[0], column]} is not in "
+                f"1..{most}"
+            )
     document, word, count = entries.T
     csr = scipy.sparse.coo_array(
         (count.astype(np.float32), ((document - 1).astype(np.int32), (word - 1).astype(np.int32))),
@@ -219,12 +270,15 @@ def parse_counts(text: bytes, name: str, documents: int, words: int) -> scipy.sp
 
 
 def _integers(text: bytes, name: str, columns: int) -> np.ndarray:
-    """A table of integers with exactly `columns` columns in every line; int64, shape (lines, columns)."""
+    """A table of integers with exactly `columns` columns in every line; int64, shape (lines,
+    columns)."""
     if not text.strip():
         raise DataError(f"{name}: no lines")
     try:
         entries = np.loadtxt(io.BytesIO(text), dtype=np.int64, comments=None, ndmin=2)
-        if entries.shape[1] == columns and entries.shape[0] == text.count(b"\n") + (not text.endswith(b"\n")):
+        if entries.shape[1] == columns and entries.shape[0] == text.count(b"\n") + (
+            not text.endswith(b"\n")
+        ):
             return entries
     except (ValueError, OverflowError):
         pass
@@ -235,5 +289,7 @@ def _integers(text: bytes, name: str, columns: int) -> np.ndarray:
         try:
             [np.int64(int(field)) for field in fields]
         except (ValueError, OverflowError) as error:
-            raise DataError(f"{name}, line {number}: not integers: {line[:60].decode('latin-1')!r}") from error
+            raise DataError(
+                f"{name}, line {number}: not integers: {line[:60].decode('latin-1')!r}"
+            ) from error
     raise DataError(f"{name}: not a table of {columns} integer columns")

@@ -1,1 +1,2 @@
-"""Everything after the numbers: result files, published values, tables, figures, and the committed ones."""
+"""Everything after the numbers: result files, published values, tables, figures, and the committed
+ones."""

@@ -1,7 +1,8 @@
-"""Runs a script as a process that ends with whoever started it: `python figures/child.py SCRIPT ARGUMENT...`.
+"""Runs a script as a process that ends with whoever started it: `python figures/child.py SCRIPT
+ARGUMENT...`.
 
-Standard input is a pipe from the parent. Its end, when the parent closes it or is gone, even by SIGKILL, means: stop.
-This works alike on every platform, where signals and process groups do not.
+Standard input is a pipe from the parent. Its end, when the parent closes it or is gone, even by
+SIGKILL, means: stop. This works alike on every platform, where signals and process groups do not.
 """
 
 import os
@@ -18,7 +19,9 @@ GRACE = 5.0  # seconds for the script to stop by itself, as after SIGTERM
 def stop_at_end_of_input() -> None:
     while os.read(0, 1024):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)  # which ends the process at once where nothing handles it, as on Windows
+    os.kill(
+        os.getpid(), signal.SIGTERM
+    )  # which ends the process at once where nothing handles it, as on Windows
     time.sleep(GRACE)
     os._exit(143)
 

@@ -1,4 +1,5 @@
-"""Command lines: bounds of options, subcommands by tyro, and one line for anything foreseeable that fails."""
+"""Command lines: bounds of options, subcommands by tyro, and one line for anything foreseeable that
+fails."""
 
 import io
 import math
@@ -21,13 +22,15 @@ class RunError(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM, as `kill`, `timeout` and batch systems send it, made an exception: what was started can be stopped."""
+    """SIGTERM, as `kill`, `timeout` and batch systems send it, made an exception: what was started
+    can be stopped."""
 
 
 def _bounded(
     kind: type, holds: Callable[[Any], bool], bound: str, optional: bool = False
 ) -> tyro.constructors.PrimitiveConstructorSpec:
-    """How tyro reads a number for which `holds` is true; `bound` says which, in --help and in the error.
+    """How tyro reads a number for which `holds` is true; `bound` says which, in --help and in the
+    error.
 
     optional: "None" is read, too.
     """
@@ -56,20 +59,28 @@ Positive = Annotated[float, _bounded(float, lambda x: 0 < x < math.inf, ">0")]
 NonNegative = Annotated[float, _bounded(float, lambda x: 0 <= x < math.inf, ">=0")]
 OptionalCount = Annotated[int | None, _bounded(int, lambda x: x >= 1, ">=1", optional=True)]
 OptionalNatural = Annotated[int | None, _bounded(int, lambda x: x >= 0, ">=0", optional=True)]
-OptionalPositive = Annotated[float | None, _bounded(float, lambda x: 0 < x < math.inf, ">0", optional=True)]
-OptionalShare = Annotated[float | None, _bounded(float, lambda x: 0 <= x <= 1, ">=0,<=1", optional=True)]
+OptionalPositive = Annotated[
+    float | None, _bounded(float, lambda x: 0 < x < math.inf, ">0", optional=True)
+]
+OptionalShare = Annotated[
+    float | None, _bounded(float, lambda x: 0 <= x <= 1, ">=0,<=1", optional=True)
+]
 Fraction = Annotated[float, _bounded(float, lambda x: 0 <= x < 1, ">=0,<1")]
 
 
 Run = tuple[str, Callable[[Any], None], Any, str]
 
 
-def read_options(description: str | None, runs: Sequence[Run], prog: str, args: Sequence[str] | None = None) -> Any:
-    """The options of one of the runs, from the command line or `args`. Raises SystemExit, as tyro does: 0 help, 2 bad.
+def read_options(
+    description: str | None, runs: Sequence[Run], prog: str, args: Sequence[str] | None = None
+) -> Any:
+    """The options of one of the runs, from the command line or `args`. Raises SystemExit, as tyro
+    does: 0 help, 2 bad.
 
     description: the script's docstring, which --help shows.
-    runs: what the script can do, the default first: the subcommand's name, the function, its options, which other
-        options on the command line change, and what --help says of it. One type of options belongs to one function.
+    runs: what the script can do, the default first: the subcommand's name, the function, its
+        options, which other options on the command line change, and what --help says of it. One
+        type of options belongs to one function.
     """
     default = runs[0][2]
     kinds = tyro.extras.subcommand_type_from_defaults(
@@ -86,10 +97,11 @@ def read_options(description: str | None, runs: Sequence[Run], prog: str, args: 
 
 
 def cli(description: str | None, *runs: Run) -> None:
-    """Read the options, as `read_options` does, and run the function; anything foreseeable fails in one line.
+    """Read the options, as `read_options` does, and run the function; anything foreseeable fails in
+    one line.
 
-    Exit codes: 0 done, 1 failed or nobody reads the output, 2 bad options, 130 interrupted, 143 terminated.
-    """
+    Exit codes: 0 done, 1 failed or nobody reads the output, 2 bad options, 130 interrupted, 143
+    terminated."""
     path = Path(sys.argv[0]).absolute()
     script = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
     hint = ""
@@ -120,7 +132,14 @@ def cli(description: str | None, *runs: Run) -> None:
     except Terminated:
         fail(f"terminated{hint}", 143)
     except BrokenPipeError:  # as of `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unsaid goes there at exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # what is left unsaid goes there at exit
         sys.exit(1)
-    except (RunError, DataError, OSError, FloatingPointError) as error:  # others are bugs: traceback
+    except (
+        RunError,
+        DataError,
+        OSError,
+        FloatingPointError,
+    ) as error:  # others are bugs: traceback
         fail(error, 1)

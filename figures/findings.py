@@ -1,8 +1,9 @@
-"""What was found, in words: the pages section3.md, section4.md and section5.md, rendered from the committed results.
+"""What was found, in words: the pages section3.md, section4.md and section5.md, rendered from the
+committed results.
 
-Each page has a template beside this module, where its prose and its numbers stand, once. Templates see `m`, the metrics
-of every result by name, and what the functions here compute from several results.
-"""
+Each page has a template beside this module, where its prose and its numbers stand, once. Templates
+see `m`, the metrics of every result by name, and what the functions here compute from several
+results."""
 
 import itertools
 import json
@@ -19,7 +20,9 @@ from figures import law, reference, section4, section5
 from figures.run import half_width, interval
 
 BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
-WITHOUT_CODES = 467.1  # test loss of a model without codes; tests/test_hashing.py computes it from the corpus
+WITHOUT_CODES = (
+    467.1  # test loss of a model without codes; tests/test_hashing.py computes it from the corpus
+)
 EVIDENCE = "log p(x)"
 SEEDS = ("", "_seed1", "_seed2")  # ends of the names of Section 4's runs of three seeds
 ARMS = (  # Section 4 without an encoder
@@ -53,8 +56,8 @@ def fixed(value: float | Sequence[float], digits: int = 1) -> str:
 
 
 class Claim(NamedTuple):
-    """One quantity before and after joint training, by seed, and whether it should rise, by the report's claim: the
-    bound up, the decoder away from the data.
+    """One quantity before and after joint training, by seed, and whether it should rise, by the
+    report's claim: the bound up, the decoder away from the data.
     """
 
     section: str
@@ -80,7 +83,8 @@ class Claim(NamedTuple):
 
 
 def exact_runs(results: Mapping[str, dict], stage: str, layers: int) -> list[str]:
-    """Runs of `hashing.py exact` with d hidden layers that have a stage, by seed; not those of other lengths."""
+    """Runs of `hashing.py exact` with d hidden layers that have a stage, by seed; not those of
+    other lengths."""
     found = [
         name
         for name, result in results.items()
@@ -91,9 +95,9 @@ def exact_runs(results: Mapping[str, dict], stage: str, layers: int) -> list[str
 
 
 def shortfalls(runs: Sequence[dict], encoder: str) -> list[float]:
-    """Train ELBO of joint training from an encoder fitted by the ELBO, less that from one fitted by regression,
-    in the runs of `hashing.py exact` that have both: below zero, the first was not at its optimum.
-    """
+    """Train ELBO of joint training from an encoder fitted by the ELBO, less that from one fitted by
+    regression, in the runs of `hashing.py exact` that have both: below zero, the first was not at
+    its optimum."""
     pairs = [[run.get(f"{encoder}{stage}_joint") for stage in ("", "_regressed")] for run in runs]
     return [a["elbo"] - b["elbo"] for a, b in pairs if a is not None and b is not None]
 
@@ -102,22 +106,36 @@ def claims(results: Mapping[str, dict]) -> list[Claim]:
     """The report's claim in the results that are there."""
     found = []
 
-    def add(section: str, quantity: str, pairs: Sequence[tuple[float, float]], rises: bool, note: str = "") -> None:
+    def add(
+        section: str,
+        quantity: str,
+        pairs: Sequence[tuple[float, float]],
+        rises: bool,
+        note: str = "",
+    ) -> None:
         if pairs:
             before, after = map(list, zip(*pairs, strict=True))
             found.append(Claim(section, quantity, before, after, rises, note))
 
-    mixtures = [r["metrics"] for name, r in results.items() if re.fullmatch(r"mixture(_seed\d+)?", name)]
+    mixtures = [
+        r["metrics"] for name, r in results.items() if re.fullmatch(r"mixture(_seed\d+)?", name)
+    ]
     for quantity, key, rises in (("ELBO", "elbo", True), (EVIDENCE, "evidence", False)):
         add("3", quantity, [(m["frozen"][key], m["joint"][key]) for m in mixtures], rises)
     if "celeba/joint_report" in results:
-        frozen, joint = (results[f"celeba/{name}_report"]["metrics"] for name in ("encoder", "joint"))
+        frozen, joint = (
+            results[f"celeba/{name}_report"]["metrics"] for name in ("encoder", "joint")
+        )
         after = f", {joint['iterations']:,} iterations"
         add("4", f"ELBO{after}", [(frozen["elbo"], joint["elbo"])], True)
         features = "inception" if "inception" in joint["frechet"] else "discriminator"
         distances = (joint["frechet"][features][key] for key in ("floor", "prior"))
         add("4", f"Fréchet distance of own samples ({features}){after}", [tuple(distances)], True)
-    drawn = [results[name]["history"] for seed in SEEDS if (name := f"inference/encoder_1000{seed}") in results]
+    drawn = [
+        results[name]["history"]
+        for seed in SEEDS
+        if (name := f"inference/encoder_1000{seed}") in results
+    ]
     for quantity, key, rises in (("ELBO", "elbo", True), (EVIDENCE, "evidence", False)):
         add("4", f"{quantity}, drawn faces", [(h[key][0], h[key][-1]) for h in drawn], rises)
     for layers, encoder in itertools.product(LAYERS, ("e1", "e3", "a1")):
@@ -125,9 +143,14 @@ def claims(results: Mapping[str, dict]) -> list[Claim]:
             {stage: m["train"] for stage, m in results[name]["metrics"].items()}
             for name in exact_runs(results, f"{encoder}_joint", layers)
         ]
-        pairs = [(run[f"{encoder}_frozen"]["elbo"], run[f"{encoder}_joint"]["elbo"]) for run in runs]
+        pairs = [
+            (run[f"{encoder}_frozen"]["elbo"], run[f"{encoder}_joint"]["elbo"]) for run in runs
+        ]
         add("5", f"ELBO, {encoder}, d = {layers}", pairs, True)
-        pairs = [(run["likelihood_on"]["log_likelihood"], run[f"{encoder}_joint"]["log_likelihood"]) for run in runs]
+        pairs = [
+            (run["likelihood_on"]["log_likelihood"], run[f"{encoder}_joint"]["log_likelihood"])
+            for run in runs
+        ]
         short = [-shortfall for shortfall in shortfalls(runs, encoder)]
         optimisation = ""
         if min(short, default=0) > 1:
@@ -138,10 +161,13 @@ def claims(results: Mapping[str, dict]) -> list[Claim]:
 
 def of_section4(results: dict[str, dict]) -> dict[str, Any]:
     """What the page of Section 4 says of joint training without an encoder."""
-    inference = {n.removeprefix("inference/"): r for n, r in results.items() if n.startswith("inference/")}
+    inference = {
+        n.removeprefix("inference/"): r for n, r in results.items() if n.startswith("inference/")
+    }
 
     def beyond(name: str) -> tuple[float, float]:
-        """What an arm lost beyond that with full Gaussians, and the half width of its interval over images."""
+        """What an arm lost beyond that with full Gaussians, and the half width of its interval over
+        images."""
         found = section4.beyond_full(inference[name], inference)
         assert found is not None
         return found
@@ -151,7 +177,8 @@ def of_section4(results: dict[str, dict]) -> dict[str, Any]:
         return [beyond(f"{name}{seed}")[0] for seed in SEEDS]
 
     def bound(name: str) -> float:
-        """By how much an arm's factorized gap narrowed beyond that of the arm with full Gaussians."""
+        """By how much an arm's factorized gap narrowed beyond that of the arm with full
+        Gaussians."""
         full = inference[name.replace("factorized", "full")]["history"]["gap_factorized"]
         own = section4.own_gap(inference[name])
         return own[0] - own[-1] - (full[0] - full[-1])
@@ -207,7 +234,9 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
     def less_e1(encoder: str, bits: int, layers: int = 0) -> str:
         """Difference of the minima over the first 200 epochs, three seeds."""
         seeds = ("", "_seed2", "_seed3")
-        here, e1 = ([lowest(f"{e}_b{bits}_d{layers}{seed}", 200) for seed in seeds] for e in (encoder, "e1"))
+        here, e1 = (
+            [lowest(f"{e}_b{bits}_d{layers}{seed}", 200) for seed in seeds] for e in (encoder, "e1")
+        )
         return interval([a - b for a, b in zip(here, e1, strict=True)])
 
     def reached(run: str, stage: str, split: str = "train") -> float:
@@ -232,8 +261,8 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         return exact_runs(results, stage, layers)
 
     def readings(encoder: str, *layers: int, bits: Sequence[int] = BITS) -> dict[str, list]:
-        """Of the full cells with these d and b: b and d, the report's test loss, ours by either reading of its test
-        loop, and how far the report's is above them; fed counts also the epoch.
+        """Of the full cells with these d and b: b and d, the report's test loss, ours by either
+        reading of its test loop, and how far the report's is above them; fed counts also the epoch.
         """
         places = [(b, d) for d in layers for b in bits if is_full(cell(f"{encoder}_b{b}_d{d}"))]
         full = [cell(f"{encoder}_b{b}_d{d}") for b, d in places]
@@ -241,13 +270,16 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         found["report"] = [reference.TABLE3[encoder, b, d] for b, d in places]
         for reading, key in (("counts", "test_counts_min"), ("frequencies", "test_min")):
             found[reading] = [result["metrics"][key] for result in full]
-            found[f"{reading}_off"] = [a - b for a, b in zip(found["report"], found[reading], strict=True)]
+            found[f"{reading}_off"] = [
+                a - b for a, b in zip(found["report"], found[reading], strict=True)
+            ]
         curves = [result["history"]["test_counts"] for result in full]
         found["counts_epoch"] = [curve.index(min(curve)) + 1 for curve in curves]
         return found
 
     def explained(result: dict, within: float = 5.0) -> str:
-        """Which reading of the released code's test loop comes within so many nats of the report's Table 3."""
+        """Which reading of the released code's test loop comes within so many nats of the report's
+        Table 3."""
         metrics, published = result["metrics"], reference.TABLE3.get(section5.place(result))
         readings = {"frequencies": metrics["test_min"], "counts": metrics.get("test_counts_min")}
         if published is None or readings["counts"] is None:
@@ -262,9 +294,12 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
     e1 = [lowest(f"e1_{place}") for place in grid]
     held = {place: cell(f"e1_{place}_heldout0.1")["metrics"] for place in grid}
     disarm, arm, reinforce = (
-        [f"e1_b64_d0{estimator}{seed}" for seed in ("", "_seed2", "_seed3")] for estimator in ("", "_arm", "_reinforce")
+        [f"e1_b64_d0{estimator}{seed}" for seed in ("", "_seed2", "_seed3")]
+        for estimator in ("", "_arm", "_reinforce")
     )
-    cells = section5.in_order({n.removeprefix("hashing/"): r for n, r in results.items() if n.startswith("hashing/")})
+    cells = section5.in_order(
+        {n.removeprefix("hashing/"): r for n, r in results.items() if n.startswith("hashing/")}
+    )
     trained = [
         (result["history"]["train"], reference.TABLE2[place])
         for result in cells.values()
@@ -274,14 +309,18 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
     batched = [min(zip(h["test"], h["test_per_document"], strict=True)) for h in histories]
     parts = {name: results[f"parts/{name}"]["history"]["held_out"] for name in PARTS}
     best = [results[f"best_seed{seed}"]["metrics"] for seed in (1, 2, 3)]
-    # Of e2, fed counts: how far cells of fewer epochs than the report's are from it, but for b = 64, d = 2.
+    # Of e2, fed counts: how far cells of fewer epochs than the report's are from it, but for b =
+    # 64, d = 2.
     misfits = [
         abs(reference.TABLE3["e2", bits, d] - result["metrics"]["test_counts_min"])
         for bits, d in places
         if (bits, d) != (64, 2) and not is_full(result := cell(f"e2_b{bits}_d{d}"))
     ]
     untrained = cell("e2_b64_d2")["history"]["test_counts"]
-    joint_runs = [*(run for layers in LAYERS for run in runs("e1_regressed_joint", layers)), "exact_long_again"]
+    joint_runs = [
+        *(run for layers in LAYERS for run in runs("e1_regressed_joint", layers)),
+        "exact_long_again",
+    ]
     return {
         "lowest": lowest,
         "column": column,
@@ -296,14 +335,22 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         "behind_from_scratch": lambda stage, layers: [
             reached(run, "likelihood") - reached(run, stage) for run in runs(stage, layers)
         ],
-        "at_d0": max(lost(run, stage) for stage in ("e1_joint", "e1_regressed_joint") for run in runs(stage, 0)),
-        "gaps": lambda stage, layers: [results[run]["metrics"][stage]["train"]["gap"] for run in runs(stage, layers)],
+        "at_d0": max(
+            lost(run, stage)
+            for stage in ("e1_joint", "e1_regressed_joint")
+            for run in runs(stage, 0)
+        ),
+        "gaps": lambda stage, layers: [
+            results[run]["metrics"][stage]["train"]["gap"] for run in runs(stage, layers)
+        ],
         "lag": max(  # of the curves in the figure's (a) and (b)
             reached(run, stage) - results[run]["history"][stage]["train_log_likelihood"][-1]
             for run, joint in (("exact_d0", "e3_joint"), ("exact_d2", "e1_joint"))
             for stage in ("likelihood", "likelihood_on", joint)
         ),
-        "likelihoods": sorted(reached(run, "likelihood") for run in (*runs("e1_joint", 2), "exact_long_again")),
+        "likelihoods": sorted(
+            reached(run, "likelihood") for run in (*runs("e1_joint", 2), "exact_long_again")
+        ),
         "gain": gain,
         "went_on": went_on,
         "test_gaps": lambda stage: [results[run]["metrics"][stage]["test"]["gap"] for run in exact],
@@ -311,19 +358,28 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         "exact": exact,
         "shorter": sum(not is_full(cell(f"e1_{place}")) for place in grid),
         "e1_misfit": max(
-            abs(cell(f"e1_b{b}_d{d}")["metrics"]["test_min"] - reference.TABLE3["e1", b, d]) for b, d in places
+            abs(cell(f"e1_b{b}_d{d}")["metrics"]["test_min"] - reference.TABLE3["e1", b, d])
+            for b, d in places
         ),
-        "e4_less_e1": max(abs(lowest(f"e4_{place}") - value) for place, value in zip(grid, e1, strict=True)),
-        "tuned_less_e1": max(lowest(f"e3_{place}_lr0.1") - value for place, value in zip(grid, e1, strict=True)),
+        "e4_less_e1": max(
+            abs(lowest(f"e4_{place}") - value) for place, value in zip(grid, e1, strict=True)
+        ),
+        "tuned_less_e1": max(
+            lowest(f"e3_{place}_lr0.1") - value for place, value in zip(grid, e1, strict=True)
+        ),
         "behind": [reference.TABLE3["e3", b, d] - reference.TABLE3["e1", b, d] for b, d in places],
         "chosen": [chosen["test_selected"] - chosen["test_min"] for chosen in held.values()],
         "chosen_to_all": [
-            chosen["test_selected"] - lowest(f"e1_{place}", chosen["epochs"]) for place, chosen in held.items()
+            chosen["test_selected"] - lowest(f"e1_{place}", chosen["epochs"])
+            for place, chosen in held.items()
         ],
         "estimators": {"disarm": disarm, "arm": arm, "reinforce": reinforce},
         "minima": minima,
         "arm_gain": interval(
-            [cell(a)["metrics"]["test_min"] - cell(b)["metrics"]["test_min"] for a, b in zip(arm, disarm, strict=True)]
+            [
+                cell(a)["metrics"]["test_min"] - cell(b)["metrics"]["test_min"]
+                for a, b in zip(arm, disarm, strict=True)
+            ]
         ),
         "batched": [of_batches - of_documents for of_batches, of_documents in batched],
         "cells": len(histories),
@@ -343,16 +399,23 @@ def of_section5(results: dict[str, dict]) -> dict[str, Any]:
         "part_costs": [min(parts[name]) - min(parts["full"]) for name in PARTS if name != "full"],
         "part_epoch": parts["full"].index(min(parts["full"])),
         "part_tests": results["parts/full"]["history"]["test"],
-        "best": {key: [metrics[key] for metrics in best] for key in ("test_selected", "test_refined")},
+        "best": {
+            key: [metrics[key] for metrics in best] for key in ("test_selected", "test_refined")
+        },
         "fed_misfit": max(misfits),
         "untrained_epoch": untrained.index(min(untrained)) + 1,
         "untrained_later": min(untrained[9:]),
         "without_codes": WITHOUT_CODES,
-        "above_without_codes": sorted(key for key, loss in reference.TABLE3.items() if loss > WITHOUT_CODES),
-        "family": max(
-            results[run]["metrics"]["e1_frozen"]["train"]["factorization"] for run in [*joint_runs, "exact_long"]
+        "above_without_codes": sorted(
+            key for key, loss in reference.TABLE3.items() if loss > WITHOUT_CODES
         ),
-        "regression_gap": max(results[run]["metrics"]["e1_regressed"]["train"]["gap"] for run in joint_runs),
+        "family": max(
+            results[run]["metrics"]["e1_frozen"]["train"]["factorization"]
+            for run in [*joint_runs, "exact_long"]
+        ),
+        "regression_gap": max(
+            results[run]["metrics"]["e1_regressed"]["train"]["gap"] for run in joint_runs
+        ),
         "from_regression": [lost(run, "e1_regressed_joint") for run in joint_runs],
     }
 
@@ -362,7 +425,10 @@ PARTS = ("full", "dropout", "decay", "average", "prior", "rate")
 
 LAW_EXAMPLES = (  # rows of the README's table
     ("3: four Gaussians, variance 0.5", "mixture_0.5_3"),
-    ("4: Gaussian VAE in the plane, sigma 0.6, best Gaussian of each point", "plane3_factorized_own_0.6_seed0"),
+    (
+        "4: Gaussian VAE in the plane, sigma 0.6, best Gaussian of each point",
+        "plane3_factorized_own_0.6_seed0",
+    ),
     ("4: the same, an encoder of four hidden units", "plane3_factorized_encoder4_0.6_seed0"),
     ("5: documents of 2 words, one distribution per code", "hashing_free_b4_n2_seed1"),
     ("5: documents of 32 words, one distribution per code", "hashing_free_b4_n32_seed1"),
@@ -372,7 +438,8 @@ MARKERS = ("<!-- rendered by figures/make.py from here -->\n", "<!-- to here -->
 
 
 def write_pages(folder: Path, readme: Path) -> None:
-    """Render the pages into `folder` from folder/results, and the README's numbers between its markers."""
+    """Render the pages into `folder` from folder/results, and the README's numbers between its
+    markers."""
     results = read(folder / "results")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -386,16 +453,26 @@ def write_pages(folder: Path, readme: Path) -> None:
         "m": {name: result["metrics"] for name, result in results.items()},
         "reference": reference,
         "along": lambda name, iteration: dict(
-            zip(results[name]["history"]["iteration"], results[name]["history"]["elbo"], strict=True)
+            zip(
+                results[name]["history"]["iteration"], results[name]["history"]["elbo"], strict=True
+            )
         )[iteration],
     }
     values |= of_section4(results) | of_section5(results)
-    laws = {n.removeprefix("law/"): result["metrics"] for n, result in results.items() if n.startswith("law/")}
+    laws = {
+        n.removeprefix("law/"): result["metrics"]
+        for n, result in results.items()
+        if n.startswith("law/")
+    }
     values |= {"laws": laws, "law_examples": LAW_EXAMPLES, "gap_at_0": lambda case: case["gap"][0]}
 
     def over_lengths(decoder: str, n: int, quantity: Callable[[dict], float]) -> str:
         """Mean over seeds of a quantity of Section 5's cases with documents of n words."""
-        found = [quantity(c) for name, c in laws.items() if name.startswith(f"hashing_{decoder}_b4_n{n}_")]
+        found = [
+            quantity(c)
+            for name, c in laws.items()
+            if name.startswith(f"hashing_{decoder}_b4_n{n}_")
+        ]
         return interval(found, 4) if len(found) > 1 else "not run"
 
     values["over_lengths"] = over_lengths
@@ -403,5 +480,10 @@ def write_pages(folder: Path, readme: Path) -> None:
     for page in PAGES:
         write_aside(folder / page, environment.get_template(f"{page}.j2").render(values).encode())
     before, rest = readme.read_text(encoding="utf-8").split(MARKERS[0])
-    block, after = environment.get_template("README.md.j2").render(values), rest.split(MARKERS[1])[1]
-    write_aside(readme, "".join([before, MARKERS[0], "\n", block, "\n", MARKERS[1], after]).encode())
+    block, after = (
+        environment.get_template("README.md.j2").render(values),
+        rest.split(MARKERS[1])[1],
+    )
+    write_aside(
+        readme, "".join([before, MARKERS[0], "\n", block, "\n", MARKERS[1], after]).encode()
+    )

@@ -1,4 +1,5 @@
-"""Fréchet distances of sets of images: moments of features, Inception's network, and thumbnails (Section 4)."""
+"""Fréchet distances of sets of images: moments of features, Inception's network, and thumbnails
+(Section 4)."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -43,7 +44,8 @@ class Moments:
 
 @torch.no_grad()
 def moments(features: Features, batches: Iterable[Tensor]) -> Moments:
-    """Moments of the features of images, rounded to 8 bits first, as they would be in the PNG files of pytorch-fid."""
+    """Moments of the features of images, rounded to 8 bits first, as they would be in the PNG files
+    of pytorch-fid."""
     result = Moments()
     for images in batches:
         result.add(features(as_bytes(images).float() / 127.5 - 1))
@@ -53,20 +55,25 @@ def moments(features: Features, batches: Iterable[Tensor]) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Fréchet distance of two Gaussians with these moments (Heusel et al. 2017, equation 6).
 
-    The trace of the square root of the covariances' product is the sum of the singular values of the product of their
-    own square roots, which are real however few the images. Raises RunError for moments that are not finite.
-    """
+    The trace of the square root of the covariances' product is the sum of the singular values of
+    the product of their own square roots, which are real however few the images. Raises RunError
+    for moments that are not finite."""
     (mean, covariance), (other_mean, other) = a.statistics(), b.statistics()
     try:
         roots = [_root(matrix) for matrix in (covariance, other)]
         overlap = scipy.linalg.svdvals(roots[0].T @ roots[1]).sum()
     except ValueError as error:
-        raise RunError(f"no Fréchet distance of {a.count} and {b.count} images: {error}; take more images") from error
-    return float(((mean - other_mean) ** 2).sum() + np.trace(covariance) + np.trace(other) - 2 * overlap)
+        raise RunError(
+            f"no Fréchet distance of {a.count} and {b.count} images: {error}; take more images"
+        ) from error
+    return float(
+        ((mean - other_mean) ** 2).sum() + np.trace(covariance) + np.trace(other) - 2 * overlap
+    )
 
 
 def _root(matrix: np.ndarray) -> np.ndarray:
-    """R with matrix = R R' for a symmetric matrix without negative eigenvalues, but for rounding."""
+    """R with matrix = R R' for a symmetric matrix without negative eigenvalues, but for
+    rounding."""
     values, vectors = scipy.linalg.eigh(matrix)
     return vectors * np.sqrt(values.clip(0))
 
@@ -74,17 +81,21 @@ def _root(matrix: np.ndarray) -> np.ndarray:
 def inception(dims: int, device: torch.device, precision: str = "float32") -> Features:
     """pytorch-fid's network up to the features of `dims` numbers; it is downloaded at first use.
 
-    precision: of its convolutions. bfloat16 moves FIDs by about one per cent, and is twice as fast where it is native.
+    precision: of its convolutions. bfloat16 moves FIDs by about one per cent, and is twice as fast
+    where it is native.
 
     Raises RunError, one line, if the weights cannot be had.
     """
     try:
         network = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
-    except Exception as error:  # no network; or, of a broken file, anything from TypeError to UnpicklingError
+    except (
+        Exception
+    ) as error:  # no network; or, of a broken file, anything from TypeError to UnpicklingError
         where = Path(torch.hub.get_dir()) / "checkpoints"
         raise RunError(
-            f"no Inception weights ({(str(error) or type(error).__name__).splitlines()[0]}): get {FID_WEIGHTS_URL} and "
-            f"put {FID_WEIGHTS_URL.rpartition('/')[2]} in {where}, which TORCH_HOME can move"
+            f"no Inception weights ({(str(error) or type(error).__name__).splitlines()[0]}): get "
+            f"{FID_WEIGHTS_URL} and put {FID_WEIGHTS_URL.rpartition('/')[2]} in {where}, which "
+            "TORCH_HOME can move"
         ) from error
     network = network.eval().requires_grad_(False)
     network = network.to(device, memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]  torch's stub lacks it

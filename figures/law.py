@@ -1,24 +1,26 @@
 """The law that joint training obeys: what it costs of the evidence is an area under its gap.
 
-With E(theta) = mean log p(x), G(theta) the smallest mean gap between log p(x) and the ELBO that the family of q allows,
-and theta(w) where E - w G = (1 - w) E + w ELBO is largest, w = 0 is maximum likelihood and w = 1 joint training.
-V(w) = max (E - w G) is a maximum of functions that are linear in w: convex, with V'(w) = -G(theta(w)) (the envelope
-theorem). V(1) = V(0) - integral of G(theta(w)) dw then says, for *global* optima,
+With E(theta) = mean log p(x), G(theta) the smallest mean gap between log p(x) and the ELBO that the
+family of q allows, and theta(w) where E - w G = (1 - w) E + w ELBO is largest, w = 0 is maximum
+likelihood and w = 1 joint training. V(w) = max (E - w G) is a maximum of functions that are linear
+in w: convex, with V'(w) = -G(theta(w)) (the envelope theorem). V(1) = V(0) - integral of
+G(theta(w)) dw then says, for *global* optima,
 
     E(theta(0)) - E(theta(1))  =  integral over w from 0 to 1 of  G(theta(w)) - G(theta(1)).
 
-So each nat by which the gap narrows at weight w costs w nats, and the cost is at most what the gap narrows. Where the
-path jumps to a better optimum by Delta in E - w G, the cost is smaller than the area by Delta.
+So each nat by which the gap narrows at weight w costs w nats, and the cost is at most what the gap
+narrows. Where the path jumps to a better optimum by Delta in E - w G, the cost is smaller than the
+area by Delta.
 
-Scripts call `follow`; `split` makes one file of each case that a run followed, in results/law, from which alone the
-figure and the table are drawn. All quantities are in nats.
+Scripts call `follow`; `split` makes one file of each case that a run followed, in results/law, from
+which alone the figure and the table are drawn. All quantities are in nats.
 
-Literature: that a bound pulls the model towards where it is tight, and may lower the likelihood, is older than VAEs
-(Hinton, 2000, "even if this gives lower log probability"; MacKay, 2001; Turner & Sahani, 2011). As estimators, optima
-of E - G are profile M-estimators (Westling & McCormick, 2019). The gap's parts, family and network, are those of
-Hoffman (2017), Cremer et al. (2018) and Zhang, Hayes & Barber (2022); that a Gaussian VAE turns z, which is free, is
-in Lucas et al. (2019), Rolinek et al. (2019), Kumar & Poole (2020) and Reizinger et al. (2022).
-"""
+Literature: that a bound pulls the model towards where it is tight, and may lower the likelihood, is
+older than VAEs (Hinton, 2000, "even if this gives lower log probability"; MacKay, 2001; Turner &
+Sahani, 2011). As estimators, optima of E - G are profile M-estimators (Westling & McCormick, 2019).
+The gap's parts, family and network, are those of Hoffman (2017), Cremer et al. (2018) and Zhang,
+Hayes & Barber (2022); that a Gaussian VAE turns z, which is free, is in Lucas et al. (2019),
+Rolinek et al. (2019), Kumar & Poole (2020) and Reizinger et al. (2022)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,11 +39,12 @@ Ascent = Callable[[State, float], tuple[State, float, float]]
 def follow(
     weights: Sequence[float], ascend: Ascent, low: State, high: State | None = None
 ) -> tuple[dict[str, Any], list[State]]:
-    """theta(w) followed from w = 0 up, from the state `low`, and from w = 1 down, from `high` or, without it, from
-    where the way up ends; the better of both is kept.
+    """theta(w) followed from w = 0 up, from the state `low`, and from w = 1 down, from `high` or,
+    without it, from where the way up ends; the better of both is kept.
 
     ascend(state, w) goes uphill on E - w G from a state; it returns where that ends, E and G there.
-    Returns lists over the weights: `evidence` E, `gap` G; `ahead`, by how much E - w G is larger on the way up than on
+    Returns lists over the weights: `evidence` E, `gap` G; `ahead`, by how much E - w G is larger on
+    the way up than on
     the way down: where it is not zero there are several optima. And the states that are kept.
     """
     paths, state = [], low
@@ -52,9 +55,17 @@ def follow(
             state = path[-1][0]
         state = state if high is None else high
         paths.append(path if order is weights else path[::-1])
-    ahead = [(up[1] - w * up[2]) - (down[1] - w * down[2]) for w, up, down in zip(weights, *paths, strict=True)]
+    ahead = [
+        (up[1] - w * up[2]) - (down[1] - w * down[2])
+        for w, up, down in zip(weights, *paths, strict=True)
+    ]
     best = [up if lead >= 0 else down for lead, up, down in zip(ahead, *paths, strict=True)]
-    found = {"weight": list(weights), "evidence": [p[1] for p in best], "gap": [p[2] for p in best], "ahead": ahead}
+    found = {
+        "weight": list(weights),
+        "evidence": [p[1] for p in best],
+        "gap": [p[2] for p in best],
+        "ahead": ahead,
+    }
     return found, [p[0] for p in best]
 
 
@@ -81,16 +92,24 @@ def area(metrics: dict) -> float:
 def report(cases: Iterable[dict]) -> None:
     """Print what each case costs, the area, and the bound."""
     rows = [
-        (f"{case['knob']} {case['value']:g}", case["gap"][0], narrowing(case), area(case), cost(case)) for case in cases
+        (
+            f"{case['knob']} {case['value']:g}",
+            case["gap"][0],
+            narrowing(case),
+            area(case),
+            cost(case),
+        )
+        for case in cases
     ]
     print_table(("nats", "gap at w = 0", "narrowing: a bound", "area", "cost"), rows, digits=5)
 
 
 def split(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The cases of a run, each a result of its own, by name: `metrics` has the lists and what the case is of.
+    """The cases of a run, each a result of its own, by name: `metrics` has the lists and what the
+    case is of.
 
-    Where the law does not hold a better optimum was met at one end than on the way: the case is not settled.
-    """
+    Where the law does not hold a better optimum was met at one end than on the way: the case is not
+    settled."""
     cases = {}
     for case in result.get("metrics", {}).get("cases", ()):
         metrics = {key: value for key, value in case.items() if key != "name"}
@@ -110,16 +129,20 @@ def holds(metrics: dict) -> bool:
     return abs(cost(metrics) - area(metrics)) <= max(0.05 * area(metrics), 0.002)
 
 
-# --- figure and table -----------------------------------------------------------------------------------------------
+# --- figure and table -----------------------------------------------------------------------------
 
 KNOBS = {3: "variance", 4: "sigma", 5: "words"}
 EXAMPLES = ("mixture_0.5_3", "plane3_factorized_own_0.6_seed0", "hashing_free_b4_n16_seed1")
 
 
 def draw(cases: dict[str, dict], folder: Path) -> None:
-    """One law: gaps against w with the area, cost against area, and cost over narrowing against the knob."""
+    """One law: gaps against w with the area, cost against area, and cost over narrowing against the
+    knob."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.3))
-    looks = {section: {"color": style.COLOURS[i], "marker": style.MARKERS[i]} for i, section in enumerate(KNOBS)}
+    looks = {
+        section: {"color": style.COLOURS[i], "marker": style.MARKERS[i]}
+        for i, section in enumerate(KNOBS)
+    }
     largest = max(area(case) for case in cases.values())
     for section, look in looks.items():
         here = {name: case for name, case in cases.items() if case["section"] == section}
@@ -135,16 +158,28 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
             axes[1].plot(area(case), cost(case), linestyle="none", markerfacecolor=face, **look)
         axes[1].plot([], [], linestyle="none", label=f"Section {section}", **look)
         for kind in dict.fromkeys(case["of"] for case in here.values()):
-            of_kind = [case for case in here.values() if case["of"] == kind and narrowing(case) > 1e-6]
+            of_kind = [
+                case for case in here.values() if case["of"] == kind and narrowing(case) > 1e-6
+            ]
             values = sorted({case["value"] for case in of_kind})
-            ratio = [np.mean([cost(c) / narrowing(c) for c in of_kind if c["value"] == v]) for v in values]
+            ratio = [
+                np.mean([cost(c) / narrowing(c) for c in of_kind if c["value"] == v])
+                for v in values
+            ]
             axes[2].plot(values, ratio, **look, linewidth=1)
-    axes[0].set(xlabel="weight w", ylabel="gap G (nats)", ylim=(0, None), title="(a) the cost is the shaded area")
+    axes[0].set(
+        xlabel="weight w",
+        ylabel="gap G (nats)",
+        ylim=(0, None),
+        title="(a) the cost is the shaded area",
+    )
     axes[1].plot([0, largest], [0, largest], color=style.REFERENCE, linewidth=1, zorder=0)
     axes[1].set(xlabel="area (nats)", ylabel="cost in log p(x) (nats)", title="(b) every case")
     axes[1].set_xscale("symlog", linthresh=1e-3)
     axes[1].set_yscale("symlog", linthresh=1e-3)
-    axes[2].set(xscale="log", xlabel="variance, sigma, or words", ylabel="cost / narrowing", ylim=(0, None))
+    axes[2].set(
+        xscale="log", xlabel="variance, sigma, or words", ylabel="cost / narrowing", ylim=(0, None)
+    )
     axes[2].set_title("(c) how much of it is paid")
     axes[0].legend(fontsize=7)
     axes[1].legend(fontsize=7)
@@ -153,26 +188,52 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
 
 def write_table(cases: dict[str, dict], folder: Path) -> None:
     """law.md: means over seeds, and law.csv: every case."""
-    header = ("section", "q and decoder", "knob", "seeds", "gap at w = 0", "narrowing: the bound", "area", "cost")
+    header = (
+        "section",
+        "q and decoder",
+        "knob",
+        "seeds",
+        "gap at w = 0",
+        "narrowing: the bound",
+        "area",
+        "cost",
+    )
     quantities = (lambda case: case["gap"][0], narrowing, area, cost)
     rows = []
     groups = dict.fromkeys((case["section"], case["of"], case["value"]) for case in ordered(cases))
     for section, of, value in groups:
-        alike = [c for c in cases.values() if (c["section"], c["of"], c["value"]) == (section, of, value)]
+        alike = [
+            c for c in cases.values() if (c["section"], c["of"], c["value"]) == (section, of, value)
+        ]
         numbers = [[quantity(case) for case in alike] for quantity in quantities]
-        texts = [interval(column, 4) if len(alike) > 1 else f"{column[0]:.4f}" for column in numbers]
+        texts = [
+            interval(column, 4) if len(alike) > 1 else f"{column[0]:.4f}" for column in numbers
+        ]
         rows.append((section, of, f"{alike[0]['knob']} {value:g}", len(alike), *texts))
     caption = (
-        "What joint training costs of log p(x), and the area under its gap, in nats per point or document, at optima; "
-        "of several seeds the mean with its 95% t-interval."
+        "What joint training costs of log p(x), and the area under its gap, in nats per point or "
+        "document, at optima; of several seeds the mean with its 95% t-interval."
     )
     style.write_table(folder / "law", caption, header, rows)
     lines = [
-        (name, case["section"], case["of"], case["knob"], case["value"], case["seed"], *(q(case) for q in quantities))
+        (
+            name,
+            case["section"],
+            case["of"],
+            case["knob"],
+            case["value"],
+            case["seed"],
+            *(q(case) for q in quantities),
+        )
         for name, case in cases.items()
     ]
-    style.write_csv(folder / "law", ("case", "section", "of", "knob", "value", "seed", *header[4:]), lines)
+    style.write_csv(
+        folder / "law", ("case", "section", "of", "knob", "value", "seed", *header[4:]), lines
+    )
 
 
 def ordered(cases: Mapping[str, dict]) -> list[dict]:
-    return sorted(cases.values(), key=lambda case: (case["section"], case["of"], case["value"], case["seed"] or 0))
+    return sorted(
+        cases.values(),
+        key=lambda case: (case["section"], case["of"], case["value"], case["seed"] or 0),
+    )

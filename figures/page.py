@@ -1,4 +1,5 @@
-"""One HTML page of a run: its figures and tables beside the published numbers, with everything that it shows inside."""
+"""One HTML page of a run: its figures and tables beside the published numbers, with everything that
+it shows inside."""
 
 import base64
 import json
@@ -10,7 +11,9 @@ from markdown_it import MarkdownIt
 from data import write_aside
 
 SECTIONS = {  # the page's headings, and what stands below: figures and tables by name, and what they show
-    "The claim: joint training raises the bound and pulls the decoder from the data": {"claims": ""},
+    "The claim: joint training raises the bound and pulls the decoder from the data": {
+        "claims": ""
+    },
     "One law: what joint training costs is the area under its gap": {
         "one_law": "(a) The gap from likelihood (w = 0) to joint training (w = 1), and the cost, shaded. (b) Cost "
         "against area, hollow where they differ. (c) The part of the narrowing that is paid.",
@@ -53,14 +56,23 @@ th:first-child, td:first-child { text-align: left; }
 
 def write(folder: Path, preset: str) -> Path:
     """Write folder/index.html from the figures and tables in it; returns its path."""
-    results = [json.loads(path.read_bytes()) for path in sorted((folder / "results").rglob("*.json"))]
-    machines = sorted({_machine(result["environment"]) for result in results if "environment" in result})
+    results = [
+        json.loads(path.read_bytes()) for path in sorted((folder / "results").rglob("*.json"))
+    ]
+    machines = sorted(
+        {_machine(result["environment"]) for result in results if "environment" in result}
+    )
     seconds = sum(result.get("seconds", 0) for result in results)
     lines = [
         "# VAE approximation error",
         f"Run of `figures/make.py --preset {preset}`"
-        + (": small versions of every experiment, **not the report's protocol**." if preset == "quick" else "."),
-        f"{len(results)} results, {seconds / 60:.0f} minutes of computing, on {'; '.join(machines) or 'no machine'}.",
+        + (
+            ": small versions of every experiment, **not the report's protocol**."
+            if preset == "quick"
+            else "."
+        ),
+        f"{len(results)} results, {seconds / 60:.0f} minutes of computing, on "
+        f"{'; '.join(machines) or 'no machine'}.",
     ]
     for heading, parts in SECTIONS.items():
         lines.append(f"## {heading}")

@@ -1,8 +1,9 @@
-"""Numbers to compare with, as data: of the report, of the original paper, and of the released code when it was run.
+"""Numbers to compare with, as data: of the report, of the original paper, and of the released code
+when it was run.
 
 Report: Kyrylov, Bedi, Zang (2023), "[Re] VAE Approximation Error: ELBO and Exponential Families",
-doi:10.5281/zenodo.8173745; released code: that which came with it. Original paper: Shekhovtsov, Schlesinger, Flach,
-ICLR 2022. All values in nats.
+doi:10.5281/zenodo.8173745; released code: that which came with it. Original paper: Shekhovtsov,
+Schlesinger, Flach, ICLR 2022. All values in nats.
 """
 
 # Section 3.2, report: ELBO after training the encoder alone, and after joint training.
@@ -18,9 +19,14 @@ MIXTURE_RELEASED_CODE = {
 }
 # Section 5: 1,000 epochs with one pair of samples, and 500 with ten.
 SECTION5_EPOCHS = 1500
-# Tables 2 and 3, (encoder, b, d): train negative ELBO at the end, and test negative ELBO, minimum over training, both
-# relative to the documents' entropy.
-_CELLS = [(encoder, bits, layers) for bits in (8, 16, 32, 64) for layers in (0, 1, 2) for encoder in ("e1", "e2", "e3")]
+# Tables 2 and 3, (encoder, b, d): train negative ELBO at the end, and test negative ELBO, minimum
+# over training, both relative to the documents' entropy.
+_CELLS = [
+    (encoder, bits, layers)
+    for bits in (8, 16, 32, 64)
+    for layers in (0, 1, 2)
+    for encoder in ("e1", "e2", "e3")
+]
 # fmt: off
 TABLE2 = dict(zip(_CELLS, (
     406, 419, 432, 325, 382, 407, 325, 363, 415,
@@ -37,18 +43,21 @@ TABLE3 = dict(zip(_CELLS, (
 # fmt: on
 # Table 3, column "ARM": e1, d = 0 in the original paper, by b.
 HASHING_ORIGINAL = {8: 423, 16: 409, 32: 396, 64: 392}
-# Precision@100 in per cent, by b, of AMMI (Stratos, Wiseman 2020, arXiv:2004.03991), from the remarks in `commands.txt`
-# of the authors' code, github.com/karlstratos/ammi: "ng20", tf-idf, settings and epoch chosen by labels of validation
-# documents; whether the remarks are of these or of test documents is not said there.
+# Precision@100 in per cent, by b, of AMMI (Stratos, Wiseman 2020, arXiv:2004.03991), from the
+# remarks in `commands.txt` of the authors' code, github.com/karlstratos/ammi: "ng20", tf-idf,
+# settings and epoch chosen by labels of validation documents; whether the remarks are of these or
+# of test documents is not said there.
 RETRIEVAL_AMMI = {16: 55.18, 32: 59.56, 64: 63.98}
 
-# Section 4. The epoch whose generator the released code goes on from; the report trains on all of CelebA.
+# Section 4. The epoch whose generator the released code goes on from; the report trains on all of
+# CelebA.
 DCGAN_EPOCH = 44
 CELEBA_IMAGES = 202_599
 SIGMA = 0.05
 SECTION4_ITERATIONS = 1_000_000
 SECTION4_FID_IMAGES = 200_000
-# Table 1. ELBO: a running mean in training; FID: 2048 dimensions, 200,000 images per side, noise on the joint side.
+# Table 1. ELBO: a running mean in training; FID: 2048 dimensions, 200,000 images per side, noise on
+# the joint side.
 TABLE1 = {
     "frozen": {"elbo": -19072.746, "fid": 1.311},
     "joint": {"elbo": 5137.171, "fid": 71.852},

@@ -1,4 +1,5 @@
-"""What every script does around its experiment: pick a device, keep stages and results, print tables."""
+"""What every script does around its experiment: pick a device, keep stages and results, print
+tables."""
 
 import contextlib
 import dataclasses
@@ -25,8 +26,12 @@ LIBRARIES = ("torch", "numpy", "scipy", "matplotlib", "tyro")
 def _commit() -> str | None:
     git = ["git", "-C", str(ROOT)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
@@ -42,7 +47,9 @@ def pick_device(name: str | None) -> torch.device:
     """
     if name is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if accelerator is None or accelerator.type == "mps" else accelerator
+        return (
+            torch.device("cpu") if accelerator is None or accelerator.type == "mps" else accelerator
+        )
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()  # some exist and cannot compute, such as meta
@@ -60,12 +67,15 @@ def begin(options: Any) -> tuple[torch.device, Path]:
     torch.set_flush_denormal(True)  # denormal numbers are slow
     checkpoint = options.out / "checkpoint.pt"
     if checkpoint.exists() and not options.resume:
-        raise RunError(f"{options.out} already holds a run: go on with --resume, or choose another --out")
+        raise RunError(
+            f"{options.out} already holds a run: go on with --resume, or choose another --out"
+        )
     return device, checkpoint
 
 
 def native_precision(device: torch.device) -> str:
-    """bfloat16 on a CPU with instructions for it that torch was not told to leave alone, else float32."""
+    """bfloat16 on a CPU with instructions for it that torch was not told to leave alone, else
+    float32."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     used = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return "bfloat16" if used and capabilities.get("avx512_bf16") else "float32"
@@ -82,7 +92,7 @@ def products_in(precision: str | None) -> Generator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def write_json(path: Path, value: object) -> None:
@@ -99,8 +109,8 @@ def save_torch(path: Path, value: object) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path, what: str) -> Generator[Any]:
-    """What `save_torch` wrote at `path`, to be used inside. Raises RunError, one line, if it is missing, or if reading
-    or using it fails, as it then is something else.
+    """What `save_torch` wrote at `path`, to be used inside. Raises RunError, one line, if it is
+    missing, or if reading or using it fails, as it then is something else.
     """
     if not path.is_file():
         raise RunError(f"no {what} at {path}")
@@ -115,32 +125,46 @@ def reading(path: Path, what: str) -> Generator[Any]:
 def as_config(options: Any) -> dict[str, Any]:
     """The options as JSON holds them."""
     return {
-        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        key: str(value)
+        if isinstance(value, Path)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
         for key, value in dataclasses.asdict(options).items()
     }
 
 
-def same_options(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> None:
-    """Raise RunError if a result or checkpoint at `path` was made with other options, but for the `free` ones."""
+def same_options(
+    path: Path, before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]
+) -> None:
+    """Raise RunError if a result or checkpoint at `path` was made with other options, but for the
+    `free` ones."""
     for key in sorted((before.keys() | now.keys()) - set(free)):
         if before.get(key) != now.get(key):
             if key == "documents":
-                raise RunError(f"--resume: {path} was trained on {before.get(key)}, not on {now.get(key)}")
+                raise RunError(
+                    f"--resume: {path} was trained on {before.get(key)}, not on {now.get(key)}"
+                )
             name = key.replace("_", "-")
-            raise RunError(f"--resume: {path} was trained with --{name} {before.get(key)}, not {now.get(key)}")
+            raise RunError(
+                f"--resume: {path} was trained with --{name} {before.get(key)}, not {now.get(key)}"
+            )
 
 
 def keep(
     path: Path, options: Any, free: Collection[str], make: Callable[[], dict[str, Any]], **same: Any
 ) -> dict[str, Any]:
-    """What `make` returns, with the `seconds` it took, kept at `path`; with --resume, what is there already.
+    """What `make` returns, with the `seconds` it took, kept at `path`; with --resume, what is there
+    already.
 
-    same: what else must not have changed. Raises RunError if something is there and is not to be, or cannot be, taken.
-    """
+    same: what else must not have changed. Raises RunError if something is there and is not to be,
+    or cannot be, taken."""
     config = as_config(options) | same
     if path.exists():
         if not options.resume:
-            raise RunError(f"{options.out} already holds a run: go on with --resume, or choose another --out")
+            raise RunError(
+                f"{options.out} already holds a run: go on with --resume, or choose another --out"
+            )
         with reading(path, "finished stage") as state:
             same_options(path, state["config"], config, free)
             return state
@@ -152,11 +176,18 @@ def keep(
 
 
 def save_result(
-    folder: Path, options: Any, device: torch.device, seconds: float, metrics: Mapping, history: Mapping, **more: Any
+    folder: Path,
+    options: Any,
+    device: torch.device,
+    seconds: float,
+    metrics: Mapping,
+    history: Mapping,
+    **more: Any,
 ) -> dict[str, Any]:
     """Write `result.json` in `folder` and return what it holds.
 
-    metrics: numbers that the same seed on the same machine repeats bit by bit. history: what the curves are drawn from.
+    metrics: numbers that the same seed on the same machine repeats bit by bit. history: what the
+    curves are drawn from.
     seconds: wall time of the work behind the metrics.
     """
     result = {
@@ -171,10 +202,15 @@ def save_result(
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Library versions, processor, device, threads, and the commit the code ran from ("+": with changes)."""
+    """Library versions, processor, device, threads, and the commit the code ran from ("+": with
+    changes)."""
     processor = platform.processor() or "unknown"
     with contextlib.suppress(OSError):  # of Linux
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         processor = names[0].partition(":")[2].strip() if names else processor
     return {
         "python": platform.python_version(),
@@ -187,7 +223,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-# --- intervals ------------------------------------------------------------------------------------------------------
+# --- intervals ------------------------------------------------------------------------------------
 
 
 def half_width(values: Sequence[float]) -> float:
@@ -200,7 +236,7 @@ def interval(values: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.mean(values):z,.{digits}f} ± {half_width(values):,.{digits}f}"
 
 
-# --- terminal -------------------------------------------------------------------------------------------------------
+# --- terminal -------------------------------------------------------------------------------------
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 4) -> None:
@@ -214,7 +250,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], digits:
     texts = [list(header), *([cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     for i, (first, *others) in enumerate(texts):
-        line = "  ".join([first.ljust(widths[0]), *(t.rjust(w) for t, w in zip(others, widths[1:], strict=True))])
+        line = "  ".join(
+            [first.ljust(widths[0]), *(t.rjust(w) for t, w in zip(others, widths[1:], strict=True))]
+        )
         print(line if i else f"\n{line}\n{'-' * len(line)}")
 
 

@@ -1,9 +1,10 @@
-"""Runs scripts as Dask tasks: in this process's own threads, or on the workers of a cluster that is already up.
+"""Runs scripts as Dask tasks: in this process's own threads, or on the workers of a cluster that is
+already up.
 
-Each task is one script, run as a process of its own. Tasks that need others wait for them; one that fails does not stop
-the others. A worker that is lost has its task run by another one, where a script with --resume goes on from its
-checkpoint, provided that all see the same folders. No process outlives the worker or the command that it belongs to.
-"""
+Each task is one script, run as a process of its own. Tasks that need others wait for them; one that
+fails does not stop the others. A worker that is lost has its task run by another one, where a
+script with --resume goes on from its checkpoint, provided that all see the same folders. No process
+outlives the worker or the command that it belongs to."""
 
 import contextlib
 import json
@@ -28,7 +29,11 @@ from figures.cli import ROOT, Count, OptionalCount, RunError
 from figures.run import write_json
 
 RECORD, LOG = "step.json", "log.txt"
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # Dask's nannies set each to 1
+THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+)  # Dask's nannies set each to 1
 TIMEOUT = 10  # seconds to find the scheduler
 CHILDREN: set[subprocess.Popen] = set()  # of this process
 
@@ -38,24 +43,32 @@ class ClusterOptions:
     jobs: Count = 1
     """scripts run at a time on this machine, which share its cores"""
     threads: OptionalCount = None
-    """threads of each script; None: the machine's cores, divided by --jobs or by the --nthreads of the Dask worker"""
+    """threads of each script; None: the machine's cores, divided by --jobs or by the --nthreads of
+    the Dask worker"""
     scheduler: str | None = None
-    """address (tcp://host:8786) or scheduler file of a Dask cluster to run on; None: this machine"""
+    """address (tcp://host:8786) or scheduler file of a Dask cluster to run on; None: this
+    machine"""
     resource: str | None = None
-    """what each script takes one of from its worker, such as GPU for workers begun with --resources GPU=1"""
+    """what each script takes one of from its worker, such as GPU for workers begun with --resources
+    GPU=1"""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A script with its arguments, to be run in the repository; its record and log go to `folder`."""
+    """A script with its arguments, to be run in the repository; its record and log go to
+    `folder`."""
 
     name: str
     command: tuple[str, ...]
     folder: Path
     needs: tuple[str, ...] = ()  # names of tasks that have to succeed first
-    template: str | None = None  # for the record, instead of the command: without the place where it was run
+    template: str | None = (
+        None  # for the record, instead of the command: without the place where it was run
+    )
     threads: int | None = None
-    title: str | None = None  # printed at the start of a script that has the terminal to itself; None: it writes a log
+    title: str | None = (
+        None  # printed at the start of a script that has the terminal to itself; None: it writes a log
+    )
 
 
 def cores() -> int:
@@ -64,17 +77,21 @@ def cores() -> int:
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """What is recorded of a folder's last run: `command`, `session`, `begun`, `seconds` of all, `finished`; else {}."""
+    """What is recorded of a folder's last run: `command`, `session`, `begun`, `seconds` of all,
+    `finished`; else {}."""
     try:
         return json.loads((folder / RECORD).read_bytes())
     except (OSError, ValueError):
         return {}
 
 
-def run_task(task: Task, session: str, before: Sequence[tuple[str, str | None]]) -> tuple[str, str | None]:
+def run_task(
+    task: Task, session: str, before: Sequence[tuple[str, str | None]]
+) -> tuple[str, str | None]:
     """Run the script; returns the task's name, and why it failed or could not begin, or None.
 
-    session: of `run_tasks`. Dask runs a task again if the worker is lost that had its result, though not its files.
+    session: of `run_tasks`. Dask runs a task again if the worker is lost that had its result,
+    though not its files.
     before: what this returned for the tasks that are needed.
     """
     entry: dict[str, Any] = record(task.folder)
@@ -84,7 +101,12 @@ def run_task(task: Task, session: str, before: Sequence[tuple[str, str | None]])
         return task.name, f"goes on from {lost[0]}"
     worker, key = get_worker(), thread_state.key
     threads = str(task.threads or max(1, cores() // worker.state.nthreads))
-    command = [sys.executable, str(ROOT / "figures" / "child.py"), str(ROOT / task.command[0]), *task.command[1:]]
+    command = [
+        sys.executable,
+        str(ROOT / "figures" / "child.py"),
+        str(ROOT / task.command[0]),
+        *task.command[1:],
+    ]
     entry |= {
         "command": task.template or shlex.join(task.command),
         "session": session,
@@ -110,20 +132,36 @@ def run_task(task: Task, session: str, before: Sequence[tuple[str, str | None]])
         CHILDREN.add(child)
         while child.poll() is None:
             time.sleep(0.1)
-            ours = worker.state.tasks.get(key)  # released when the command that submitted it is gone
+            ours = worker.state.tasks.get(
+                key
+            )  # released when the command that submitted it is gone
             if ours is None or ours.state == "cancelled":
                 stop(child)
         CHILDREN.discard(child)
-    entry |= {"seconds": round(entry["seconds"] + time.perf_counter() - start, 3), "finished": child.returncode == 0}
+    entry |= {
+        "seconds": round(entry["seconds"] + time.perf_counter() - start, 3),
+        "finished": child.returncode == 0,
+    }
     write_json(task.folder / RECORD, entry)
-    return task.name, None if child.returncode == 0 else f"exit code {child.returncode}{last_words(task, said_before)}"
+    return (
+        task.name,
+        None
+        if child.returncode == 0
+        else f"exit code {child.returncode}{last_words(task, said_before)}",
+    )
 
 
 def last_words(task: Task, start: int) -> str:
     """The last line of a task's log since it had `start` bytes, to stand behind its exit code."""
     if task.title is not None:
         return ""
-    lines = (task.folder / LOG).read_bytes()[start:].decode(errors="replace").replace("\r", "\n").split("\n")
+    lines = (
+        (task.folder / LOG)
+        .read_bytes()[start:]
+        .decode(errors="replace")
+        .replace("\r", "\n")
+        .split("\n")
+    )
     return ": " + next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
 
@@ -160,15 +198,23 @@ class PortlessWorker(Worker):
 
 @contextlib.contextmanager
 def connected(options: ClusterOptions) -> Generator[Client]:
-    """A client of the cluster that the options name, or of one in this process, which opens no ports.
+    """A client of the cluster that the options name, or of one in this process, which opens no
+    ports.
 
     Raises RunError if there is no scheduler where the options say.
     """
     if options.scheduler is None:
-        settings = {"nthreads": options.jobs, "resources": {options.resource: options.jobs} if options.resource else {}}
-        scheduler = {"cls": PortlessScheduler, "options": {"protocol": "inproc://", "dashboard": False}}
+        settings = {
+            "nthreads": options.jobs,
+            "resources": {options.resource: options.jobs} if options.resource else {},
+        }
+        scheduler = {
+            "cls": PortlessScheduler,
+            "options": {"protocol": "inproc://", "dashboard": False},
+        }
         workers = {0: {"cls": PortlessWorker, "options": settings}}
-        # Tasks wait with the scheduler, by priority, and not with the worker, in the order in which they became ready.
+        # Tasks wait with the scheduler, by priority, and not with the worker, in the order in which
+        # they became ready.
         with (
             dask.config.set({"distributed.scheduler.worker-saturation": 1.0}),
             SpecCluster(workers, scheduler, silence_logs=logging.ERROR) as cluster,
@@ -177,7 +223,9 @@ def connected(options: ClusterOptions) -> Generator[Client]:
             yield client
         return
     named = (
-        {"scheduler_file": options.scheduler} if Path(options.scheduler).exists() else {"address": options.scheduler}
+        {"scheduler_file": options.scheduler}
+        if Path(options.scheduler).exists()
+        else {"address": options.scheduler}
     )
     try:
         client = Client(**named, timeout=TIMEOUT)
@@ -188,9 +236,12 @@ def connected(options: ClusterOptions) -> Generator[Client]:
 
 
 def run_tasks(
-    tasks: Sequence[Task], options: ClusterOptions, ended: Callable[[str, str | None], None] = lambda name, reason: None
+    tasks: Sequence[Task],
+    options: ClusterOptions,
+    ended: Callable[[str, str | None], None] = lambda name, reason: None,
 ) -> dict[str, str]:
-    """Run all tasks, in their order where there is a choice; returns why, of each that failed or could not begin.
+    """Run all tasks, in their order where there is a choice; returns why, of each that failed or
+    could not begin.
 
     ended: called with the name of each task that has ended, and why it failed, or None.
     """
@@ -199,7 +250,10 @@ def run_tasks(
     failed: dict[str, str] = {}
     with connected(options) as client:
         futures: dict[str, Any] = {}
-        resources, session = {options.resource: 1} if options.resource else None, uuid.uuid4().hex[:8]
+        resources, session = (
+            {options.resource: 1} if options.resource else None,
+            uuid.uuid4().hex[:8],
+        )
         for i, task in enumerate(tasks):
             before = [futures[name] for name in task.needs if name in futures]
             key = f"{task.name}-{session}"

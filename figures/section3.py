@@ -11,11 +11,17 @@ from figures import reference, style
 from figures.run import print_closing, print_table
 
 CODE_WORDS = ("00", "01", "10", "11")
-CURVES = {"elbo": "ELBO", "evidence": "log evidence", "kl": "KL to posterior", "kl_true": "KL to true posterior"}
+CURVES = {
+    "elbo": "ELBO",
+    "evidence": "log evidence",
+    "kl": "KL to posterior",
+    "kl_true": "KL to true posterior",
+}
 
 
 def draw_figure1(result: dict, folder: Path) -> None:
-    """Figure 1 (a-c) of the report, and (d) the consistent VAE: points and regions by the arg max of the posterior."""
+    """Figure 1 (a-c) of the report, and (d) the consistent VAE: points and regions by the arg max
+    of the posterior."""
     panels, metrics = result["panels"], result["metrics"]
     titles = {
         "truth": "(a) true posterior",
@@ -30,9 +36,22 @@ def draw_figure1(result: dict, folder: Path) -> None:
         panel = panels[name]
         regions = np.array([[int(c) for c in row] for row in panel["regions"]])
         labels = np.array([int(c) for c in panel["points"]])
-        axis.imshow(regions, cmap=shade, vmin=0, vmax=3, extent=panels["extent"], origin="lower", aspect="auto")
+        axis.imshow(
+            regions,
+            cmap=shade,
+            vmin=0,
+            vmax=3,
+            extent=panels["extent"],
+            origin="lower",
+            aspect="auto",
+        )
         for k, code in enumerate(CODE_WORDS):
-            outline = {"levels": [0.5], "colors": "0.25", "linewidths": 0.6, "extent": panels["extent"]}
+            outline = {
+                "levels": [0.5],
+                "colors": "0.25",
+                "linewidths": 0.6,
+                "extent": panels["extent"],
+            }
             if 0 < (regions == k).mean() < 1:  # the shades of some neighbours are one grey
                 axis.contour((regions == k).astype(float), origin="lower", **outline)
             look = {"color": style.COLOURS[k], "marker": style.MARKERS[k], "linestyle": "none"}
@@ -43,23 +62,36 @@ def draw_figure1(result: dict, folder: Path) -> None:
             if name in ("joint", "consistent_joint"):
                 axis.plot(*np.stack([true[k], learned[k]]).T, color="black", linewidth=0.9)
                 axis.plot(
-                    *learned[k], marker=style.MARKERS[k], color=style.COLOURS[k], markersize=8, mec="white", mew=1.2
+                    *learned[k],
+                    marker=style.MARKERS[k],
+                    color=style.COLOURS[k],
+                    markersize=8,
+                    mec="white",
+                    mew=1.2,
                 )
         axis.plot(*true.T, "x", color="black", markersize=6, markeredgewidth=1.6)
         evidence, elbo = metrics[name]["evidence"], metrics[name]["elbo"]
-        value = f"log evidence {evidence:.3f}" if name == "truth" else f"ELBO {elbo:.3f}, log evidence {evidence:.3f}"
+        value = (
+            f"log evidence {evidence:.3f}"
+            if name == "truth"
+            else f"ELBO {elbo:.3f}, log evidence {evidence:.3f}"
+        )
         axis.set(title=title, xlabel=f"$x_1$\n{value}", aspect="equal")
         axis.grid(False)
     axes[0].set_ylabel("$x_2$")
     axes[0].plot([], [], "x", color="black", markeredgewidth=1.6, label="true centre")
-    axes[0].plot([], [], "o", color="0.4", markersize=8, mec="white", mew=1.2, label="learned centre")
+    axes[0].plot(
+        [], [], "o", color="0.4", markersize=8, mec="white", mew=1.2, label="learned centre"
+    )
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
     style.save(figure, folder, "figure1")
 
 
 def _above(axis: Axes, x: float, text: str) -> None:
-    axis.annotate(text, (x, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
+    axis.annotate(
+        text, (x, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8
+    )
 
 
 def _lighter(colour: str) -> tuple[float, ...]:
@@ -67,13 +99,15 @@ def _lighter(colour: str) -> tuple[float, ...]:
 
 
 def draw_gap(result: dict, folder: Path) -> None:
-    """The gap between log evidence and ELBO against the components' variance: oracle, and trained networks."""
+    """The gap between log evidence and ELBO against the components' variance: oracle, and trained
+    networks."""
     metrics, config = result["metrics"], result["config"]
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
     gaps = metrics["variances"]
     variances = [gap["variance"] for gap in gaps]
     networks = sorted(
-        [*metrics["networks"], {"variance": config["variance"]} | metrics], key=lambda network: network["variance"]
+        [*metrics["networks"], {"variance": config["variance"]} | metrics],
+        key=lambda network: network["variance"],
     )
     trained = [network["variance"] for network in networks]
     look = [{"color": c, "marker": m} for c, m in zip(style.COLOURS, style.MARKERS, strict=True)]
@@ -87,15 +121,26 @@ def draw_gap(result: dict, folder: Path) -> None:
     for i, (label, (stage, key)) in enumerate(series.items(), start=1):
         values = [max(network[stage][key], floor) for network in networks]
         axes[0].plot(trained, values, label=label, linestyle="none", **look[i])
-    axes[0].set(xscale="log", yscale="log", xlabel="variance of each component", ylabel="KL (nats per point)")
+    axes[0].set(
+        xscale="log",
+        yscale="log",
+        xlabel="variance of each component",
+        ylabel="KL (nats per point)",
+    )
     axes[0].set_ylim(floor / 3, 0.5)
     axes[0].legend(fontsize=8, loc="lower right")
-    axes[1].plot(variances, [gap["evidence"] for gap in gaps], label="log evidence, true decoder", **look[0])
+    axes[1].plot(
+        variances, [gap["evidence"] for gap in gaps], label="log evidence, true decoder", **look[0]
+    )
     elbo = [network["frozen"]["elbo"] for network in networks]
     axes[1].plot(trained, elbo, label="ELBO, network, decoder frozen", linestyle="none", **look[1])
     reported = reference.MIXTURE_REPORT["frozen.elbo"]
     axes[1].axhline(
-        reported, color=style.REFERENCE, linestyle="-.", linewidth=1, label=f"report, decoder frozen: {reported:g}"
+        reported,
+        color=style.REFERENCE,
+        linestyle="-.",
+        linewidth=1,
+        label=f"report, decoder frozen: {reported:g}",
     )
     axes[1].set(xscale="log", xlabel="variance of each component", ylabel="nats per point")
     axes[1].legend(fontsize=8)
@@ -120,7 +165,12 @@ def draw_curves(result: dict, folder: Path) -> None:
                 axis.plot(x, [*frozen[key], *joint[key]], label=f"{model}: {CURVES[key]}", **look)
     evidence = metrics["truth"]["evidence"]
     axes[0].set(ylabel="nats per point", ylim=(evidence - 0.08, evidence + 0.07))
-    settled = [value for stage in history.values() for key in ("kl", "kl_true") for value in stage[key][10:]]
+    settled = [
+        value
+        for stage in history.values()
+        for key in ("kl", "kl_true")
+        for value in stage[key][10:]
+    ]
     axes[1].set(ylabel="KL (nats per point)", ylim=(0, 1.5 * max(settled, default=1)))
     for axis in axes:
         axis.axvline(steps, color="0.7", linewidth=0.8)
@@ -132,7 +182,8 @@ def draw_curves(result: dict, folder: Path) -> None:
 
 
 def scalars(metrics: dict, prefix: str = "") -> dict[str, float]:
-    """The numbers of nested metrics by dotted name; of `drift` the largest; centres are left out."""
+    """The numbers of nested metrics by dotted name; of `drift` the largest; centres are left
+    out."""
     numbers = {}
     for key, value in metrics.items():
         if isinstance(value, dict):
@@ -145,19 +196,33 @@ def scalars(metrics: dict, prefix: str = "") -> dict[str, float]:
 
 
 def report_mixture(result: dict, folder: Path) -> None:
-    """Draw the figures, and print the stages beside the report's numbers, then assignments and variances."""
+    """Draw the figures, and print the stages beside the report's numbers, then assignments and
+    variances."""
     for draw in (draw_figure1, draw_gap, draw_curves):
         draw(result, folder)
     metrics = result["metrics"]
     flat = scalars(
-        {key: value for key, value in metrics.items() if key not in ("variances", "networks", "seeds", "cases")}
+        {
+            key: value
+            for key, value in metrics.items()
+            if key not in ("variances", "networks", "seeds", "cases")
+        }
     )
     spread = metrics.get("seeds", {})
 
     def over_seeds(key: str) -> str | None:
-        return f"{spread[key]['mean']:.4f} +- {spread[key]['half_width']:.4f}" if key in spread else None
+        return (
+            f"{spread[key]['mean']:.4f} +- {spread[key]['half_width']:.4f}"
+            if key in spread
+            else None
+        )
 
-    names = {"elbo": "ELBO", "evidence": "log evidence", "kl": "KL(q, posterior)", "kl_true": "KL(q, true posterior)"}
+    names = {
+        "elbo": "ELBO",
+        "evidence": "log evidence",
+        "kl": "KL(q, posterior)",
+        "kl_true": "KL(q, true posterior)",
+    }
     rows = []
     for stage in (
         "truth",
@@ -173,7 +238,14 @@ def report_mixture(result: dict, folder: Path) -> None:
             key = f"{stage}.{quantity}"
             label = f"{stage.replace('_', ' ')}: {names.get(quantity, 'farthest centre')}"
             mine = (flat[key], over_seeds(key))[: 2 if spread else 1]
-            rows.append((label, reference.MIXTURE_REPORT.get(key), reference.MIXTURE_RELEASED_CODE.get(key), *mine))
+            rows.append(
+                (
+                    label,
+                    reference.MIXTURE_REPORT.get(key),
+                    reference.MIXTURE_RELEASED_CODE.get(key),
+                    *mine,
+                )
+            )
     seeds = [f"{next(iter(spread.values()))['n']} seeds, 95%"] if spread else []
     print_table(("nats per point", "report", "released code", "ours", *seeds), rows)
     quantities = ("oracle.kl", "frozen.kl", "oracle_joint.elbo", "joint.elbo")
@@ -185,13 +257,25 @@ def report_mixture(result: dict, folder: Path) -> None:
         for name in metrics["assignments"]
     ]
     print_table(("assignment", "oracle gap", "frozen gap", "best joint ELBO", "joint ELBO"), rows)
-    rows = [(f"{gap['variance']:g}", gap["evidence"], gap["elbo"], f"{gap['kl']:.1e}") for gap in metrics["variances"]]
+    rows = [
+        (f"{gap['variance']:g}", gap["evidence"], gap["elbo"], f"{gap['kl']:.1e}")
+        for gap in metrics["variances"]
+    ]
     print_table(("variance (oracle)", "log evidence", "ELBO", "gap"), rows)
-    stages = (("frozen", "evidence"), ("frozen", "elbo"), ("frozen", "kl"), ("joint", "elbo"), ("joint", "kl_true"))
+    stages = (
+        ("frozen", "evidence"),
+        ("frozen", "elbo"),
+        ("frozen", "kl"),
+        ("joint", "elbo"),
+        ("joint", "kl_true"),
+    )
     networks = [*metrics["networks"], {"variance": result["config"]["variance"]} | metrics]
     rows = [
         (f"{network['variance']:g}", *(network[stage][key] for stage, key in stages))
         for network in sorted(networks, key=lambda network: network["variance"])
     ]
-    print_table(("variance (network)", "log evidence", "frozen ELBO", "gap", "joint ELBO", "KL to truth"), rows)
+    print_table(
+        ("variance (network)", "log evidence", "frozen ELBO", "gap", "joint ELBO", "KL to truth"),
+        rows,
+    )
     print_closing(result)

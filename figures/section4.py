@@ -18,7 +18,8 @@ from figures.run import half_width, print_closing, print_table
 
 
 def draw_dcgan(result: dict, folder: Path) -> None:
-    """Losses of the GAN, and the Fréchet distance to held-out real images that selects the epoch."""
+    """Losses of the GAN, and the Fréchet distance to held-out real images that selects the
+    epoch."""
     history, selected = result["history"], result["metrics"]["selected_epoch"]
     epochs = range(1, len(history["frechet"]) + 1)
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
@@ -36,7 +37,9 @@ def draw_dcgan(result: dict, folder: Path) -> None:
         color=style.COLOURS[1],
         label=f"selected: epoch {selected}",
     )
-    axes[1].set(xlabel="epoch", ylabel=f"{result['space']}\nto held-out real images", ylim=(0, None))
+    axes[1].set(
+        xlabel="epoch", ylabel=f"{result['space']}\nto held-out real images", ylim=(0, None)
+    )
     axes[1].legend()
     style.save(figure, folder, "dcgan_curves")
 
@@ -90,14 +93,19 @@ def draw_training(result: dict, folder: Path) -> None:
 
 
 def report_training(result: dict, folder: Path, stage: str) -> None:
-    """Draw one training, and print what was measured beside the report's numbers; stage: a row of Table 1."""
+    """Draw one training, and print what was measured beside the report's numbers; stage: a row of
+    Table 1."""
     draw_training(result, folder)
     metrics, config = result["metrics"], result["config"]
     report = reference.TABLE1.get(stage, {})
     batch = metrics.get("batch_statistics")
     rows = [
         ("ELBO", None if batch else report.get("elbo"), metrics["elbo"]),
-        *([("  each batch normalised by itself", report.get("elbo"), batch["elbo"])] if batch else []),
+        *(
+            [("  each batch normalised by itself", report.get("elbo"), batch["elbo"])]
+            if batch
+            else []
+        ),
         ("  data term", None, metrics["data"]),
         ("  KL", None, metrics["kl"]),
         *((f"bound of log p(x), k = {k}", None, value) for k, value in metrics["bounds"].items()),
@@ -110,7 +118,9 @@ def report_training(result: dict, folder: Path, stage: str) -> None:
         for key, label in DISTANCES.items():
             if key in of_space:
                 shown = "no real images" if of_space[key] is None else of_space[key]
-                compared = space == "inception" and key == ("means" if stage == "frozen" else "noise_on_one_side")
+                compared = space == "inception" and key == (
+                    "means" if stage == "frozen" else "noise_on_one_side"
+                )
                 rows.append((f"{name}: {label}", report.get("fid") if compared else None, shown))
     if config["fid_dims"] and "inception" not in metrics["frechet"]:
         rows.append(("FID", report.get("fid"), "no weights"))
@@ -158,16 +168,21 @@ def own_gap(result: dict) -> list[float]:
 
 
 def lost(result: dict) -> tuple[float, float]:
-    """By how much log p(x) of held-out images fell, and the half width of its 95% interval, nats."""
+    """By how much log p(x) of held-out images fell, and the half width of its 95% interval,
+    nats."""
     changes = result["metrics"]["evidence_changes"]
     return -statistics.mean(changes), half_width(changes)
 
 
 def beyond_full(result: dict, results: Mapping[str, dict]) -> tuple[float, float] | None:
-    """How much more was lost than by the run with full Gaussians, paired by image, and its half width."""
+    """How much more was lost than by the run with full Gaussians, paired by image, and its half
+    width."""
     same = ("sigma", "seed", "iterations", "lr", "schedule", "batch_size", "evidence_images")
     for other in results.values():
-        alike = all(other["config"][key] == result["config"][key] for key in same) and other["data"] == result["data"]
+        alike = (
+            all(other["config"][key] == result["config"][key] for key in same)
+            and other["data"] == result["data"]
+        )
         if kind(other) == "full" and alike and other is not result:
             pairs = [r["metrics"]["evidence_changes"] for r in (other, result)]
             differences = [a - b for a, b in zip(*pairs, strict=True)]
@@ -183,11 +198,12 @@ def inference_name(result: dict) -> str:
 
 
 def linear_gaussian(scale: float = 0.2, sigma: float = 0.3) -> dict[str, dict[str, float]]:
-    """Joint training in closed form where the decoder is linear: x = W z + sigma e in 12 dimensions, z in 3.
+    """Joint training in closed form where the decoder is linear: x = W z + sigma e in 12
+    dimensions, z in 3.
 
-    Of all W, and of the truth's W with its columns scaled: where the best factorized Gaussian's ELBO is largest, by how
-    many nats log p(x) is below the truth's on average, KL(N(0, C*) || N(0, C)), and the gap that is left. The rows of
-    the truth are correlated. `truth` has its gap.
+    Of all W, and of the truth's W with its columns scaled: where the best factorized Gaussian's
+    ELBO is largest, by how many nats log p(x) is below the truth's on average, KL(N(0, C*) || N(0,
+    C)), and the gap that is left. The rows of the truth are correlated. `truth` has its gap.
     """
     truth = scale * np.random.default_rng(0).standard_normal((12, 3))
     truth += 3 * truth[:, :1]
@@ -208,14 +224,18 @@ def linear_gaussian(scale: float = 0.2, sigma: float = 0.3) -> dict[str, dict[st
         "scaled": (lambda parameters: truth * parameters, itertools.product((1.0, 0.1), repeat=3)),
     }
     for name, (weights, starts) in shapes.items():
-        ends = [minimize(lambda parameters, w=weights: lost(w(parameters)) + gap(w(parameters)), x) for x in starts]
+        ends = [
+            minimize(lambda parameters, w=weights: lost(w(parameters)) + gap(w(parameters)), x)
+            for x in starts
+        ]
         best = weights(min(ends, key=lambda end: end.fun).x)
         found[name] = {"lost": lost(best), "gap": gap(best)}
     return found
 
 
 def last_quarter(result: dict) -> float:
-    """By how much log p(x) changed since three quarters of the training, or since the last point but one."""
+    """By how much log p(x) changed since three quarters of the training, or since the last point
+    but one."""
     steps, change = (result["history"][key] for key in ("iteration", "evidence_change"))
     first = min(i for i, step in enumerate(steps) if step >= 0.75 * steps[-1])
     return change[-1] - change[min(first, len(steps) - 2)]
@@ -225,7 +245,9 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     """Joint training with an encoder, and with the best Gaussians of two families in its place."""
     kinds = {name: results[name] for name in INFERENCE if name in results}
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.4), width_ratios=(1, 1, 1.05))
-    looks = {k: {"color": style.COLOURS[i], "marker": style.MARKERS[i]} for i, k in enumerate(INFERENCE)}
+    looks = {
+        k: {"color": style.COLOURS[i], "marker": style.MARKERS[i]} for i, k in enumerate(INFERENCE)
+    }
     for name, result in kinds.items():
         history, look = result["history"], looks[name] | {"markersize": 3}
         change = history["evidence_change"]
@@ -241,16 +263,36 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
         for result in (result for result in results.values() if kind(result) == name):
             point, (value, error) = own_gap(result)[0], lost(result)
             face = None if result["data"] == faces.NAME else "white"
-            axes[1].errorbar(point, value, error, linestyle="none", markerfacecolor=face, **looks[name])
+            axes[1].errorbar(
+                point, value, error, linestyle="none", markerfacecolor=face, **looks[name]
+            )
             if (sigma := result["config"]["sigma"]) != usual:
-                offset = (7, -2) if name == "factorized" and sigma < usual else (-5, -10)  # below that one are others
-                axes[1].annotate(f"$\\sigma$ {sigma:g}", (point, value), offset, textcoords="offset points", fontsize=6)
+                offset = (
+                    (7, -2) if name == "factorized" and sigma < usual else (-5, -10)
+                )  # below that one are others
+                axes[1].annotate(
+                    f"$\\sigma$ {sigma:g}",
+                    (point, value),
+                    offset,
+                    textcoords="offset points",
+                    fontsize=6,
+                )
         axes[1].plot([], [], linestyle="none", label=label, **looks[name])
     if any(result["data"] != faces.NAME for result in results.values()):
-        axes[1].plot([], [], linestyle="none", marker="o", color="gray", markerfacecolor="white", label="photographs")
+        axes[1].plot(
+            [],
+            [],
+            linestyle="none",
+            marker="o",
+            color="gray",
+            markerfacecolor="white",
+            label="photographs",
+        )
     axes[1].set_xscale("symlog", linthresh=1)
     axes[1].xaxis.get_major_locator().set_params(numticks=4)  # labels apart over six decades, too
-    axes[1].set(xlim=(0, None), ylim=(-0.08 * axes[1].get_ylim()[1], None))  # room for labels below points
+    axes[1].set(
+        xlim=(0, None), ylim=(-0.08 * axes[1].get_ylim()[1], None)
+    )  # room for labels below points
     for ticks in (axes[0].yaxis, axes[1].xaxis):
         ticks.set_major_formatter("{x:,g}")
     axes[1].set(xlabel="gap at the start (nats)", ylabel="log p(x) lost (nats per image)")
@@ -263,7 +305,9 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     axes[2].axis("off")
     for i, (label, strip) in enumerate(rows.items()):
         row = axes[2].inset_axes((0.2, 0.86 - 0.16 * i, 0.8, 0.14))
-        row.imshow(plt.imread(io.BytesIO(base64.b64decode(strip)), format="png"), interpolation="nearest")
+        row.imshow(
+            plt.imread(io.BytesIO(base64.b64decode(strip)), format="png"), interpolation="nearest"
+        )
         row.set(xticks=[], yticks=[])
         row.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
         row.spines[:].set_visible(False)
@@ -272,20 +316,44 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
 
 def write_inference(results: dict[str, dict], folder: Path) -> None:
     """evidence.md, .tex and .csv: what each run of joint training lost of log p(x)."""
-    header = ("data", "inference", "sigma", "seed", "iterations x batch", "gap, start", "gap, end", "log p(x) lost")
-    header += ("beyond full, paired", "J'J off diagonal", "Fréchet, own samples", "last quarter", "hours x threads")
+    header = (
+        "data",
+        "inference",
+        "sigma",
+        "seed",
+        "iterations x batch",
+        "gap, start",
+        "gap, end",
+        "log p(x) lost",
+    )
+    header += (
+        "beyond full, paired",
+        "J'J off diagonal",
+        "Fréchet, own samples",
+        "last quarter",
+        "hours x threads",
+    )
     rows = []
 
     def place(result: dict) -> tuple:
         config = result["config"]
         place = list(INFERENCE).index(kind(result))
-        return result["data"] != faces.NAME, -config["sigma"], -place, -own_gap(result)[0], config["seed"]
+        return (
+            result["data"] != faces.NAME,
+            -config["sigma"],
+            -place,
+            -own_gap(result)[0],
+            config["seed"],
+        )
 
     ordered = sorted(results.values(), key=place)
     for result in ordered:
         config, history, gap = result["config"], result["history"], own_gap(result)
         beyond, steps = beyond_full(result, results), history["iteration"]
-        ends = [f"{history[key][0]:.3f} to {history[key][-1]:.3f}" for key in ("off_diagonal", "prior_discriminator")]
+        ends = [
+            f"{history[key][0]:.3f} to {history[key][-1]:.3f}"
+            for key in ("off_diagonal", "prior_discriminator")
+        ]
         rows.append(
             (
                 *(result["data"], inference_name(result), f"{config['sigma']:g}", config["seed"]),
@@ -298,14 +366,16 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
         )
     some = ordered[0]
     caption = (
-        f"Joint training from the ground truth (nz = {some['ground_truth']['width']['nz']}) with an encoder, or with "
-        "the best factorized or full Gaussian of each image in its place; an encoder was fitted before by log q(z "
-        "given x), or after that by the ELBO for so many iterations. Every seed has a ground truth of its own. "
-        "Nats per image: gap of that kind of inference below log p(x); log p(x) lost, on "
-        f"{some['config']['evidence_images']} held-out images, with its 95% interval over images, in all and beyond "
-        "what the full Gaussians lose, paired by image; share of J'J, by squares, off the diagonal; Fréchet distance "
-        "of x* and the decoder's own samples in the discriminator's features, not an FID; change of log p(x) in the "
-        "last quarter, since the first point tracked in it; hours of the training steps, without what is tracked."
+        f"Joint training from the ground truth (nz = {some['ground_truth']['width']['nz']}) with "
+        "an encoder, or with the best factorized or full Gaussian of each image in its place; an "
+        "encoder was fitted before by log q(z given x), or after that by the ELBO for so many "
+        "iterations. Every seed has a ground truth of its own. Nats per image: gap of that kind "
+        f"of inference below log p(x); log p(x) lost, on {some['config']['evidence_images']} "
+        "held-out images, with its 95% interval over images, in all and beyond what the full "
+        "Gaussians lose, paired by image; share of J'J, by squares, off the diagonal; Fréchet "
+        "distance of x* and the decoder's own samples in the discriminator's features, not an "
+        "FID; change of log p(x) in the last quarter, since the first point tracked in it; hours "
+        "of the training steps, without what is tracked."
     )
     style.write_table(folder / "evidence", caption, header, rows)
     style.write_csv(folder / "evidence", header, rows)
@@ -313,7 +383,11 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
 
 def draw_section4(results: dict[str, dict], folder: Path) -> None:
     """ELBO and Fréchet distances along joint training: the section's claim at a glance."""
-    joint = {STAGES[name][2]: results[name] for name in STAGES if not name.startswith("encoder") and name in results}
+    joint = {
+        STAGES[name][2]: results[name]
+        for name in STAGES
+        if not name.startswith("encoder") and name in results
+    }
     _draw_curves(joint, folder, "section4")
 
 
@@ -328,34 +402,60 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
         f"frechet_{space}": f"{distance}:\n$x^*$ and decoded",
         f"prior_{space}": f"{distance}:\n$x^*$ and $g(z)$ of other $z$",
     }
-    panels = {key: title for key, title in panels.items() if any(key in r["history"] for r in results.values())}
-    priors = [r["history"][f"prior_{space}"][0] for r in results.values() if f"prior_{space}" in r["history"]]
+    panels = {
+        key: title
+        for key, title in panels.items()
+        if any(key in r["history"] for r in results.values())
+    }
+    priors = [
+        r["history"][f"prior_{space}"][0]
+        for r in results.values()
+        if f"prior_{space}" in r["history"]
+    ]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.3))
     for axis, (key, title) in zip(axes, panels.items(), strict=True):
         for i, (label, result) in enumerate(results.items()):
             history = result["history"]
-            look = {"color": style.COLOURS[i], "linestyle": style.LINES[i], "marker": style.MARKERS[i]}
-            axis.plot(*(history[k] if key in history else [] for k in ("iteration", key)), label=label, **look)
+            look = {
+                "color": style.COLOURS[i],
+                "linestyle": style.LINES[i],
+                "marker": style.MARKERS[i],
+            }
+            axis.plot(
+                *(history[k] if key in history else [] for k in ("iteration", key)),
+                label=label,
+                **look,
+            )
         axis.set(xlabel="iteration", ylabel=title)
         if key != "elbo":
             if priors:  # before joint training the decoder is g*, and its g(z) of other z a second set of x*
                 axis.axhline(priors[0], color=style.REFERENCE, linestyle=":", linewidth=1)
-                place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top", "fontsize": 8}
+                place = {
+                    "xycoords": ("axes fraction", "data"),
+                    "ha": "right",
+                    "va": "top",
+                    "fontsize": 8,
+                }
                 axis.annotate("two sets of $x^*$", (0.98, priors[0]), **place)
             axis.set_ylim(0, None)
     values = [value for result in results.values() for value in result["history"]["elbo"]]
     if min(values) < -10_000 < max(values):  # the first steps gain by far the most
         axes[0].set_yscale("symlog", linthresh=10_000)
-        axes[0].yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=10_000, subs=(1, 3)))
+        axes[0].yaxis.set_major_locator(
+            SymmetricalLogLocator(base=10, linthresh=10_000, subs=(1, 3))
+        )
         axes[0].yaxis.set_major_formatter("{x:,g}")
     handles, labels = axes[0].get_legend_handles_labels()
     title = f"{some['data']}, {some['config']['track_images']:,} images per point"
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, title=title, title_fontsize=8)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=2, title=title, title_fontsize=8
+    )
     style.save(figure, folder, name)
 
 
 def draw_rows(results: dict[str, dict], folder: Path) -> None:
-    """Rows of generated images: x*, x, and for each decoder g(z'), z' ~ q(z given x), and that with its noise."""
+    """Rows of generated images: x*, x, and for each decoder g(z'), z' ~ q(z given x), and that with
+    its noise."""
     first = results["encoder_report"]["strips"]
     rows = {label: first[kind] for kind, label in ROWS.items()}
     for name in ("encoder_report", "elbo_report", "joint_report", "joint_report_sigma"):
@@ -365,7 +465,9 @@ def draw_rows(results: dict[str, dict], folder: Path) -> None:
             rows[f"{label}:\nsample"] = results[name]["strips"]["sampled"]
     figure, axes = plt.subplots(len(rows), 1, figsize=(6.1, 0.68 * len(rows)))
     for axis, (label, strip) in zip(axes, rows.items(), strict=True):
-        axis.imshow(plt.imread(io.BytesIO(base64.b64decode(strip)), format="png"), interpolation="nearest")
+        axis.imshow(
+            plt.imread(io.BytesIO(base64.b64decode(strip)), format="png"), interpolation="nearest"
+        )
         axis.set(xticks=[], yticks=[])
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         axis.spines[:].set_visible(False)
@@ -376,11 +478,14 @@ def draw_rows(results: dict[str, dict], folder: Path) -> None:
 def draw_grid(result: dict, folder: Path) -> None:
     """Images of the selected generator from fixed noise."""
     figure, axis = plt.subplots(figsize=(6, 6.3))
-    axis.imshow(plt.imread(io.BytesIO(base64.b64decode(result["grid"])), format="png"), interpolation="nearest")
+    axis.imshow(
+        plt.imread(io.BytesIO(base64.b64decode(result["grid"])), format="png"),
+        interpolation="nearest",
+    )
     config, metrics = result["config"], result["metrics"]
     axis.set_title(
-        f"Generated, not photographs: DCGAN, ngf = {config['ngf']}, {result['images']:,} images of {result['data']}, "
-        f"epoch {metrics['selected_epoch']} of {metrics['epochs']}",
+        f"Generated, not photographs: DCGAN, ngf = {config['ngf']}, {result['images']:,} images "
+        f"of {result['data']}, epoch {metrics['selected_epoch']} of {metrics['epochs']}",
         fontsize=8,
     )
     axis.axis("off")
@@ -398,7 +503,8 @@ def draw_contact_sheet(folder: Path) -> None:
 
 
 def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
-    """Table 1: ELBO and FID of the report beside ours, in the two protocols; "not run" where that is so."""
+    """Table 1: ELBO and FID of the report beside ours, in the two protocols; "not run" where that
+    is so."""
     some = next(iter(results.values()))
     config, width = some["config"], some["ground_truth"]["width"]
     experiments = {
@@ -414,25 +520,40 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
         for quantity in ("elbo", "fid"):
             row.append(reported.get(quantity, "-"))
             for protocol in ("report", "released"):
-                there = [results[n] for n, place in STAGES.items() if n in results and place[:2] == (stage, protocol)]
+                there = [
+                    results[n]
+                    for n, place in STAGES.items()
+                    if n in results and place[:2] == (stage, protocol)
+                ]
                 row.append(_cell(there[0], quantity) if there else "not run")
                 iterations = there[0]["metrics"]["iterations"] if there else 0
-                long.append((words, protocol, quantity, reported.get(quantity, "-"), row[-1], iterations))
+                long.append(
+                    (words, protocol, quantity, reported.get(quantity, "-"), row[-1], iterations)
+                )
         wide.append(row)
     iterations = sorted({result["metrics"]["iterations"] for result in results.values()})
-    reduced = width["ngf"] < 64 or iterations[0] < 1_000_000 or dcgan["images"] < 0.9 * reference.CELEBA_IMAGES
+    reduced = (
+        width["ngf"] < 64
+        or iterations[0] < 1_000_000
+        or dcgan["images"] < 0.9 * reference.CELEBA_IMAGES
+    )
     caption = (
-        f"{'Reduced run, not the full protocol. ' if reduced else ''}ELBO (nats per image) and FID of x* and its "
-        f"re-decoding. Report: 202,599 images, ngf = ndf = 64, 1,000,000 iterations each, FID at 2048 dimensions "
-        f"on 200,000 images per side, with noise on the joint side only. Ours: {dcgan['images']:,} images of "
-        f"{dcgan['data']}, ngf = {width['ngf']}, ndf = {width['ndf']}, {' or '.join(f'{n:,}' for n in iterations)} "
-        f"iterations each, {fid_name(some)}, on {config['fid_images']:,} images per side; of joint training "
-        f"FID with noise on neither side / on the joint side only."
+        f"{'Reduced run, not the full protocol. ' if reduced else ''}ELBO (nats per image) and "
+        "FID of x* and its re-decoding. Report: 202,599 images, ngf = ndf = 64, 1,000,000 "
+        "iterations each, FID at 2048 dimensions on 200,000 images per side, with noise on the "
+        f"joint side only. Ours: {dcgan['images']:,} images of {dcgan['data']}, ngf = "
+        f"{width['ngf']}, ndf = {width['ndf']}, {' or '.join(f'{n:,}' for n in iterations)} "
+        f"iterations each, {fid_name(some)}, on {config['fid_images']:,} images per side; of "
+        "joint training FID with noise on neither side / on the joint side only."
     )
     header = ("experiment", "ELBO: report", "ours, report's text", "ours, released code's protocol")
     header += ("FID: report", *header[2:])
     style.write_table(folder / "table1", caption, header, wide)
-    style.write_csv(folder / "table1", ("experiment", "protocol", "quantity", "report", "ours", "iterations"), long)
+    style.write_csv(
+        folder / "table1",
+        ("experiment", "protocol", "quantity", "report", "ours", "iterations"),
+        long,
+    )
 
 
 def _cell(result: dict, quantity: str) -> str:
@@ -442,4 +563,6 @@ def _cell(result: dict, quantity: str) -> str:
     fid = metrics["frechet"].get("inception")
     if fid is None:
         return "no weights" if result["config"]["fid_dims"] else "no FID"
-    return f"{fid['means']:.3f}" + (f" / {fid['noise_on_one_side']:.3f}" if "noise_on_one_side" in fid else "")
+    return f"{fid['means']:.3f}" + (
+        f" / {fid['noise_on_one_side']:.3f}" if "noise_on_one_side" in fid else ""
+    )

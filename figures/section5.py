@@ -26,7 +26,11 @@ def draw_estimator_variance(result: dict, folder: Path) -> None:
     names = {"arm": "ARM", "reinforce": "REINFORCE-LOO", "disarm": "DisARM"}
     for axis, (panel, x, label) in zip(axes, panels, strict=True):
         for i, (name, text) in enumerate(names.items()):
-            look = {"color": style.COLOURS[i], "linestyle": style.LINES[i], "marker": style.MARKERS[i]}
+            look = {
+                "color": style.COLOURS[i],
+                "linestyle": style.LINES[i],
+                "marker": style.MARKERS[i],
+            }
             axis.plot(x, metrics[panel][name], label=text, **look)
         axis.set(xscale="log", yscale="log", xlabel=label)
         axis.set_xticks(x, [f"{value:g}" for value in x])
@@ -39,14 +43,17 @@ def draw_estimator_variance(result: dict, folder: Path) -> None:
 
 
 def draw_hashing_curves(result: dict, folder: Path) -> None:
-    """Train and test relative negative ELBO per epoch; for e1, b = 64, d = 0 with the published minima."""
+    """Train and test relative negative ELBO per epoch; for e1, b = 64, d = 0 with the published
+    minima."""
     config, history = result["config"], result["history"]
     epochs = range(1, len(history["train"]) + 1)
     figure, axis = plt.subplots(figsize=(6, 3.4))
     for i, split in enumerate(("test", "train")):
         noisy = split == "train" and (config.get("average") or config.get("word_dropout"))
         label = "train (while training)" if noisy else split
-        axis.plot(epochs, history[split], color=style.COLOURS[i], linestyle=style.LINES[i], label=label)
+        axis.plot(
+            epochs, history[split], color=style.COLOURS[i], linestyle=style.LINES[i], label=label
+        )
     lowest = min(history["test"])
     axis.plot(
         history["test"].index(lowest) + 1,
@@ -59,30 +66,71 @@ def draw_hashing_curves(result: dict, folder: Path) -> None:
     cell = config["encoder"], config["bits"], config["decoder_layers"]
     lines = [(reference.TABLE3.get(cell), "report (DisARM), test minimum", "-.")]
     if cell[::2] == ("e1", 0):
-        lines.append((reference.HASHING_ORIGINAL.get(config["bits"]), "original paper (ARM), test minimum", ":"))
+        lines.append(
+            (
+                reference.HASHING_ORIGINAL.get(config["bits"]),
+                "original paper (ARM), test minimum",
+                ":",
+            )
+        )
     if result["corpus"] == newsgroups.NAME:
         for value, label, line in lines:
             if value is not None:
-                axis.axhline(value, color=style.REFERENCE, linestyle=line, linewidth=1, label=f"{label}, {value:g}")
+                axis.axhline(
+                    value,
+                    color=style.REFERENCE,
+                    linestyle=line,
+                    linewidth=1,
+                    label=f"{label}, {value:g}",
+                )
     if len(epochs) > config["epochs"]:
         axis.axvline(config["epochs"], color="0.7", linewidth=0.8)
         text = f"then {config['pairs']} pairs per step "
-        axis.text(config["epochs"], 0.02, text, transform=axis.get_xaxis_transform(), ha="right", fontsize=8)
-    top = sorted(history["test"])[-max(1, len(history["test"]) // 50)]  # the first few epochs would flatten the rest
-    axis.set(xlabel="epoch", ylabel="relative negative ELBO\n(nats per document)", ylim=(None, top * 1.01))
+        axis.text(
+            config["epochs"],
+            0.02,
+            text,
+            transform=axis.get_xaxis_transform(),
+            ha="right",
+            fontsize=8,
+        )
+    top = sorted(history["test"])[
+        -max(1, len(history["test"]) // 50)
+    ]  # the first few epochs would flatten the rest
+    axis.set(
+        xlabel="epoch",
+        ylabel="relative negative ELBO\n(nats per document)",
+        ylim=(None, top * 1.01),
+    )
     axis.set_title(
-        f"{result['corpus']}\n{config['encoder']}, b = {config['bits']}, d = {config['decoder_layers']}, "
-        f"{config['estimator']}, {len(epochs)} epochs, seed {config['seed']}",
+        f"{result['corpus']}\n{config['encoder']}, b = {config['bits']}, d = "
+        f"{config['decoder_layers']}, {config['estimator']}, {len(epochs)} epochs, seed "
+        f"{config['seed']}",
         fontsize=8,
     )
     axis.legend()
     style.save(figure, folder, "hashing_curves")
 
 
-# The report's protocol; cells of Tables 2 and 3 differ from each other in encoder, b, d and epochs only.
+# The report's protocol; cells of Tables 2 and 3 differ from each other in encoder, b, d and epochs
+# only.
 PROTOCOL = {
-    **{"estimator": "disarm", "lr": 1e-3, "encoder_lr": None, "batch_size": 256, "pairs": 10, "seed": 1},
-    **{"weight_decay": 0.0, "word_dropout": 0.0, "average": 0.0, "prior": "uniform", "held_out": 0.0, "last": False},
+    **{
+        "estimator": "disarm",
+        "lr": 1e-3,
+        "encoder_lr": None,
+        "batch_size": 256,
+        "pairs": 10,
+        "seed": 1,
+    },
+    **{
+        "weight_decay": 0.0,
+        "word_dropout": 0.0,
+        "average": 0.0,
+        "prior": "uniform",
+        "held_out": 0.0,
+        "last": False,
+    },
 }
 SHOWN = {  # cells whose test curves are in the section's figure, by b
     "e1_b{}_d0": "e1: counts",
@@ -95,10 +143,13 @@ COLOUR = dict(zip(("e1", "e3", "e2", "e4", "a1"), style.COLOURS, strict=False))
 BESIDE = {  # columns of Table 3 beside the report's protocol, and what its caption says of them
     "chosen": (
         {"held_out": 0.1},
-        "trained on nine tenths of the training documents, tested at the epoch (in brackets) that the other tenth "
-        "chooses, of the epochs that hashing_cells has",
+        "trained on nine tenths of the training documents, tested at the epoch (in brackets) "
+        "that the other tenth chooses, of the epochs that hashing_cells has",
     ),
-    "rate 0.1": ({"encoder_lr": 0.1}, "Adam's for the encoder, instead of 1e-3; the minimum (epochs)"),
+    "rate 0.1": (
+        {"encoder_lr": 0.1},
+        "Adam's for the encoder, instead of 1e-3; the minimum (epochs)",
+    ),
 }
 
 
@@ -133,7 +184,8 @@ def _grid(cells: dict[str, dict], protocol: dict) -> dict[tuple[str, int, int], 
 
 
 def _corpora(cells: dict[str, dict]) -> tuple[bool, str]:
-    """Whether the documents are those of the report, else nothing published stands beside them; and their names."""
+    """Whether the documents are those of the report, else nothing published stands beside them; and
+    their names."""
     names = sorted({result["corpus"] for result in cells.values()})
     return set(names) <= {newsgroups.NAME}, ", ".join(names) or "no cell run"
 
@@ -141,14 +193,19 @@ def _corpora(cells: dict[str, dict]) -> tuple[bool, str]:
 def shown(cells: dict[str, dict]) -> dict[str, dict]:
     """Those of SHOWN, by label, with the largest b."""
     found = (
-        {label: cells[name.format(bits)] for name, label in SHOWN.items() if name.format(bits) in cells}
+        {
+            label: cells[name.format(bits)]
+            for name, label in SHOWN.items()
+            if name.format(bits) in cells
+        }
         for bits in reversed(BITS)
     )
     return next(filter(None, found), {})
 
 
 def write_tables(cells: dict[str, dict], folder: Path) -> None:
-    """Tables 2 and 3 beside the report's, and all cells with what else was measured, as Markdown, CSV and LaTeX.
+    """Tables 2 and 3 beside the report's, and all cells with what else was measured, as Markdown,
+    CSV and LaTeX.
 
     cells: of `read_cells`. folder: where table2, table3 and hashing_cells go.
     """
@@ -177,18 +234,33 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
                 if result is not None:
                     ours, epochs = f"{result['metrics'][key]:.1f}", result["metrics"]["epochs"]
                 rows.append((bits, layers, encoder, reported, ours, epochs))
-                wide[-1].append(f"{reported} / {ours}" + f" ({epochs})" * (0 < epochs < reference.SECTION5_EPOCHS))
-            wide[-1] += [", ".join(column.get((bits, layers), ["not run"])) for column in columns.values()]
+                wide[-1].append(
+                    f"{reported} / {ours}"
+                    + f" ({epochs})" * (0 < epochs < reference.SECTION5_EPOCHS)
+                )
+            wide[-1] += [
+                ", ".join(column.get((bits, layers), ["not run"])) for column in columns.values()
+            ]
         caption = (
-            f"{title}, relative to the documents' entropy, nats per document: report / ours, in brackets its epochs, "
-            f"where they are fewer than the report's {reference.SECTION5_EPOCHS:,}. {corpora}. The report has no e4."
+            f"{title}, relative to the documents' entropy, nats per document: report / ours, in "
+            "brackets its epochs, where they are fewer than the report's "
+            f"{reference.SECTION5_EPOCHS:,}. {corpora}. The report has no e4."
         )
         if columns:
             caption += "".join(notes.values())
         header = ("b", "d", *ENCODERS, *columns)
         style.write_table(folder / name, caption, header, wide)
         style.write_csv(folder / name, ("b", "d", "encoder", "report", "ours", "epochs"), rows)
-    header = ("cell", "test min", "at epoch", "of epochs", "min, counts fed", "held-out choice", "P@100", "s/epoch")
+    header = (
+        "cell",
+        "test min",
+        "at epoch",
+        "of epochs",
+        "min, counts fed",
+        "held-out choice",
+        "P@100",
+        "s/epoch",
+    )
     rows = []
     for name, result in cells.items():
         m, config = result["metrics"], result["config"]
@@ -204,17 +276,19 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
             )
         )
     caption = (
-        "Every cell trained: minimum of the test negative ELBO over epochs; the same with counts fed to an encoder "
-        "made for frequencies; test value at the epoch that held-out documents choose, and that epoch (such "
-        "cells train on the other documents only); precision@100 at the chosen epoch; seconds per epoch x threads, "
-        f"or GPU, whatever else the machine was doing. {corpora}."
+        "Every cell trained: minimum of the test negative ELBO over epochs; the same with counts "
+        "fed to an encoder made for frequencies; test value at the epoch that held-out documents "
+        "choose, and that epoch (such cells train on the other documents only); precision@100 at "
+        "the chosen epoch; seconds per epoch x threads, or GPU, whatever else the machine was "
+        f"doing. {corpora}."
     )
     style.write_table(folder / "hashing_cells", caption, header, rows)
     style.write_csv(folder / "hashing_cells", header, rows)
 
 
 def write_retrieval(cells: dict[str, dict], folder: Path) -> None:
-    """retrieval.md, .tex and .csv: precision@100 of the cells of Tables 2 and 3, beside a published one."""
+    """retrieval.md, .tex and .csv: precision@100 of the cells of Tables 2 and 3, beside a published
+    one."""
     grid, rows = _grid(cells, PROTOCOL), []
     of_the_report, corpora = _corpora(cells)
     for bits, layers in itertools.product(BITS, LAYERS):
@@ -222,12 +296,16 @@ def write_retrieval(cells: dict[str, dict], folder: Path) -> None:
         for i, encoder in enumerate(ENCODERS):
             if (encoder, bits, layers) in grid:
                 ours[i] = f"{100 * grid[encoder, bits, layers]['metrics']['precision_at_100']:.1f}"
-        rows.append((bits, layers, *ours, reference.RETRIEVAL_AMMI.get(bits, "-") if of_the_report else "-"))
+        rows.append(
+            (bits, layers, *ours, reference.RETRIEVAL_AMMI.get(bits, "-") if of_the_report else "-")
+        )
     caption = (
-        "Precision@100 in per cent: training documents of the query's group among the 100 nearest by Hamming distance "
-        "(the expected number among equally near ones); test documents as queries, codes of the epoch with the lowest "
-        f"test loss. {corpora}. AMMI, another unsupervised model: from remarks in its authors' released commands, with "
-        "other preprocessing (tf-idf), and settings chosen by labels. It is there for orientation, not for comparison."
+        "Precision@100 in per cent: training documents of the query's group among the 100 "
+        "nearest by Hamming distance (the expected number among equally near ones); test "
+        f"documents as queries, codes of the epoch with the lowest test loss. {corpora}. AMMI, "
+        "another unsupervised model: from remarks in its authors' released commands, with other "
+        "preprocessing (tf-idf), and settings chosen by labels. It is there for orientation, not "
+        "for comparison."
     )
     header = ("b", "d", *ENCODERS, "AMMI, published")
     style.write_table(folder / "retrieval", caption, header, rows)
@@ -248,37 +326,67 @@ def report_hashing(result: dict, folder: Path) -> None:
         print(f"corpus: {result['corpus']}, not that of the report")
         cell = (None, None, None)
     original = reference.HASHING_ORIGINAL.get(cell[1]) if cell[::2] == ("e1", 0) else None
-    chosen = "last epoch" if config["last"] else "held-out documents' choice" if config["held_out"] else None
-    noisy = config["average"] or config["word_dropout"]  # "train" is then of another model, or with words hidden
+    chosen = (
+        "last epoch"
+        if config["last"]
+        else "held-out documents' choice"
+        if config["held_out"]
+        else None
+    )
+    noisy = (
+        config["average"] or config["word_dropout"]
+    )  # "train" is then of another model, or with words hidden
     train = "train, last epoch" + " (while training)" * bool(noisy)
     rows = [
         ("test, minimum over epochs", reference.TABLE3.get(cell), original, metrics["test_min"]),
         ("  reached after epoch", None, None, metrics["test_min_epoch"]),
         *([(f"test, {chosen}", None, None, metrics["test_selected"])] if chosen else []),
-        *([("  with refined posteriors", None, None, metrics["test_refined"])] if config["refine"] else []),
+        *(
+            [("  with refined posteriors", None, None, metrics["test_refined"])]
+            if config["refine"]
+            else []
+        ),
         (train, reference.TABLE2.get(cell), None, metrics["train_final"]),
         ("epochs trained", reference.SECTION5_EPOCHS, None, metrics["epochs"]),
         ("precision@100, in per cent", None, None, 100 * metrics["precision_at_100"]),
     ]
-    print_table(("relative -ELBO, nats per document", "report", "original paper", "ours"), rows, digits=1)
+    print_table(
+        ("relative -ELBO, nats per document", "report", "original paper", "ours"), rows, digits=1
+    )
     print_closing(result)
 
 
 def report_exact(result: dict, folder: Path) -> None:
     """Draw the stages of one run of `hashing.py exact`, and print what was measured after each."""
     draw_exact(result, folder)
-    columns = ("log_likelihood", "elbo", "gap", "factorization", "amortization", "total_correlation")
+    columns = (
+        "log_likelihood",
+        "elbo",
+        "gap",
+        "factorization",
+        "amortization",
+        "total_correlation",
+    )
     for split in SPLITS:
-        rows = [(name, *(m[split].get(key) for key in columns)) for name, m in result["metrics"].items()]
-        print_table((f"{split}, nats per document", *(key.replace("_", " ") for key in columns)), rows, digits=2)
+        rows = [
+            (name, *(m[split].get(key) for key in columns)) for name, m in result["metrics"].items()
+        ]
+        print_table(
+            (f"{split}, nats per document", *(key.replace("_", " ") for key in columns)),
+            rows,
+            digits=2,
+        )
     print_closing(result)
 
 
 def draw_exact(result: dict, folder: Path) -> None:
-    """Exact log-likelihood and ELBO through the stages, for each encoder; the train set above, the test set below."""
+    """Exact log-likelihood and ELBO through the stages, for each encoder; the train set above, the
+    test set below."""
     config = result["config"]
     encoders = config["encoders"]
-    figure, axes = plt.subplots(2, len(encoders), figsize=(2.4 * len(encoders) + 0.8, 5), squeeze=False)
+    figure, axes = plt.subplots(
+        2, len(encoders), figsize=(2.4 * len(encoders) + 0.8, 5), squeeze=False
+    )
     for column, encoder in zip(axes.T, encoders, strict=True):
         for axis, split in zip(column, ("train", "test"), strict=True):
             _stages(axis, result, encoder, split)
@@ -286,35 +394,56 @@ def draw_exact(result: dict, folder: Path) -> None:
         column[1].set_xlabel("epoch")
     for axis in axes[:, 0]:
         axis.set_ylabel("relative, nats per document")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
+    )
     figure.suptitle(
-        f"{result['corpus']}\nb = {config['bits']}, d = {config['decoder_layers']}, seed {config['seed']}", fontsize=8
+        f"{result['corpus']}\nb = {config['bits']}, d = {config['decoder_layers']}, seed "
+        f"{config['seed']}",
+        fontsize=8,
     )
     style.save(figure, folder, f"hashing_exact_d{config['decoder_layers']}")
 
 
 def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
-    """One panel of the three stages: the decoder by maximum likelihood, the encoder alone, both by the ELBO."""
+    """One panel of the three stages: the decoder by maximum likelihood, the encoder alone, both by
+    the ELBO."""
     config, history = result["config"], result["history"]
-    ends = np.cumsum([config["likelihood_epochs"], config["encoder_epochs"], config["joint_epochs"]])
+    ends = np.cumsum(
+        [config["likelihood_epochs"], config["encoder_epochs"], config["joint_epochs"]]
+    )
     epochs = np.arange(1, ends[-1] + 1)
     frozen, joint = history[f"{encoder}_frozen"], history[f"{encoder}_joint"]
-    likelihood, alone = (history[name][f"{split}_log_likelihood"] for name in ("likelihood", "likelihood_on"))
-    both = np.array(likelihood + frozen[f"{split}_log_likelihood"] + joint[f"{split}_log_likelihood"])
+    likelihood, alone = (
+        history[name][f"{split}_log_likelihood"] for name in ("likelihood", "likelihood_on")
+    )
+    both = np.array(
+        likelihood + frozen[f"{split}_log_likelihood"] + joint[f"{split}_log_likelihood"]
+    )
     elbo = np.array(frozen[f"{split}_elbo"] + joint[f"{split}_elbo"])
-    axis.plot(epochs[ends[1] :], alone, color="0.35", linestyle=":", label="the same, never by ELBO")
+    axis.plot(
+        epochs[ends[1] :], alone, color="0.35", linestyle=":", label="the same, never by ELBO"
+    )
     axis.plot(epochs, both, color=style.COLOURS[0], label="log-likelihood")
     axis.plot(epochs[ends[0] :], elbo, color=style.COLOURS[1], linestyle="--", label="ELBO")
     axis.fill_between(epochs[ends[0] :], elbo, both[ends[0] :], color="0.92")
     low, high = min(elbo[len(frozen["train_elbo"]) // 3 :]), max(*both, *alone)
-    axis.set_ylim(low - 0.3 * (high - low), high + 0.35 * (high - low))  # room for the legend and for the stages
+    axis.set_ylim(
+        low - 0.3 * (high - low), high + 0.35 * (high - low)
+    )  # room for the legend and for the stages
     shown = max(1, ends[0] - 2 * (ends[2] - ends[0]) // 5)  # of the first stage, its end
     axis.set_xlim(shown, ends[-1])
     parts = ("decoder:\nlikelihood", "encoder:\nELBO", "both:\nELBO")
     for start, end, text in zip((shown, *ends[:-1]), ends, parts, strict=True):
         axis.axvline(start, color="0.7", linewidth=0.8)
         axis.text(
-            (start + end) / 2, 0.99, text, transform=axis.get_xaxis_transform(), ha="center", va="top", fontsize=7
+            (start + end) / 2,
+            0.99,
+            text,
+            transform=axis.get_xaxis_transform(),
+            ha="center",
+            va="top",
+            fontsize=7,
         )
 
 
@@ -332,8 +461,16 @@ TRAININGS = {  # names of the stages of `hashing.py exact`, after the encoder's 
 
 
 def write_exact(results: Mapping[str, dict], folder: Path) -> None:
-    """exact.md, .tex and .csv: what `hashing.py exact` measured after each training; results: by run."""
-    columns = ("log_likelihood", "elbo", "gap", "factorization", "amortization", "posterior_entropy")
+    """exact.md, .tex and .csv: what `hashing.py exact` measured after each training; results: by
+    run."""
+    columns = (
+        "log_likelihood",
+        "elbo",
+        "gap",
+        "factorization",
+        "amortization",
+        "posterior_entropy",
+    )
     rows, runs = [], {}
     for run, result in results.items():
         config = result["config"]
@@ -345,15 +482,33 @@ def write_exact(results: Mapping[str, dict], folder: Path) -> None:
             values = [measured["train"].get(key) for key in columns]
             values += [measured["test"].get(key) for key in columns[:2]]
             values = ("-" if value is None else f"{value:.2f}" for value in values)
-            rows.append((run, config["decoder_layers"], config["seed"], encoder, TRAININGS[name], epochs, *values))
+            rows.append(
+                (
+                    run,
+                    config["decoder_layers"],
+                    config["seed"],
+                    encoder,
+                    TRAININGS[name],
+                    epochs,
+                    *values,
+                )
+            )
         runs[f"b = {config['bits']}, Adam {config['lr']:g}, {result['corpus']}"] = None
-    header = ("run", "d", "seed", "encoder", "training", "epochs", *(key.replace("_", " ") for key in columns))
+    header = (
+        "run",
+        "d",
+        "seed",
+        "encoder",
+        "training",
+        "epochs",
+        *(key.replace("_", " ") for key in columns),
+    )
     header += ("test log likelihood", "test elbo")
     caption = (
-        "Sums over all codes, means over documents, relative, nats (negative here, where losses are positive); of the "
-        "train set, where not said otherwise. gap = log likelihood - elbo = factorization, what the best factorized "
-        "posterior found leaves, + amortization, the rest. "
-        f"{'; '.join(runs)}."
+        "Sums over all codes, means over documents, relative, nats (negative here, where losses "
+        "are positive); of the train set, where not said otherwise. gap = log likelihood - elbo "
+        "= factorization, what the best factorized posterior found leaves, + amortization, the "
+        f"rest. {'; '.join(runs)}."
     )
     style.write_table(folder / "exact", caption, header, rows)
     style.write_csv(folder / "exact", header, rows)
@@ -371,18 +526,34 @@ PARTS = {  # what is left out of `hashing.py best` in runs on nine tenths of the
 
 
 def write_parts(results: Mapping[str, dict], folder: Path) -> None:
-    """best_parts.md, .tex, .csv: what held-out documents say of the parts of `hashing.py best`; results: by PARTS."""
-    header = ("left out", "held-out loss", "more than with all", "at epoch", "of epochs", "test loss there")
-    rows, lowest = [], {name: min(result["history"]["held_out"]) for name, result in results.items()}
+    """best_parts.md, .tex, .csv: what held-out documents say of the parts of `hashing.py best`;
+    results: by PARTS."""
+    header = (
+        "left out",
+        "held-out loss",
+        "more than with all",
+        "at epoch",
+        "of epochs",
+        "test loss there",
+    )
+    rows, lowest = (
+        [],
+        {name: min(result["history"]["held_out"]) for name, result in results.items()},
+    )
     for name in (name for name in PARTS if name in results):
         history = results[name]["history"]
         epoch = history["held_out"].index(lowest[name])
-        more = f"{lowest[name] - lowest['full']:+.1f}" if "full" in lowest and name != "full" else "-"
+        more = (
+            f"{lowest[name] - lowest['full']:+.1f}" if "full" in lowest and name != "full" else "-"
+        )
         test = f"{history['test'][epoch]:.1f}"
-        rows.append((PARTS[name], f"{lowest[name]:.1f}", more, epoch + 1, len(history["test"]), test))
+        rows.append(
+            (PARTS[name], f"{lowest[name]:.1f}", more, epoch + 1, len(history["test"]), test)
+        )
     caption = (
-        "What each part of `hashing.py best` gives: lowest relative negative ELBO of the held-out tenth of the "
-        "training documents, nats per document, with one part left out; e1, b = 64, d = 0, seed 1."
+        "What each part of `hashing.py best` gives: lowest relative negative ELBO of the "
+        "held-out tenth of the training documents, nats per document, with one part left out; "
+        "e1, b = 64, d = 0, seed 1."
     )
     style.write_table(folder / "best_parts", caption, header, rows)
     style.write_csv(folder / "best_parts", header, rows)
@@ -391,12 +562,14 @@ def write_parts(results: Mapping[str, dict], folder: Path) -> None:
 def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path) -> None:
     """Section 5 at a glance; results: of `hashing.py exact`, by seed and d; cells: of `shown`.
 
-    (a) and (b) What joint training does to the exact likelihood, for e3, if it was run, and the first decoder, and for
-    e1 and the last, of the first seed; (c) for all, the likelihood lost in joint training against the gap before it,
-    hollow where a regression had fitted the encoder; (d) test curves of counts, frequencies, and frequencies in the
-    scale of counts.
+    (a) and (b) What joint training does to the exact likelihood, for e3, if it was run, and the
+    first decoder, and for e1 and the last, of the first seed; (c) for all, the likelihood lost in
+    joint training against the gap before it, hollow where a regression had fitted the encoder; (d)
+    test curves of counts, frequencies, and frequencies in the scale of counts.
     """
-    first = {result["config"]["decoder_layers"]: result for result in reversed(results)}  # the first of each d
+    first = {
+        result["config"]["decoder_layers"]: result for result in reversed(results)
+    }  # the first of each d
     figure, axes = plt.subplots(2, 2, figsize=(7.6, 6))
     for axis, panel, encoder, result in zip(
         axes[0], "ab", ("e3", "e1"), (first[min(first)], first[max(first)]), strict=True
@@ -405,7 +578,10 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
         encoder = encoder if encoder in config["encoders"] else config["encoders"][0]
         _stages(axis, result, encoder, "train")
         axis.set(xlabel="epoch", ylabel="relative, nats per document")
-        axis.set_title(f"({panel}) train, {encoder}, b = {config['bits']}, d = {config['decoder_layers']}, all codes")
+        axis.set_title(
+            f"({panel}) train, {encoder}, b = {config['bits']}, d = {config['decoder_layers']}, "
+            "all codes"
+        )
     axes[0, 0].legend(loc="lower right", fontsize=6.5, handlelength=1.5)
     axis = axes[1, 0]
     for result in results:
@@ -417,14 +593,26 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
             train = {stage: stages[stage]["train"] for stage in ("likelihood_on", start, name)}
             lost = train["likelihood_on"]["log_likelihood"] - train[name]["log_likelihood"]
             face = "none" if regressed else COLOUR[encoder]
-            look = {"color": COLOUR[encoder], "marker": style.MARKERS[layers], "markerfacecolor": face}
+            look = {
+                "color": COLOUR[encoder],
+                "marker": style.MARKERS[layers],
+                "markerfacecolor": face,
+            }
             axis.plot(train[start]["gap"], lost, **look, linestyle="none", markersize=4)
     present = sorted({encoder for result in results for encoder in result["config"]["encoders"]})
-    keys = [Line2D([], [], color=COLOUR[encoder], linewidth=4, label=encoder) for encoder in present]
+    keys = [
+        Line2D([], [], color=COLOUR[encoder], linewidth=4, label=encoder) for encoder in present
+    ]
     for layers in sorted({result["config"]["decoder_layers"] for result in results}):
         marker = style.MARKERS[layers]
-        keys.append(Line2D([], [], color="0.35", marker=marker, linestyle="none", label=f"d = {layers}"))
-    keys.append(Line2D([], [], color="0.35", marker="o", mfc="none", linestyle="none", label="by regression"))
+        keys.append(
+            Line2D([], [], color="0.35", marker=marker, linestyle="none", label=f"d = {layers}")
+        )
+    keys.append(
+        Line2D(
+            [], [], color="0.35", marker="o", mfc="none", linestyle="none", label="by regression"
+        )
+    )
     axis.legend(handles=keys, fontsize=7, loc="upper left")
     axis.axhline(0, color="0.7", linewidth=0.8)
     axis.set(
@@ -444,7 +632,10 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
         look = {"color": style.COLOURS[(0, 1, 3, 2)[i]], "linestyle": style.LINES[i]}
         axis.plot(range(1, len(test) + 1), test, label=label, **look)
     # From the lowest value to where the slowest is after a quarter of the epochs.
-    low, high = min(map(min, curves.values())), max(test[len(test) // 4] for test in curves.values())
+    low, high = (
+        min(map(min, curves.values())),
+        max(test[len(test) // 4] for test in curves.values()),
+    )
     axis.set(
         xlabel="epoch",
         ylabel="test relative negative ELBO, nats",

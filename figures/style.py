@@ -1,4 +1,5 @@
-"""One look for every figure: colour-blind-safe hues (Okabe and Ito, 2008) apart in grey, PNG with PDF."""
+"""One look for every figure: colour-blind-safe hues (Okabe and Ito, 2008) apart in grey, PNG with
+PDF."""
 
 import contextlib
 import csv
@@ -15,7 +16,8 @@ from matplotlib.figure import Figure
 
 from data import write_aside
 
-# The first four from dark to light, to stay apart when printed in grey; beyond, lines and markers tell them apart.
+# The first four from dark to light, to stay apart when printed in grey; beyond, lines and markers
+# tell them apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -53,7 +55,8 @@ def headed(line: str) -> Generator[None]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write `name`.png and `name`.pdf into `folder`. The files hold no date: the same result gives the same bytes."""
+    """Write `name`.png and `name`.pdf into `folder`. The files hold no date: the same result gives
+    the same bytes."""
     if HEADING:
         figure.suptitle("\n".join(filter(None, [*HEADING, figure.get_suptitle()])), fontsize=9)
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
@@ -63,7 +66,9 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     plt.close(figure)
 
 
-def write_table(path: Path, caption: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def write_table(
+    path: Path, caption: str, header: Sequence[str], rows: Sequence[Sequence[object]]
+) -> None:
     """Write `path`.md and `path`.tex: the caption, one line of column names, and the rows."""
     caption = " ".join([*(f"{line}." for line in HEADING), caption])
     cells = [[str(value) for value in row] for row in rows]
@@ -76,7 +81,12 @@ def write_table(path: Path, caption: str, header: Sequence[str], rows: Sequence[
 
     body = [" & ".join(map(latex, row)) + r" \\" for row in [header, *cells]]
     tex = [
-        *(r"\begin{table}", rf"\caption{{{latex(caption)}}}", rf"\begin{{tabular}}{{{'r' * len(header)}}}", r"\hline"),
+        *(
+            r"\begin{table}",
+            rf"\caption{{{latex(caption)}}}",
+            rf"\begin{{tabular}}{{{'r' * len(header)}}}",
+            r"\hline",
+        ),
         *(body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}", r"\end{table}"),
     ]
     write_aside(path.with_suffix(".tex"), ("\n".join(tex) + "\n").encode())

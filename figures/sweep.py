@@ -1,11 +1,13 @@
-"""The grid of Tables 2 and 3 (Section 5): `hashing.py` for every encoder, number of bits b and of decoder layers d.
+"""The grid of Tables 2 and 3 (Section 5): `hashing.py` for every encoder, number of bits b and of
+decoder layers d.
 
-Each cell is a script of its own, with its checkpoint, model and log in --out and its result in --results, from which
-Tables 2 and 3 are written. Cells that are trained as far as the options ask are not run again; others go on from their
-checkpoints.
+Each cell is a script of its own, with its checkpoint, model and log in --out and its result in
+--results, from which Tables 2 and 3 are written. Cells that are trained as far as the options ask
+are not run again; others go on from their checkpoints.
 
-    uv run figures/sweep.py --decoder-layers 0 --epochs 300 --fine-epochs 0     d = 0, a fifth of the training
-    uv run figures/sweep.py --bits 8 16 --seeds 1 2 3 --jobs 2                  more seeds, two cells at a time
+    uv run figures/sweep.py --decoder-layers 0 --epochs 300 --fine-epochs 0     d = 0, a fifth of
+    the training uv run figures/sweep.py --bits 8 16 --seeds 1 2 3 --jobs 2                  more
+    seeds, two cells at a time
 """
 
 import itertools
@@ -38,7 +40,8 @@ class Options(ClusterOptions):
     seeds: tuple[Natural, ...] = (1,)
     """seeds"""
     held_out: tuple[Fraction, ...] = (0.0,)
-    """fractions held out for selection; 0: train on all documents and select on the test set, as the report does"""
+    """fractions held out for selection; 0: train on all documents and select on the test set, as
+    the report does"""
     encoder_lr: OptionalPositive = None
     """learning rate of the encoder; None: that of the decoder, 1e-3"""
     epochs: Natural = 1000
@@ -54,11 +57,13 @@ class Options(ClusterOptions):
     corpus: Literal["newsgroups", "docstrings"] = "newsgroups"
     """20 Newsgroups, or the docstrings of the installed libraries"""
     archive: Path | None = None
-    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there"""
+    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded
+    there"""
     results: Path = Path("figures/results/hashing")
     """folder for one JSON per cell"""
     tables: Path = Path("figures")
-    """folder for table2, table3, retrieval and hashing_cells, each as Markdown and LaTeX, and as CSV"""
+    """folder for table2, table3, retrieval and hashing_cells, each as Markdown and LaTeX, and as
+    CSV"""
     out: Path = Path("runs/sweep")
     """folder for one folder per cell, with checkpoint, model and log"""
 
@@ -70,19 +75,42 @@ class Options(ClusterOptions):
 
 
 def cells(options: Options) -> dict[str, dict[str, Any]]:
-    """The options of hashing.py by cell, such as e1_b64_d0, with what differs from the report's protocol after it.
+    """The options of hashing.py by cell, such as e1_b64_d0, with what differs from the report's
+    protocol after it.
 
     Frequency encoders are tested with counts too, as the released code does.
     """
     grid: dict[str, dict[str, Any]] = {}
-    axes = (options.decoder_layers, options.bits, options.held_out, options.estimators, options.seeds, options.encoders)
+    axes = (
+        options.decoder_layers,
+        options.bits,
+        options.held_out,
+        options.estimators,
+        options.seeds,
+        options.encoders,
+    )
     for layers, bits, held_out, estimator, seed, encoder in itertools.product(*axes):
-        name = f"{encoder}_b{bits}_d{layers}" + f"_{estimator}" * (estimator != "disarm") + f"_seed{seed}" * (seed != 1)
+        name = (
+            f"{encoder}_b{bits}_d{layers}"
+            + f"_{estimator}" * (estimator != "disarm")
+            + f"_seed{seed}" * (seed != 1)
+        )
         name += f"_heldout{held_out:g}" * bool(held_out)
         name += f"_lr{options.encoder_lr:g}" if options.encoder_lr else ""
-        grid[name] = {"encoder": encoder, "bits": bits, "decoder_layers": layers, "estimator": estimator, "seed": seed}
-        grid[name] |= {key: getattr(options, key) for key in ("encoder_lr", "epochs", "fine_epochs", "patience")}
-        grid[name] |= {key: getattr(options, key) for key in ("precision", "device", "corpus", "archive")}
+        grid[name] = {
+            "encoder": encoder,
+            "bits": bits,
+            "decoder_layers": layers,
+            "estimator": estimator,
+            "seed": seed,
+        }
+        grid[name] |= {
+            key: getattr(options, key)
+            for key in ("encoder_lr", "epochs", "fine_epochs", "patience")
+        }
+        grid[name] |= {
+            key: getattr(options, key) for key in ("precision", "device", "corpus", "archive")
+        }
         grid[name] |= {"held_out": held_out, "test_counts": encoder in ("e2", "e3")}
     return grid
 
@@ -108,14 +136,18 @@ def is_trained(path: Path, cell: dict[str, Any], corpus: str) -> bool:
     except FileNotFoundError:
         return False
     except (ValueError, KeyError) as error:
-        raise RunError(f"{path} is no result of a cell: {error!r}; move it away to train the cell again") from error
+        raise RunError(
+            f"{path} is no result of a cell: {error!r}; move it away to train the cell again"
+        ) from error
     free = {"epochs", "fine_epochs", "patience", "archive", "device"} | (
         {"precision"} if not cell["precision"] else set()
     )
     asked = section5.PROTOCOL | cell
     same_options(path, {key: config.get(key, value) for key, value in asked.items()}, asked, free)
     if made_of != corpus:
-        raise RunError(f"{path} was trained on {made_of}, not on {corpus}; choose another --results")
+        raise RunError(
+            f"{path} was trained on {made_of}, not on {corpus}; choose another --results"
+        )
     if min(epochs, config["epochs"]) != min(epochs, cell["epochs"]):
         return False
     waited = epochs - 1 - int(np.argmin(losses))
@@ -127,10 +159,15 @@ def is_trained(path: Path, cell: dict[str, Any], corpus: str) -> bool:
 def main(options: Options) -> None:
     corpus = load_corpus(options.corpus, options.archive).name  # once, and an error once
     grid = cells(options)
-    waiting = [name for name, cell in grid.items() if not is_trained(options.results / f"{name}.json", cell, corpus)]
+    waiting = [
+        name
+        for name, cell in grid.items()
+        if not is_trained(options.results / f"{name}.json", cell, corpus)
+    ]
     out = options.out.absolute()
     tasks = [
-        Task(name, (*command(grid[name]), "--resume", "--out", str(out / name)), folder=out / name) for name in waiting
+        Task(name, (*command(grid[name]), "--resume", "--out", str(out / name)), folder=out / name)
+        for name in waiting
     ]
     with tqdm(total=len(grid), initial=len(grid) - len(tasks), desc="sweep", unit="cell") as bar:
 

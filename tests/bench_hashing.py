@@ -1,12 +1,14 @@
-"""Section 5's training step against a dense one: `uv run tests/bench_hashing.py`. Not part of the test suite.
+"""Section 5's training step against a dense one: `uv run tests/bench_hashing.py`. Not part of the
+test suite.
 
-The work is that of the released code: batches of 256 real documents, e1, b = 64, one DisARM pair and the train loss of
-the batch; at d = 0, 1, 2, and d = 0 with ten pairs. The other side is the model as one writes it down: dense counts, a
-decoder pass for each code of the pair and one for the train loss, autograd through log-softmax, default Adam, float32.
-Ours runs in float32 and, where the processor multiplies it natively, in bfloat16, then the default of the script. All
-make their batches from the same sparse table and run in turns; the ratio is taken round by round. Then, how many codes
-of a step are distinct, along training. Last, the seconds of an epoch, its test included, for every b and d.
-"""
+The work is that of the released code: batches of 256 real documents, e1, b = 64, one DisARM pair
+and the train loss of the batch; at d = 0, 1, 2, and d = 0 with ten pairs. The other side is the
+model as one writes it down: dense counts, a decoder pass for each code of the pair and one for the
+train loss, autograd through log-softmax, default Adam, float32. Ours runs in float32 and, where the
+processor multiplies it natively, in bfloat16, then the default of the script. All make their
+batches from the same sparse table and run in turns; the ratio is taken round by round. Then, how
+many codes of a step are distinct, along training. Last, the seconds of an epoch, its test included,
+for every b and d."""
 
 import math
 import statistics
@@ -47,7 +49,9 @@ def dense(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Ca
         for _ in range(pairs):
             u = torch.rand_like(logits)
             z = [(u < torch.sigmoid(q)).float(), (1 - u < torch.sigmoid(q)).float()]
-            f = [relative_nll(x, code) + (code * q - softplus(q) + math.log(2)).sum(1) for code in z]
+            f = [
+                relative_nll(x, code) + (code * q - softplus(q) + math.log(2)).sum(1) for code in z
+            ]
             weight = 0.5 * (f[0] - f[1]).detach()[:, None] * (z[0] - z[1]) * torch.sigmoid(q.abs())
             loss = loss + ((f[0] + f[1]) / 2 + (weight * (logits - q)).sum(1)).mean() / pairs
         optimizer.zero_grad()
@@ -64,10 +68,15 @@ def ours(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Cal
     return lambda i: trainer.step(trainer.train.batch(batches[i]), pairs).item()
 
 
-def products(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Callable[[int], None]:
-    """Our step's matrix products over the vocabulary alone, forward and backward: the floor for this arithmetic."""
+def products(
+    trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int
+) -> Callable[[int], None]:
+    """Our step's matrix products over the vocabulary alone, forward and backward: the floor for
+    this arithmetic."""
     k, words, rows = len(trainer.model.decoder.weight[0]), len(trainer.u), 2 * len(batches[0])
-    hidden, weight, logits, grad = (torch.rand(shape) for shape in ((rows, k), (words, k), (rows, words), (words, k)))
+    hidden, weight, logits, grad = (
+        torch.rand(shape) for shape in ((rows, k), (words, k), (rows, words), (words, k))
+    )
 
     def step(i: int) -> None:
         for _ in range(pairs):
@@ -94,14 +103,21 @@ def main() -> None:
     precisions = ["float32"] + ["bfloat16"] * (native_precision(cpu) == "bfloat16")
     for layers, pairs in ((0, 1), (1, 1), (2, 1), (0, 10)):
         trainers = {
-            name: hashing.Trainer(hashing.Options(decoder_layers=layers, precision=name), corpus, cpu)
+            name: hashing.Trainer(
+                hashing.Options(decoder_layers=layers, precision=name), corpus, cpu
+            )
             for name in precisions
         }
         first = trainers["float32"]
         order = np.random.default_rng(0).permutation(len(first.train))
         batches = [order[256 * i : 256 * (i + 1)] for i in range(STEPS)]
-        sides = {"dense": dense(first, batches, pairs), "products, float32": products(first, batches, pairs)}
-        sides |= {f"ours, {name}": ours(trainer, batches, pairs) for name, trainer in trainers.items()}
+        sides = {
+            "dense": dense(first, batches, pairs),
+            "products, float32": products(first, batches, pairs),
+        }
+        sides |= {
+            f"ours, {name}": ours(trainer, batches, pairs) for name, trainer in trainers.items()
+        }
         times: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(ROUNDS + 1):
             for name, step in sides.items():
@@ -119,17 +135,24 @@ def main() -> None:
     print("distinct codes of 512 (one pair) and of 5,120 (ten), e1, before epochs 1, 6 and 21")
     for layers in (0, 1):
         for bits in (8, 16, 64):
-            trainer = hashing.Trainer(hashing.Options(decoder_layers=layers, bits=bits), corpus, cpu)
+            trainer = hashing.Trainer(
+                hashing.Options(decoder_layers=layers, bits=bits), corpus, cpu
+            )
             counts = []
             for epochs in (0, 5, 20):
                 while trainer.epoch < epochs:
                     trainer.run_epoch()
                 counts.append(f"{distinct(trainer, 1)}, {distinct(trainer, 10):,}")
             print(f"  b = {bits}, d = {layers}: {'; '.join(counts)}")
-    print("seconds an epoch, e1, one pair a step (ten pairs), testing included, in the default precision")
+    print(
+        "seconds an epoch, e1, one pair a step (ten pairs), testing included, in the default "
+        "precision"
+    )
     for layers in (0, 1, 2):
         for bits in (8, 16, 32, 64):
-            trainer = hashing.Trainer(hashing.Options(decoder_layers=layers, bits=bits, epochs=2), corpus, cpu)
+            trainer = hashing.Trainer(
+                hashing.Options(decoder_layers=layers, bits=bits, epochs=2), corpus, cpu
+            )
             ends = [0.0]
             for _ in range(3):  # the first takes memory, the third has ten pairs
                 trainer.run_epoch()

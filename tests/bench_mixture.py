@@ -1,8 +1,10 @@
-"""Section 3's training step against a straightforward one: `uv run tests/bench_mixture.py`. Not part of the test suite.
+"""Section 3's training step against a straightforward one: `uv run tests/bench_mixture.py`. Not
+part of the test suite.
 
-The work is the released code's: 8,000 points, factorized encoder, joint steps. The other side is the model as one
-writes it down: autograd, residuals to each centre, softmax, default Adam. Both run in turns in one process, and the
-ratio is taken round by round, since the speed of a shared machine drifts.
+The work is the released code's: 8,000 points, factorized encoder, joint steps. The other side is
+the model as one
+writes it down: autograd, residuals to each centre, softmax, default Adam. Both run in turns in one
+process, and the ratio is taken round by round, since the speed of a shared machine drifts.
 """
 
 import statistics
@@ -18,7 +20,9 @@ STEPS, ROUNDS = 50, 21
 
 
 def straightforward(x: torch.Tensor) -> Callable[[], None]:
-    encoder = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+    encoder = nn.Sequential(
+        nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)
+    )
     means = nn.Parameter(torch.tensor(CENTRES))
     bits = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     optimizer = torch.optim.Adam([*encoder.parameters(), means], 1e-4)
@@ -64,7 +68,11 @@ def products(x: torch.Tensor) -> Callable[[], None]:
 
 def main() -> None:
     x = sample(Options(points_per_component=2000), 0, torch.device("cpu"))
-    sides = {"straightforward": straightforward(x), "mixture.py": ours(x), "matrix products alone": products(x)}
+    sides = {
+        "straightforward": straightforward(x),
+        "mixture.py": ours(x),
+        "matrix products alone": products(x),
+    }
     times = {name: [] for name in sides}
     for _ in range(ROUNDS + 1):
         for name, run in sides.items():
@@ -72,9 +80,15 @@ def main() -> None:
             run()
             times[name].append((time.perf_counter() - start) / STEPS * 1e3)
     for name, values in times.items():
-        print(f"{name}: median {statistics.median(values[1:]):.2f} ms a step (min {min(values[1:]):.2f})")
+        print(
+            f"{name}: median {statistics.median(values[1:]):.2f} ms a step (min "
+            f"{min(values[1:]):.2f})"
+        )
     ratios = [a / b for a, b in zip(times["straightforward"], times["mixture.py"], strict=True)][1:]
-    print(f"ratio: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
+    print(
+        f"ratio: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to "
+        f"{max(ratios):.2f}"
+    )
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
 
 

@@ -6,22 +6,27 @@ import pytest
 
 from data import newsgroups
 
-# pytest-xdist runs one process per core: two of two threads each would slow each other down several times.
+# pytest-xdist runs one process per core: two of two threads each would slow each other down several
+# times.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell starts what is in its background with SIGINT ignored, which the scripts that tests interrupt would inherit.
+# A shell starts what is in its background with SIGINT ignored, which the scripts that tests
+# interrupt would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def archive() -> Path:
-    """The real 20 Newsgroups archive; tests that need it are skipped, by name, where it is absent."""
+    """The real 20 Newsgroups archive; tests that need it are skipped, by name, where it is
+    absent."""
     named = os.environ.get(newsgroups.ENVIRONMENT_VARIABLE)
     path = Path(named) if named else Path(newsgroups.__file__).with_name(newsgroups.ARCHIVE)
     if not path.is_file():
-        pytest.skip(f"no 20 Newsgroups archive: set {newsgroups.ENVIRONMENT_VARIABLE} or put it into data/")
+        pytest.skip(
+            f"no 20 Newsgroups archive: set {newsgroups.ENVIRONMENT_VARIABLE} or put it into data/"
+        )
     return path
 
 

@@ -22,7 +22,22 @@ from dcgan import Discriminator, Generator, Moments, frechet_distance, moments
 from figures import frechet
 
 CPU = torch.device("cpu")
-TINY = ("--data", "faces", "--faces", 60, "--held-out", 20, "--ngf", 2, "--ndf", 2, "--nz", 5, "--batch-size", 16)
+TINY = (
+    "--data",
+    "faces",
+    "--faces",
+    60,
+    "--held-out",
+    20,
+    "--ngf",
+    2,
+    "--ndf",
+    2,
+    "--nz",
+    5,
+    "--batch-size",
+    16,
+)
 TINY += ("--features", "thumbnails", "--precision", "float32", "--device", "cpu")
 
 
@@ -43,7 +58,13 @@ def test_networks_are_the_tutorials() -> None:
     assert sum(p.numel() for p in generator.parameters()) == 3_576_704
     assert sum(p.numel() for p in discriminator.parameters()) == 2_765_568
     shapes = [tuple(m.weight.shape) for m in generator if isinstance(m, nn.ConvTranspose2d)]
-    assert shapes == [(100, 512, 4, 4), (512, 256, 4, 4), (256, 128, 4, 4), (128, 64, 4, 4), (64, 3, 4, 4)]
+    assert shapes == [
+        (100, 512, 4, 4),
+        (512, 256, 4, 4),
+        (256, 128, 4, 4),
+        (128, 64, 4, 4),
+        (64, 3, 4, 4),
+    ]
     images = generator(torch.randn(3, 100))
     assert images.shape == (3, 3, 64, 64)
     assert images.abs().max() <= 1
@@ -74,14 +95,19 @@ def test_step_minimises_the_tutorials_losses() -> None:
     real = trainer.batch(torch.arange(16))
     assert real.min() >= -1
     assert real.max() <= 1
-    state = {name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in trainer.networks.items()}
+    state = {
+        name: {k: v.clone() for k, v in net.state_dict().items()}
+        for name, net in trainer.networks.items()
+    }
     noise = trainer.generators["noise"].get_state()
     losses = trainer.step(real)
     after = {k: v.clone() for k, v in trainer.discriminator.state_dict().items()}
     # The same by the book: probabilities, binary cross-entropy, two backward passes.
     for name, network in trainer.networks.items():
         network.load_state_dict(state[name])
-    fake = trainer.generator(torch.randn(16, 5, generator=torch.Generator().manual_seed(0).set_state(noise)))
+    fake = trainer.generator(
+        torch.randn(16, 5, generator=torch.Generator().manual_seed(0).set_state(noise))
+    )
     cross_entropy, one, zero = nn.BCELoss(), torch.ones(16), torch.zeros(16)
     on_real = trainer.discriminator(real).sigmoid()
     on_fake = trainer.discriminator(fake.detach()).sigmoid()
@@ -118,15 +144,21 @@ def test_frechet_distance() -> None:
     m, n = rng.normal(size=(2, 4))
     for rank in (4, 2):  # also where both covariances are singular
         a[rank:] = b[rank:] = 0
-        distance = frechet_distance(of_gaussian(m, axes * a @ axes.T), of_gaussian(n, axes * b @ axes.T))
-        assert distance == pytest.approx(((m - n) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), rel=1e-5)
+        distance = frechet_distance(
+            of_gaussian(m, axes * a @ axes.T), of_gaussian(n, axes * b @ axes.T)
+        )
+        assert distance == pytest.approx(
+            ((m - n) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), rel=1e-5
+        )
 
 
 def test_fid_is_that_of_pytorch_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     weights = tmp_path / "hub" / "checkpoints" / frechet.FID_WEIGHTS_URL.rpartition("/")[2]
     weights.parent.mkdir(parents=True)
-    with monkeypatch.context() as patch:  # random weights, under the name that pytorch-fid looks for
+    with (
+        monkeypatch.context() as patch
+    ):  # random weights, under the name that pytorch-fid looks for
         patch.setattr(pytorch_fid_inception, "load_state_dict_from_url", lambda *_, **__: None)
         kept = {}
         patch.setattr(nn.Module, "load_state_dict", lambda self, _: kept.update(self.state_dict()))
@@ -142,7 +174,10 @@ def test_fid_is_that_of_pytorch_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folders = [sorted((tmp_path / str(i)).iterdir()) for i in range(2)]
     theirs = [calculate_activation_statistics(files, network, 8, 64, "cpu", 0) for files in folders]
     features = frechet.inception(64, CPU)
-    ours = [moments(features, (torch.from_numpy(images).float() / 127.5 - 1).split(3)) for images in sets]
+    ours = [
+        moments(features, (torch.from_numpy(images).float() / 127.5 - 1).split(3))
+        for images in sets
+    ]
     for (mean, covariance), found in zip(theirs, ours, strict=True):
         np.testing.assert_allclose(found.statistics()[0], mean, rtol=1e-3, atol=1e-6)
         np.testing.assert_allclose(found.statistics()[1], covariance, rtol=1e-2, atol=1e-6)
@@ -152,7 +187,10 @@ def test_fid_is_that_of_pytorch_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_frechet_distance_is_the_formula_with_a_matrix_square_root() -> None:
     """That of pytorch-fid, on the same features: |m - n|^2 + tr(S + T - 2 (S T)^(1/2))."""
     rng = np.random.default_rng(1)
-    sets = [torch.from_numpy(rng.normal(i, 1 + i, (300, 40)) @ rng.normal(size=(40, 40))) for i in range(2)]
+    sets = [
+        torch.from_numpy(rng.normal(i, 1 + i, (300, 40)) @ rng.normal(size=(40, 40)))
+        for i in range(2)
+    ]
     (m, s), (n, t) = ((x.numpy().mean(0), np.cov(x.numpy(), rowvar=False)) for x in sets)
     expected = ((m - n) ** 2).sum() + np.trace(s + t) - 2 * np.trace(scipy.linalg.sqrtm(s @ t)).real
     found = [Moments() for _ in sets]
@@ -214,8 +252,12 @@ def test_resume_is_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "--resume" in the_one_line(stopped)
     refused = main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "parts")
     assert "go on with --resume" in the_one_line(refused)
-    assert main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "parts", "--resume").returncode == 0
-    whole, parts = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts"))
+    assert (
+        main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "parts", "--resume").returncode == 0
+    )
+    whole, parts = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts")
+    )
     assert whole["history"] == parts["history"]
     assert whole["metrics"] == parts["metrics"]
     assert whole["grid"] == parts["grid"]
@@ -241,7 +283,9 @@ def test_bad_options_are_refused(tmp_path: Path, change: tuple, said: str) -> No
     assert not (tmp_path / "result.json").exists()
 
 
-@pytest.mark.parametrize("change", [("--images", "nowhere", "--data", "celeba"), ("--held-out", 60)])
+@pytest.mark.parametrize(
+    "change", [("--images", "nowhere", "--data", "celeba"), ("--held-out", 60)]
+)
 def test_what_is_wrong_shows_before_weights_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple
 ) -> None:
@@ -261,12 +305,17 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
     for data in (b"", b"text", checkpoint.read_bytes()[:1000]):
         checkpoint.write_bytes(data)
         assert "is no checkpoint" in the_one_line(main(dcgan, *again))
-    for other in ({"config": {}}, state | {"generators": {"order": state["networks"]["generator"]["0.weight"]}}):
+    for other in (
+        {"config": {}},
+        state | {"generators": {"order": state["networks"]["generator"]["0.weight"]}},
+    ):
         torch.save(other, checkpoint)
         assert the_one_line(main(dcgan, *again))
 
 
-def test_losses_that_are_not_finite_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_that_are_not_finite_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dcgan.Trainer, "step", lambda self, real: torch.full((4,), float("nan")))
     assert "smaller --lr" in the_one_line(main(dcgan, *TINY, "--epochs", 1, "--out", tmp_path))
 

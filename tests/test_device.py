@@ -1,11 +1,12 @@
 """One step and one evaluation of every trainer on a device other than the CPU, without one.
 
-The device is torch's own "meta", and under FakeTensorMode tensors have a device and a shape but no values. An operation
-on tensors of two devices fails as on a GPU, and so does a random stream of another device than its numbers, NumPy
-taking a tensor that is not on the CPU, or a product of integers, which CUDA lacks. It shows nothing of values, other
-kernels, memory or speed; numbers read off a tensor are ones. Left out are what selects elements by value and so has no
-shape here, `Exact.measure`, `Evidence.measure` and Section 3's oracle, and hashing.py's --average, which torch's
-AveragedModel does not do with tensors without values.
+The device is torch's own "meta", and under FakeTensorMode tensors have a device and a shape but no
+values. An operation on tensors of two devices fails as on a GPU, and so does a random stream of
+another device than its numbers, NumPy taking a tensor that is not on the CPU, or a product of
+integers, which CUDA lacks. It shows nothing of values, other kernels, memory or speed; numbers read
+off a tensor are ones. Left out are what selects elements by value and so has no shape here,
+`Exact.measure`, `Evidence.measure` and Section 3's oracle, and hashing.py's --average, which
+torch's AveragedModel does not do with tensors without values.
 """
 
 import contextlib
@@ -52,10 +53,15 @@ class Stream:
 def drawing(function: Any) -> Any:
     """torch.rand and its like, with a stream that has to be where the numbers go."""
 
-    def draw(*args: Any, generator: Stream | None = None, device: Any = None, **options: Any) -> torch.Tensor:
+    def draw(
+        *args: Any, generator: Stream | None = None, device: Any = None, **options: Any
+    ) -> torch.Tensor:
         there = torch.device(device or "cpu")
         if generator is not None and generator.device.type != there.type:
-            raise RuntimeError(f"Expected a '{there.type}' device type for generator, found '{generator.device.type}'")
+            raise RuntimeError(
+                f"Expected a '{there.type}' device type for generator, found "
+                f"'{generator.device.type}'"
+            )
         return function(*args, device=device, **options)
 
     return draw
@@ -64,7 +70,9 @@ def drawing(function: Any) -> Any:
 class Pretence(TorchFunctionMode):
     """Give ones for the numbers that a program reads off a tensor."""
 
-    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         name, tensor = getattr(function, "__name__", ""), args[0] if args else None
         if isinstance(tensor, FakeTensor):
@@ -79,7 +87,9 @@ class Pretence(TorchFunctionMode):
                     raise TypeError(f"can't convert {tensor.device} device type tensor to numpy")
                 ones = np.ones(tensor.shape, str(tensor.dtype).removeprefix("torch."))
                 return ones if name == "numpy" else ones.tolist()
-        if name == "tensor":  # else FakeTensorMode would keep its value, and want a kernel to move it
+        if (
+            name == "tensor"
+        ):  # else FakeTensorMode would keep its value, and want a kernel to move it
             plain = function(*args, **kwargs | {"device": None})
             return torch.empty(plain.shape, dtype=plain.dtype, device=kwargs.get("device"))
         return function(*args, **kwargs)
@@ -104,7 +114,9 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(torch, name, drawing(getattr(torch, name)))
     monkeypatch.setattr(nn.Module, "to", moved)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
+    monkeypatch.setattr(
+        sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None
+    )
     with FakeTensorMode(allow_non_fake_inputs=True), Pretence():
         yield
 
@@ -201,12 +213,17 @@ def test_encoder_and_joint_training(protocol: Any, joint: bool) -> None:
         precision="float32",
     )
     truth, discriminator = dcgan.Generator(3, 2).to(THERE), dcgan.Discriminator(2).to(THERE).eval()
-    encoder, decoder = celeba_encoder.Encoder(3, 2).to(THERE), dcgan.Generator(3, 2).to(THERE) if joint else None
+    encoder, decoder = (
+        celeba_encoder.Encoder(3, 2).to(THERE),
+        dcgan.Generator(3, 2).to(THERE) if joint else None,
+    )
     vae = celeba_encoder.VAE(truth, encoder, 0.05, decoder).to(THERE)
     spaces = {"discriminator": discriminator.features}
 
     def objective(z: torch.Tensor, x: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-        loss = -vae.elbo(x, noise)["elbo"] if joint else -celeba_encoder.log_normal(z, *vae.encoder(x))
+        loss = (
+            -vae.elbo(x, noise)["elbo"] if joint else -celeba_encoder.log_normal(z, *vae.encoder(x))
+        )
         return loss.mean()
 
     trainer = celeba_encoder.Trainer(vae, objective, (1e-3, (0.9, 0.999)), options, spaces, THERE)
@@ -221,11 +238,20 @@ def test_encoder_and_joint_training(protocol: Any, joint: bool) -> None:
 @pytest.mark.usefixtures("pretended")
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_joint_training_without_an_encoder(weight: float) -> None:
-    options = celeba_joint.Continued(weight=weight, batch_size=4, evidence_images=4, precision="float32")
+    options = celeba_joint.Continued(
+        weight=weight, batch_size=4, evidence_images=4, precision="float32"
+    )
     truth, decoder = dcgan.Generator(3, 2).to(THERE), dcgan.Generator(3, 2).to(THERE)
-    vae = celeba_encoder.VAE(truth, celeba_encoder.Encoder(3, 2).to(THERE), 0.05, decoder).to(THERE).eval()
+    vae = (
+        celeba_encoder.VAE(truth, celeba_encoder.Encoder(3, 2).to(THERE), 0.05, decoder)
+        .to(THERE)
+        .eval()
+    )
     trainer = celeba_joint.Joint(vae, options, {}, THERE)
     assert trainer.step().device == THERE
     z = torch.zeros(4, 3, device=THERE)
     full = celeba_joint.Posteriors("full", vae.sample(z, trainer.noise)[1], z)
-    assert celeba_joint.estimate(full.log_weights(vae, torch.zeros(2, 4, 3, device=THERE)))[0].device == THERE
+    assert (
+        celeba_joint.estimate(full.log_weights(vae, torch.zeros(2, 4, 3, device=THERE)))[0].device
+        == THERE
+    )

@@ -27,7 +27,9 @@ def exact(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return value.detach(), logits.grad
 
 
-def draws(name: str, logits: torch.Tensor, samples: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def draws(
+    name: str, logits: torch.Tensor, samples: int, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     many = logits.repeat(samples, 1).requires_grad_()
     values = disarm.ESTIMATORS[name](f, many, torch.Generator().manual_seed(seed))
     values.sum().backward()
@@ -63,7 +65,9 @@ def test_disarm_varies_no_more_than_arm(kind: str) -> None:
 
 
 def test_enumeration_equals_finite_differences() -> None:
-    logits = torch.tensor([LOGITS["moderate"], LOGITS["saturated"]], dtype=torch.float64, requires_grad=True)
+    logits = torch.tensor(
+        [LOGITS["moderate"], LOGITS["saturated"]], dtype=torch.float64, requires_grad=True
+    )
     assert torch.autograd.gradcheck(lambda x: disarm.enumeration(f, x), logits)
 
 
@@ -78,7 +82,9 @@ def test_the_decoder_gets_the_gradient_of_the_mean_value(name: str) -> None:
         seen.append(z)
         return z @ w
 
-    value = disarm.ESTIMATORS[name](linear, logits.requires_grad_(), torch.Generator().manual_seed(1))
+    value = disarm.ESTIMATORS[name](
+        linear, logits.requires_grad_(), torch.Generator().manual_seed(1)
+    )
     value.sum().backward()
     (z,) = seen
     assert z.shape == (8 if name == "enumeration" else 2, 1, 3)

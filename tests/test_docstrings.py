@@ -25,7 +25,12 @@ def test_docstrings_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.py"
     path.write_text(SOURCE)
     found = docstrings.docstrings((path, "pkg.a"))
-    assert [name for name, _ in found] == ["pkg.a", "pkg.a.A", "pkg.a.A.method.inner", "pkg.a.A.other"]
+    assert [name for name, _ in found] == [
+        "pkg.a",
+        "pkg.a.A",
+        "pkg.a.A.method.inner",
+        "pkg.a.A.other",
+    ]
     path.write_text("def broken(:\n")
     assert docstrings.docstrings((path, "pkg.a")) == []
     path.write_bytes(b"\x00\xff")
@@ -34,8 +39,12 @@ def test_docstrings_of_a_file(tmp_path: Path) -> None:
 
 
 def test_build() -> None:
-    documents = [(f"numpy.part{i % 3}.f{i}", f"{LONG} number{chr(97 + i)} times {i}") for i in range(26)]
-    corpus = docstrings.build([*documents, ("json.copy", documents[0][1]), ("json.f", f"{LONG} alone")], "name")
+    documents = [
+        (f"numpy.part{i % 3}.f{i}", f"{LONG} number{chr(97 + i)} times {i}") for i in range(26)
+    ]
+    corpus = docstrings.build(
+        [*documents, ("json.copy", documents[0][1]), ("json.f", f"{LONG} alone")], "name"
+    )
     titles = corpus.train_titles + corpus.test_titles
     assert "json.copy" in titles  # sorts before the numpy ones, and stays; its copy goes
     assert "numpy.part0.f0" not in titles
@@ -44,7 +53,9 @@ def test_build() -> None:
     for split in ("train", "test"):
         counts = getattr(corpus, split)
         labels = [corpus.groups[i] for i in getattr(corpus, f"{split}_labels")]
-        assert all(t.startswith(g) for t, g in zip(getattr(corpus, f"{split}_titles"), labels, strict=True))
+        assert all(
+            t.startswith(g) for t, g in zip(getattr(corpus, f"{split}_titles"), labels, strict=True)
+        )
         assert counts.dtype == np.float32
         assert counts.shape[1] == len(corpus.words)
     first = corpus.train[[0]]
@@ -57,12 +68,22 @@ def test_build() -> None:
 def test_sources_are_the_installed_libraries() -> None:
     files = docstrings.sources()
     modules = {module for _, module in files}
-    assert {"json.decoder", "numpy.linalg", "scipy.stats", "matplotlib.axes", "torch.nn.modules.linear"} <= modules
+    assert {
+        "json.decoder",
+        "numpy.linalg",
+        "scipy.stats",
+        "matplotlib.axes",
+        "torch.nn.modules.linear",
+    } <= modules
     assert not any(".tests." in module or module.startswith("site-packages") for module in modules)
 
 
 def test_load_reads_in_parallel_and_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = [file for file in docstrings.sources() if file[1].startswith(("json", "scipy.stats", "argparse"))]
+    few = [
+        file
+        for file in docstrings.sources()
+        if file[1].startswith(("json", "scipy.stats", "argparse"))
+    ]
     monkeypatch.setattr(docstrings, "sources", lambda: few)
     corpus = docstrings.load(tmp_path)
     assert corpus.name.startswith("docstrings (Python ")

@@ -1,4 +1,5 @@
-"""Section 5, summed over all codes: likelihood, bound, the best factorized posterior, and the stages of `exact`."""
+"""Section 5, summed over all codes: likelihood, bound, the best factorized posterior, and the
+stages of `exact`."""
 
 import itertools
 import json
@@ -30,8 +31,11 @@ SMALL = hashing.ExactOptions(
 STAGES = ["frozen", "frozen_disarm", "joint", "regressed", "scratch"]
 
 
-def doubled(bits: int = 3, layers: int = 0, scale: float = 6.0) -> tuple[hashing.Exact, hashing.VAE, Batch]:
-    """A model in float64 on the toy corpus, its decoder far from trivial, and a batch of 12 documents."""
+def doubled(
+    bits: int = 3, layers: int = 0, scale: float = 6.0
+) -> tuple[hashing.Exact, hashing.VAE, Batch]:
+    """A model in float64 on the toy corpus, its decoder far from trivial, and a batch of 12
+    documents."""
     sums = hashing.Exact(replace(SMALL, bits=bits, decoder_layers=layers), corpus(), CPU)
     sums.u, sums.z = sums.u.double(), sums.z.double()
     sums.documents = {split: Documents(d.counts, sums.u) for split, d in sums.documents.items()}
@@ -45,11 +49,17 @@ def doubled(bits: int = 3, layers: int = 0, scale: float = 6.0) -> tuple[hashing
 def test_joint_of_all_codes_is_the_dense_formula(layers: int) -> None:
     sums, model, batch = doubled(layers=layers)
     found = sums.log_joint(hashing.log_decoder(model, sums.z), batch)
-    nll = model.decoder(sums.z[:, None].expand(-1, len(batch), -1), batch)  # what the sampled training uses
+    nll = model.decoder(
+        sums.z[:, None].expand(-1, len(batch), -1), batch
+    )  # what the sampled training uses
     torch.testing.assert_close(found, -nll.T - 3 * np.log(2))
     x = torch.from_numpy(corpus().train[:12].toarray()).double() + sums.u
-    log_p = torch.log_softmax(model.decoder.hidden(sums.z) @ model.decoder.weight.T + model.decoder.bias, 1)
-    dense = x @ log_p.T - (x * (x / x.sum(1, keepdim=True)).log()).sum(1, keepdim=True) - 3 * np.log(2)
+    log_p = torch.log_softmax(
+        model.decoder.hidden(sums.z) @ model.decoder.weight.T + model.decoder.bias, 1
+    )
+    dense = (
+        x @ log_p.T - (x * (x / x.sum(1, keepdim=True)).log()).sum(1, keepdim=True) - 3 * np.log(2)
+    )
     torch.testing.assert_close(found, dense)
 
 
@@ -57,13 +67,20 @@ def test_enumeration_gradients_equal_finite_differences() -> None:
     sums, model, batch = doubled(bits=2)
     decoder = model.decoder
 
-    def objective(weight: torch.Tensor, bias: torch.Tensor, encoder_weight: torch.Tensor) -> torch.Tensor:
+    def objective(
+        weight: torch.Tensor, bias: torch.Tensor, encoder_weight: torch.Tensor
+    ) -> torch.Tensor:
         log_p = torch.log_softmax(weight @ sums.z.T + bias[:, None], 0)
         joint = sums.log_joint(log_p, batch)
         logits = SmoothedProduct.apply(encoder_weight, batch)
-        return torch.stack([disarm.exact_elbo(logits, joint, sums.z).mean(), joint.logsumexp(1).mean()])
+        return torch.stack(
+            [disarm.exact_elbo(logits, joint, sums.z).mean(), joint.logsumexp(1).mean()]
+        )
 
-    inputs = [p.detach().clone().requires_grad_() for p in (decoder.weight, decoder.bias, model.encoder.weight)]
+    inputs = [
+        p.detach().clone().requires_grad_()
+        for p in (decoder.weight, decoder.bias, model.encoder.weight)
+    ]
     assert torch.autograd.gradcheck(objective, inputs)
 
 
@@ -79,7 +96,9 @@ def test_an_autoregressive_posterior_by_hand() -> None:
     with torch.no_grad():
         model.decoder.weight.mul_(6)
         at_first = disarm.exact_elbo(
-            sums.logits(model, batch), joint := sums.log_joint(hashing.log_decoder(model, sums.z), batch), sums.z
+            sums.logits(model, batch),
+            joint := sums.log_joint(hashing.log_decoder(model, sums.z), batch),
+            sums.z,
         )
         factorized = disarm.exact_elbo(model.encoder(batch), joint, sums.z)
         torch.testing.assert_close(at_first, factorized)  # it begins as e1
@@ -88,7 +107,11 @@ def test_an_autoregressive_posterior_by_hand() -> None:
         torch.testing.assert_close(log_q.exp().sum(1), torch.ones(12).double())
         logits, a = model.encoder(batch), model.encoder.earlier
         for k, (z0, z1, z2) in enumerate(sums.z.long().tolist()):
-            of_bits = (logits[:, 0], logits[:, 1] + a[1, 0] * z0, logits[:, 2] + a[2, 0] * z0 + a[2, 1] * z1)
+            of_bits = (
+                logits[:, 0],
+                logits[:, 1] + a[1, 0] * z0,
+                logits[:, 2] + a[2, 0] * z0 + a[2, 1] * z1,
+            )
             by_hand = sum(
                 (torch.sigmoid(m).log() if z else torch.sigmoid(-m).log())
                 for m, z in zip(of_bits, (z0, z1, z2), strict=True)
@@ -99,7 +122,9 @@ def test_an_autoregressive_posterior_by_hand() -> None:
 def test_a_richer_family_reaches_a_posterior_that_a_product_cannot() -> None:
     z = disarm.codes(2, torch.zeros(1).double())
     joint = torch.tensor([[0.0, -9.0, -9.0, 0.0]]).double()  # both bits, or none
-    product = disarm.exact_elbo(disarm.best_factorized(joint, torch.zeros(1, 2).double(), z), joint, z)
+    product = disarm.exact_elbo(
+        disarm.best_factorized(joint, torch.zeros(1, 2).double(), z), joint, z
+    )
     logits = torch.zeros(1, 1, 2).double() + z @ torch.tensor([[0.0, 0.0], [18.0, 0.0]]).double().T
     logits[..., 1] -= 9
     assert joint.logsumexp(1) - disarm.exact_elbo(logits, joint, z) < 1e-3
@@ -114,16 +139,23 @@ def test_exact_elbo_is_what_sampling_gives() -> None:
     elbo = disarm.exact_elbo(logits, joint, sums.z)
     assert (joint.logsumexp(1) >= elbo).all()
     q, samples = torch.sigmoid(logits), 4000
-    z = (torch.rand(samples, *q.shape, generator=torch.Generator().manual_seed(1), dtype=q.dtype) < q).double()
+    z = (
+        torch.rand(samples, *q.shape, generator=torch.Generator().manual_seed(1), dtype=q.dtype) < q
+    ).double()
     values = -hashing.kl_uniform(logits) - model.decoder(z, batch).detach()
-    assert (values.mean() - elbo.mean()).abs() < 3 * (values.var(0) / samples).mean().div(len(batch)).sqrt()
+    assert (values.mean() - elbo.mean()).abs() < 3 * (values.var(0) / samples).mean().div(
+        len(batch)
+    ).sqrt()
     assert values.std(0).mean() > 0.1
 
 
 def test_sampled_loss_of_a_trained_model_is_the_exact_one(tmp_path: Path) -> None:
-    """The two ways through the code, on a trained 8-bit model: `Trainer.evaluate` and `Exact.totals`."""
+    """The two ways through the code, on a trained 8-bit model: `Trainer.evaluate` and
+    `Exact.totals`."""
     toy = corpus()
-    options = hashing.Options(bits=8, epochs=40, fine_epochs=0, lr=0.02, batch_size=64, device="cpu", out=tmp_path)
+    options = hashing.Options(
+        bits=8, epochs=40, fine_epochs=0, lr=0.02, batch_size=64, device="cpu", out=tmp_path
+    )
     trainer = hashing.Trainer(options, toy, CPU)
     while not trainer.finished:
         trainer.run_epoch()
@@ -157,13 +189,18 @@ def test_disarm_on_the_table_is_unbiased() -> None:
 
 
 def test_best_factorized_posterior() -> None:
-    """Against the best of a fine grid for two bits; never below its start, never above the likelihood."""
+    """Against the best of a fine grid for two bits; never below its start, never above the
+    likelihood."""
     sums, model, batch = doubled(bits=2, scale=10)
     joint = sums.log_joint(hashing.log_decoder(model, sums.z), batch).detach()
     start = model.encoder(batch).detach()
     found = disarm.exact_elbo(disarm.best_factorized(joint, start, sums.z), joint, sums.z)
-    grid = torch.tensor(list(itertools.product(np.linspace(-12, 12, 121), repeat=2)), dtype=torch.float64)
-    best = torch.stack([disarm.exact_elbo(grid, row.expand(len(grid), -1), sums.z).max() for row in joint])
+    grid = torch.tensor(
+        list(itertools.product(np.linspace(-12, 12, 121), repeat=2)), dtype=torch.float64
+    )
+    best = torch.stack(
+        [disarm.exact_elbo(grid, row.expand(len(grid), -1), sums.z).max() for row in joint]
+    )
     assert (found >= best - 1e-9).all()
     assert (found <= joint.logsumexp(1) + 1e-12).all()
     assert (found >= disarm.exact_elbo(start, joint, sums.z)).all()
@@ -176,7 +213,9 @@ def test_a_factorized_posterior_leaves_no_gap() -> None:
     joint = disarm.log_posterior(logits, z) - 5.0
     found = disarm.best_factorized(joint, torch.zeros_like(logits), z)
     torch.testing.assert_close(found, logits)
-    torch.testing.assert_close(disarm.exact_elbo(found, joint, z), torch.full((7,), -5.0, dtype=torch.float64))
+    torch.testing.assert_close(
+        disarm.exact_elbo(found, joint, z), torch.full((7,), -5.0, dtype=torch.float64)
+    )
 
 
 def test_measure_splits_the_gap() -> None:
@@ -190,14 +229,17 @@ def test_measure_splits_the_gap() -> None:
 
 
 def test_regression_finds_the_best_linear_map_to_the_marginals() -> None:
-    """Where the gradient of the cross-entropy to the exact marginals is zero, whatever the scale of the features."""
+    """Where the gradient of the cross-entropy to the exact marginals is zero, whatever the scale of
+    the features."""
     sums, model, _ = doubled()
     batch = sums.documents["train"].batch(np.arange(len(sums.documents["train"])))
     joint = sums.log_joint(hashing.log_decoder(model, sums.z), batch)
     marginals = (torch.softmax(joint, 1) @ sums.z).detach()
     sums.regress(model, hashing.Stage("regression", "e1", "regression", 20, ("encoder",)))
     error = torch.sigmoid(model.encoder(batch)) - marginals
-    assert ((batch.counts.product(torch.eye(len(sums.u), dtype=sums.u.dtype)) + sums.u).T @ error).abs().max() < 1e-3
+    assert (
+        (batch.counts.product(torch.eye(len(sums.u), dtype=sums.u.dtype)) + sums.u).T @ error
+    ).abs().max() < 1e-3
     assert error.square().mean() < (marginals - marginals.mean(0)).square().mean() / 2
 
 
@@ -217,14 +259,27 @@ def test_normaliser_is_the_part_of_the_posterior_that_is_not_additive() -> None:
     assert sums.normaliser(model)["rms"] < 1e-6
 
 
-def test_stages_repeat_resume_and_tell_what_they_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_repeat_resume_and_tell_what_they_should(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(newsgroups, "load", lambda archive: corpus())
-    options = replace(SMALL, encoders=("e1", "e4", "a1"), likelihood_epochs=40, encoder_epochs=40, joint_epochs=10)
+    options = replace(
+        SMALL, encoders=("e1", "e4", "a1"), likelihood_epochs=40, encoder_epochs=40, joint_epochs=10
+    )
     options = replace(options, out=tmp_path / "a")
     hashing.exact(options)
     result = json.loads((tmp_path / "a" / "result.json").read_text())
-    stages = [f"{encoder}_{stage}" for encoder in ("e1", "e4") for stage in STAGES] + ["a1_frozen", "a1_joint"]
-    assert set(result["metrics"]) == {"likelihood", "likelihood_on", "e1_regressed_joint", "e1_scratch_exact", *stages}
+    stages = [f"{encoder}_{stage}" for encoder in ("e1", "e4") for stage in STAGES] + [
+        "a1_frozen",
+        "a1_joint",
+    ]
+    assert set(result["metrics"]) == {
+        "likelihood",
+        "likelihood_on",
+        "e1_regressed_joint",
+        "e1_scratch_exact",
+        *stages,
+    }
     train = {name: stage["train"] for name, stage in result["metrics"].items()}
     assert train["likelihood_on"]["log_likelihood"] > train["likelihood"]["log_likelihood"]
     assert "elbo" not in train["likelihood"]
@@ -242,7 +297,9 @@ def test_stages_repeat_resume_and_tell_what_they_should(tmp_path: Path, monkeypa
     hashing.exact(replace(options, resume=True))
     again = json.loads((tmp_path / "a" / "result.json").read_text())
     for stage, metrics in again["metrics"].items():  # least squares round as the memory lies
-        assert metrics.pop("normaliser") == pytest.approx(result["metrics"][stage].pop("normaliser"), rel=1e-12)
+        assert metrics.pop("normaliser") == pytest.approx(
+            result["metrics"][stage].pop("normaliser"), rel=1e-12
+        )
     assert (again["metrics"], again["history"]) == (result["metrics"], result["history"])
     (tmp_path / "a" / "likelihood.pt").write_bytes(b"no checkpoint")
     line = the_one_line(main(hashing, "exact", "--bits", 3, "--resume", "--out", tmp_path / "a"))

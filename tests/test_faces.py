@@ -48,17 +48,25 @@ def unpacked(folder: Path, files: dict[str, bytes]) -> Path:
 
 def test_zip_and_folder_give_the_tutorials_images(tmp_path: Path) -> None:
     files = jpegs()
-    junk = {"__MACOSX/img_align_celeba/._000001.jpg": b"?", "img_align_celeba/.hidden.jpg": b"?", "README.txt": b"?"}
+    junk = {
+        "__MACOSX/img_align_celeba/._000001.jpg": b"?",
+        "img_align_celeba/.hidden.jpg": b"?",
+        "README.txt": b"?",
+    }
     from_zip = celeba.load(zipped(tmp_path / "a.zip", files | junk), tmp_path)
     from_folder = celeba.load(unpacked(tmp_path / "unpacked", files | junk), tmp_path)
-    tutorial = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(64), transforms.ToTensor()])
+    tutorial = transforms.Compose(
+        [transforms.Resize(64), transforms.CenterCrop(64), transforms.ToTensor()]
+    )
     expected = torch.stack([tutorial(Image.open(io.BytesIO(data))) for data in files.values()])
     assert from_zip.shape == (COUNT, 3, 64, 64)
     np.testing.assert_array_equal(from_zip, (expected * 255).round().byte().numpy())
     np.testing.assert_array_equal(from_zip, from_folder)
 
 
-def test_images_are_decoded_once_and_memory_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_decoded_once_and_memory_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = zipped(tmp_path / "a.zip", jpegs())
     first = celeba.load(archive, tmp_path)
     monkeypatch.setattr(celeba, "_decode", None)
@@ -85,24 +93,35 @@ def test_other_images_in_the_same_place_are_decoded_anew(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_corrupt_images_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture, packed: bool) -> None:
+def test_corrupt_images_are_named_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture, packed: bool
+) -> None:
     files = jpegs()
     names = list(files)
     files[names[2]] = b"no image"
     files[names[7]] = files[names[7]][:300]
-    images = celeba.load((zipped if packed else unpacked)(tmp_path / "images", files), tmp_path / "cache")
+    images = celeba.load(
+        (zipped if packed else unpacked)(tmp_path / "images", files), tmp_path / "cache"
+    )
     said = capsys.readouterr().out
     assert len(images) == COUNT - 2
     assert f"2 of {COUNT} images cannot be read" in said
     assert names[2] in said
     assert names[7] in said
     rest = {name: data for name, data in files.items() if name not in (names[2], names[7])}
-    np.testing.assert_array_equal(images, celeba.load(zipped(tmp_path / "b.zip", rest), tmp_path / "cache"))
+    np.testing.assert_array_equal(
+        images, celeba.load(zipped(tmp_path / "b.zip", rest), tmp_path / "cache")
+    )
 
 
-@pytest.mark.parametrize(("offset", "value", "said"), [(10, 9, "compressed by method 9"), (8, 1, "is encrypted")])
-def test_zips_that_cannot_be_read_say_what_to_do(tmp_path: Path, offset: int, value: int, said: str) -> None:
-    """Deflate64, as Windows Explorer writes above 2 GB, and encryption: both only marked so, in the directory."""
+@pytest.mark.parametrize(
+    ("offset", "value", "said"), [(10, 9, "compressed by method 9"), (8, 1, "is encrypted")]
+)
+def test_zips_that_cannot_be_read_say_what_to_do(
+    tmp_path: Path, offset: int, value: int, said: str
+) -> None:
+    """Deflate64, as Windows Explorer writes above 2 GB, and encryption: both only marked so, in the
+    directory."""
     archive = zipped(tmp_path / "a.zip", jpegs())
     data = bytearray(archive.read_bytes())
     data[data.index(b"PK\x01\x02") + offset] = value
@@ -123,7 +142,9 @@ def test_grey_of_16_bits_is_grey(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert "1 of 4 images cannot be read" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what", ["nothing there", "empty folder", "no zip", "empty zip", "only broken", "named"])
+@pytest.mark.parametrize(
+    "what", ["nothing there", "empty folder", "no zip", "empty zip", "only broken", "named"]
+)
 def test_no_images_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     path = tmp_path / "here"
     if what == "empty folder":
@@ -149,12 +170,16 @@ def test_no_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(celeba, "CelebA", fail)
     assert celeba.find(None, tmp_path) is None
-    with pytest.raises(DataError, match=r"img_align_celeba\.zip from .*--images .*--data faces") as error:
+    with pytest.raises(
+        DataError, match=r"img_align_celeba\.zip from .*--images .*--data faces"
+    ) as error:
         celeba.load(None, tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_an_interrupted_decoding_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_decoding_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = zipped(tmp_path / "a.zip", jpegs())
 
     def stop(*_: object) -> None:

@@ -23,8 +23,23 @@ from data.newsgroups import Corpus
 from figures import findings, run
 
 CPU = torch.device("cpu")
-SMALL = hashing.Options(bits=4, epochs=4, fine_epochs=2, pairs=3, batch_size=16, checkpoint_every=1, device="cpu")
-ARGUMENTS = ("--bits", 4, "--epochs", 4, "--fine-epochs", 2, "--pairs", 3, "--batch-size", 16, "--checkpoint-every", 1)
+SMALL = hashing.Options(
+    bits=4, epochs=4, fine_epochs=2, pairs=3, batch_size=16, checkpoint_every=1, device="cpu"
+)
+ARGUMENTS = (
+    "--bits",
+    4,
+    "--epochs",
+    4,
+    "--fine-epochs",
+    2,
+    "--pairs",
+    3,
+    "--batch-size",
+    16,
+    "--checkpoint-every",
+    1,
+)
 
 
 @pytest.fixture
@@ -33,7 +48,9 @@ def toy_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(newsgroups, "load", lambda archive: corpus())
 
 
-def dense_nll(x: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def dense_nll(
+    x: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
     """The definition: sum_v x_v (log(x_v / n) - log softmax_v), x dense and smoothed."""
     log_p = torch.log_softmax(hidden @ weight.T + bias, -1)
     return (x * ((x / x.sum(-1, keepdim=True)).log() - log_p)).sum(-1)
@@ -49,7 +66,10 @@ def compare_with_dense(
     batch = Documents(counts, u).batch(rows)
     generator = torch.Generator().manual_seed(0)
     shape = {"hidden": (len(rows) + 3, k), "weight": (len(u), k), "bias": (len(u),)}
-    inputs = [(scale * torch.randn(s, generator=generator, dtype=u.dtype)).requires_grad_() for s in shape.values()]
+    inputs = [
+        (scale * torch.randn(s, generator=generator, dtype=u.dtype)).requires_grad_()
+        for s in shape.values()
+    ]
     upstream = torch.rand((len(rows) + 3, len(rows)), generator=generator, dtype=u.dtype) - 0.2
     upstream[-1] = 0  # a code that no document uses
     value = documents.RelativeNLL.apply(*inputs, batch, documents.Workspace(), u.dtype)
@@ -83,14 +103,20 @@ def test_a_softmax_beyond_the_range_of_the_exponential_is_still_right() -> None:
             decoder.weight.normal_(0, 100)
         loss = decoder(torch.ones(1, 20, 3), batch, dtype)
         loss.sum().backward()
-        dense = dense_nll(smoothed(toy.train[:20], u), torch.ones(20, 3), decoder.weight, decoder.bias)
+        dense = dense_nll(
+            smoothed(toy.train[:20], u), torch.ones(20, 3), decoder.weight, decoder.bias
+        )
         torch.testing.assert_close(loss[0], dense, rtol=tolerance, atol=0)
         parameters = [decoder.weight, decoder.bias]
-        for parameter, expected in zip(parameters, torch.autograd.grad(dense.sum(), parameters), strict=True):
+        for parameter, expected in zip(
+            parameters, torch.autograd.grad(dense.sum(), parameters), strict=True
+        ):
             assert (parameter.grad - expected).norm() < tolerance * expected.norm()
 
 
-def test_loss_and_gradients_equal_the_dense_formula_on_real_documents(newsgroups_corpus: Corpus) -> None:
+def test_loss_and_gradients_equal_the_dense_formula_on_real_documents(
+    newsgroups_corpus: Corpus,
+) -> None:
     real = newsgroups_corpus
     longest = np.argsort(np.diff(real.train.indptr))[-8:]
     rows = np.concatenate([np.arange(0, 11_269, 500), longest])
@@ -110,7 +136,9 @@ def test_single_precision_is_enough_on_real_documents(newsgroups_corpus: Corpus)
 
 
 @pytest.mark.parametrize(("layers", "bits"), [(0, 64), (1, 16)])
-def test_bfloat16_logits_are_close_on_real_documents(newsgroups_corpus: Corpus, layers: int, bits: int) -> None:
+def test_bfloat16_logits_are_close_on_real_documents(
+    newsgroups_corpus: Corpus, layers: int, bits: int
+) -> None:
     """Loss and gradients, with logits as spread as those of a trained decoder, against float32."""
     real, found = newsgroups_corpus, []
     u = unigram(real.train, torch.float32)
@@ -167,7 +195,9 @@ def test_encoders_equal_dense_layers(kind: str) -> None:
     parameters = list(encoder.parameters())
     for a, b in zip(
         torch.autograd.grad(encoder(batch).square().sum(), parameters),
-        torch.autograd.grad(encoder.rest(features @ encoder.weight + encoder.bias).square().sum(), parameters),
+        torch.autograd.grad(
+            encoder.rest(features @ encoder.weight + encoder.bias).square().sum(), parameters
+        ),
         strict=True,
     ):
         torch.testing.assert_close(a, b)
@@ -186,7 +216,9 @@ def test_kl_is_the_sum_over_codes() -> None:
     logits = torch.tensor([[0.0, 3.0, -20.0], [1.0, 700.0, 0.5]], dtype=torch.float64)
     z = disarm.codes(3, logits)[:, None].expand(-1, 2, -1)
     log_q = disarm.log_bernoulli(z, logits)
-    torch.testing.assert_close(hashing.kl_uniform(logits), (log_q.exp() * (log_q + 3 * math.log(2))).sum(0))
+    torch.testing.assert_close(
+        hashing.kl_uniform(logits), (log_q.exp() * (log_q + 3 * math.log(2))).sum(0)
+    )
 
 
 def test_prior_is_a_distribution_and_its_kl_unbiased() -> None:
@@ -196,7 +228,9 @@ def test_prior_is_a_distribution_and_its_kl_unbiased() -> None:
     one = hashing.Prior("autoregressive", 1).requires_grad_(False)
     one.bias.fill_(2.0)  # a single bit has no weights, and its prior counts all the same
     kl = one.kl(torch.zeros(1, 1), torch.tensor([[[0.0]], [[1.0]]]))
-    assert kl.mean().item() == pytest.approx(math.log(0.5) - 0.5 * (math.log(0.8808) + math.log(0.1192)), abs=1e-3)
+    assert kl.mean().item() == pytest.approx(
+        math.log(0.5) - 0.5 * (math.log(0.8808) + math.log(0.1192)), abs=1e-3
+    )
     prior = hashing.Prior("autoregressive", 3).double().requires_grad_(False)
     torch.testing.assert_close(prior(z).exp(), torch.full((8,), 0.125, dtype=torch.float64))
     torch.testing.assert_close(prior.kl(logits, z[:, None]), hashing.kl_uniform(logits))
@@ -204,7 +238,9 @@ def test_prior_is_a_distribution_and_its_kl_unbiased() -> None:
         parameter.normal_(generator=torch.Generator().manual_seed(0))
     assert prior(z).exp().sum().item() == pytest.approx(1)
     expected = (log_q.exp() * (log_q - prior(z)[:, None])).sum(0)
-    torch.testing.assert_close((log_q.exp() * prior.kl(logits, z[:, None].expand(-1, 2, -1))).sum(0), expected)
+    torch.testing.assert_close(
+        (log_q.exp() * prior.kl(logits, z[:, None].expand(-1, 2, -1))).sum(0), expected
+    )
     assert (prior(z[4]) - prior(z[0])).item() != pytest.approx((prior(z[5]) - prior(z[1])).item())
 
 
@@ -218,13 +254,23 @@ def test_prior_is_trained_in_the_fine_epochs_only() -> None:
 def test_refined_posteriors_are_better_and_below_the_likelihood(tmp_path: Path) -> None:
     toy = corpus()
     options = replace(
-        SMALL, bits=3, encoder="e3", epochs=30, fine_epochs=0, lr=0.02, refine=60, batch_size=64, out=tmp_path
+        SMALL,
+        bits=3,
+        encoder="e3",
+        epochs=30,
+        fine_epochs=0,
+        lr=0.02,
+        refine=60,
+        batch_size=64,
+        out=tmp_path,
     )
     metrics = hashing.train(options, toy)["metrics"]
     trainer = hashing.Trainer(replace(options, epochs=metrics["selected_epoch"]), toy, CPU)
     while not trainer.finished:
         trainer.run_epoch()
-    likelihood, elbo = hashing.Exact(hashing.ExactOptions(bits=3), toy, CPU).totals(trainer.model, "test")
+    likelihood, elbo = hashing.Exact(hashing.ExactOptions(bits=3), toy, CPU).totals(
+        trainer.model, "test"
+    )
     samples = np.array([trainer.refined(trainer.test) for _ in range(20)])
     assert -likelihood < samples.mean() < -elbo - 4 * samples.std()
     assert metrics["test_refined"] == pytest.approx(samples.mean(), abs=5 * samples.std())
@@ -242,7 +288,9 @@ def test_test_loss_is_the_exact_elbo_on_average() -> None:
             logits = trainer.model.encoder(batch)
             z = disarm.codes(3, logits)[:, None].expand(-1, len(batch), -1)
             q = disarm.log_bernoulli(z, logits).exp()
-            exact.append(((q * trainer.model.decoder(z, batch)).sum(0) + hashing.kl_uniform(logits)).mean())
+            exact.append(
+                ((q * trainer.model.decoder(z, batch)).sum(0) + hashing.kl_uniform(logits)).mean()
+            )
     samples = np.array([trainer.evaluate(trainer.test)["loss"] for _ in range(300)])
     exact = torch.stack(exact).mean().item()
     assert abs(samples.mean() - exact) < 4.5 * samples.std() / 300**0.5
@@ -252,7 +300,9 @@ def test_test_loss_is_the_exact_elbo_on_average() -> None:
 def test_step_leaves_the_exact_gradient_on_average() -> None:
     """The encoder's gradient after `step`, with ten pairs, against enumeration of all codes."""
     toy = corpus()
-    trainer = hashing.Trainer(replace(SMALL, bits=3, lr=1e-30, prior="autoregressive", precision="float32"), toy, CPU)
+    trainer = hashing.Trainer(
+        replace(SMALL, bits=3, lr=1e-30, prior="autoregressive", precision="float32"), toy, CPU
+    )
     batch = trainer.train.batch(np.arange(16))
     with torch.no_grad():
         trainer.model.decoder.weight.mul_(5)
@@ -266,7 +316,12 @@ def test_step_leaves_the_exact_gradient_on_average() -> None:
 
     disarm.enumeration(f, logits).mean().backward()
     model = trainer.model
-    parameters = [model.encoder.weight, model.encoder.bias, model.decoder.bias, *model.prior.parameters()]
+    parameters = [
+        model.encoder.weight,
+        model.encoder.bias,
+        model.decoder.bias,
+        *model.prior.parameters(),
+    ]
     exact = [p.grad.clone() for p in parameters]
     draws = []
     for _ in range(draws_made := 150):
@@ -275,7 +330,9 @@ def test_step_leaves_the_exact_gradient_on_average() -> None:
     for i, expected in enumerate(exact):
         sampled = torch.stack([draw[i] for draw in draws])
         error = (sampled.mean(0) - expected).norm() / (sampled.std(0).norm() / draws_made**0.5)
-        assert error < 3  # chi over its root mean square; three bits make all of it, so the degrees of freedom are few
+        assert (
+            error < 3
+        )  # chi over its root mean square; three bits make all of it, so the degrees of freedom are few
         assert expected.norm() > 3 * sampled.std(0).norm() / draws_made**0.5
 
 
@@ -293,8 +350,11 @@ def test_distinct_codes_stand_for_all(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 17])  # pairs together, and one at a time
-def test_a_step_of_several_pairs_is_the_mean_of_steps_of_one(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same noise; codes that repeat are decoded once in the first, and as often as they come in the others."""
+def test_a_step_of_several_pairs_is_the_mean_of_steps_of_one(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same noise; codes that repeat are decoded once in the first, and as often as they come in
+    the others."""
     options = replace(SMALL, bits=bits, decoder_layers=1, lr=1e-30, precision="float32")
     trainer = hashing.Trainer(options, corpus(), CPU)
     batch, noise = trainer.train.batch(np.arange(16)), trainer.generators["noise"].get_state()
@@ -316,7 +376,13 @@ def test_a_step_of_several_pairs_is_the_mean_of_steps_of_one(bits: int, monkeypa
 @pytest.mark.parametrize(("encoder", "layers"), [("e1", 0), ("e2", 1), ("e3", 2)])
 def test_every_part_trains(encoder: str, layers: int, estimator: str, tmp_path: Path) -> None:
     options = replace(
-        SMALL, encoder=encoder, decoder_layers=layers, estimator=estimator, lr=1e-2, epochs=25, out=tmp_path
+        SMALL,
+        encoder=encoder,
+        decoder_layers=layers,
+        estimator=estimator,
+        lr=1e-2,
+        epochs=25,
+        out=tmp_path,
     )
     result = hashing.train(options, corpus())
     train = result["history"]["train"]
@@ -336,7 +402,9 @@ def test_scratch_used_twice_is_an_error_not_a_wrong_gradient() -> None:
 
 
 def everything(out: Path) -> tuple[dict, dict]:
-    return torch.load(out / "checkpoint.pt", weights_only=True), json.loads((out / "result.json").read_text())
+    return torch.load(out / "checkpoint.pt", weights_only=True), json.loads(
+        (out / "result.json").read_text()
+    )
 
 
 def assert_bitwise_equal(a: object, b: object) -> None:
@@ -355,7 +423,8 @@ def assert_bitwise_equal(a: object, b: object) -> None:
 
 @posix
 def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, toy_corpus: None) -> None:
-    """SIGKILL somewhere in the one-pair epochs, SIGINT in the fine ones; the end is that of a run never stopped."""
+    """SIGKILL somewhere in the one-pair epochs, SIGINT in the fine ones; the end is that of a run
+    never stopped."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     long = ("--epochs", 40, "--fine-epochs", 60, *ARGUMENTS[6:], "--bits", 4)
     done = main(hashing, *long, "--out", whole)
@@ -390,13 +459,22 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, toy_corpus: None) -> No
 def test_every_option_resumes_bit_by_bit(tmp_path: Path) -> None:
     options = replace(
         SMALL,
-        **{"encoder": "e4", "average": 0.9, "word_dropout": 0.2, "held_out": 0.2, "prior": "autoregressive"},
+        **{
+            "encoder": "e4",
+            "average": 0.9,
+            "word_dropout": 0.2,
+            "held_out": 0.2,
+            "prior": "autoregressive",
+        },
         **{"weight_decay": 0.1, "test_counts": True, "resume": True},
     )
     hashing.train(replace(options, out=tmp_path / "whole"), corpus())
     for fine_epochs in (1, 2):
         hashing.train(replace(options, fine_epochs=fine_epochs, out=tmp_path / "parts"), corpus())
-    (state, result_a), (other, result_b) = everything(tmp_path / "whole"), everything(tmp_path / "parts")
+    (state, result_a), (other, result_b) = (
+        everything(tmp_path / "whole"),
+        everything(tmp_path / "parts"),
+    )
     assert_bitwise_equal(state, other)
     assert result_a["metrics"] == result_b["metrics"]
 
@@ -408,12 +486,24 @@ def test_resume_can_add_epochs_but_not_change_the_model(tmp_path: Path) -> None:
         hashing.train(options, corpus())
     with pytest.raises(hashing.RunError, match="--bits 4, not 5"):
         hashing.train(replace(options, bits=5, resume=True), corpus())
-    assert hashing.train(replace(options, fine_epochs=2, resume=True), corpus())["metrics"]["epochs"] == 4
-    for epochs, fine_epochs in ((3, 0), (3, 2), (6, 0), (2, 1)):  # of 2 and 2, where these runs never pass
+    assert (
+        hashing.train(replace(options, fine_epochs=2, resume=True), corpus())["metrics"]["epochs"]
+        == 4
+    )
+    for epochs, fine_epochs in (
+        (3, 0),
+        (3, 2),
+        (6, 0),
+        (2, 1),
+    ):  # of 2 and 2, where these runs never pass
         with pytest.raises(hashing.RunError, match="never passes through that state"):
-            hashing.train(replace(options, epochs=epochs, fine_epochs=fine_epochs, resume=True), corpus())
+            hashing.train(
+                replace(options, epochs=epochs, fine_epochs=fine_epochs, resume=True), corpus()
+            )
     with pytest.raises(hashing.RunError, match="was trained on toy, not on another"):
-        hashing.train(replace(options, fine_epochs=3, resume=True), replace(corpus(), name="another"))
+        hashing.train(
+            replace(options, fine_epochs=3, resume=True), replace(corpus(), name="another")
+        )
     checkpoint = tmp_path / "checkpoint.pt"
     state = torch.load(checkpoint, weights_only=True)
     for broken, said in (
@@ -437,7 +527,10 @@ def test_seed_decides(tmp_path: Path) -> None:
 
 def test_test_counts_adds_a_second_test_and_changes_nothing_else(tmp_path: Path) -> None:
     plain, both = (
-        hashing.train(replace(SMALL, encoder="e3", lr=0.1, test_counts=counts, out=tmp_path / str(counts)), corpus())
+        hashing.train(
+            replace(SMALL, encoder="e3", lr=0.1, test_counts=counts, out=tmp_path / str(counts)),
+            corpus(),
+        )
         for counts in (False, True)
     )
     second = both["history"].pop("test_counts")
@@ -452,12 +545,20 @@ def test_held_out_documents_are_not_trained_on(tmp_path: Path) -> None:
     assert (len(trainer.train), len(trainer.held_out), len(trainer.test)) == (40, 10, 21)
     together = scipy.sparse.vstack([trainer.train.counts, trainer.held_out.counts]).toarray()
     np.testing.assert_array_equal(np.sort(together, 0), np.sort(toy.train.toarray(), 0))
-    np.testing.assert_allclose(trainer.u.numpy(), documents.unigram(toy.train[trainer.training_rows]), rtol=1e-6)
+    np.testing.assert_allclose(
+        trainer.u.numpy(), documents.unigram(toy.train[trainer.training_rows]), rtol=1e-6
+    )
     result = hashing.train(replace(SMALL, held_out=0.2, epochs=20, out=tmp_path), toy)
     history, metrics = result["history"], result["metrics"]
     assert metrics["selected_epoch"] == int(np.argmin(history["held_out"])) + 1
-    assert metrics["test_selected"] == history["test"][metrics["selected_epoch"] - 1] >= metrics["test_min"]
-    last = hashing.train(replace(SMALL, epochs=20, last=True, out=tmp_path / "last"), toy)["metrics"]
+    assert (
+        metrics["test_selected"]
+        == history["test"][metrics["selected_epoch"] - 1]
+        >= metrics["test_min"]
+    )
+    last = hashing.train(replace(SMALL, epochs=20, last=True, out=tmp_path / "last"), toy)[
+        "metrics"
+    ]
     assert (last["selected_epoch"], last["test_selected"]) == (22, last["test_final"])
     with pytest.raises(DataError, match="leaves none"):
         hashing.Trainer(replace(SMALL, held_out=0.001), toy, CPU)
@@ -523,14 +624,33 @@ def test_encoder_learning_rate_and_decay_reach_their_parameters() -> None:
 
 
 def test_a_preset_gives_options_that_others_change(tmp_path: Path, toy_corpus: None) -> None:
-    arguments = ("best", "--epochs", 2, "--fine-epochs", 1, "--bits", 3, "--device", "cpu", "--refine", 3)
+    arguments = (
+        "best",
+        "--epochs",
+        2,
+        "--fine-epochs",
+        1,
+        "--bits",
+        3,
+        "--device",
+        "cpu",
+        "--refine",
+        3,
+    )
     done = main(hashing, *arguments, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "result.json").read_text())["config"]
     assert (config["epochs"], config["bits"], config["refine"]) == (2, 3, 3)
-    assert (config["word_dropout"], config["prior"]) == (hashing.BEST.word_dropout, "autoregressive")
+    assert (config["word_dropout"], config["prior"]) == (
+        hashing.BEST.word_dropout,
+        "autoregressive",
+    )
     metrics = json.loads((tmp_path / "result.json").read_text())["metrics"]
-    said = {line.split("  ")[0].strip(): line.split()[-1] for line in done.stdout.splitlines() if line.strip()}
+    said = {
+        line.split("  ")[0].strip(): line.split()[-1]
+        for line in done.stdout.splitlines()
+        if line.strip()
+    }
     assert said["test, last epoch"] == f"{metrics['test_final']:.1f}"
     assert f"{metrics['test_refined']:.1f}" in done.stdout
 
@@ -545,7 +665,9 @@ def test_bfloat16_products_are_close_and_only_training_uses_them() -> None:
     toy = corpus(words=200)
     losses, gradients, tests = [], [], []
     for precision in ("float32", "bfloat16"):
-        trainer = hashing.Trainer(replace(SMALL, decoder_layers=1, lr=1e-30, precision=precision), toy, CPU)
+        trainer = hashing.Trainer(
+            replace(SMALL, decoder_layers=1, lr=1e-30, precision=precision), toy, CPU
+        )
         losses.append(trainer.step(trainer.train.batch(np.arange(50)), 1).item())
         gradients.append([p.grad.clone() for p in trainer.model.parameters() if p.grad is not None])
         tests.append(trainer.evaluate(trainer.test))
@@ -559,7 +681,9 @@ def test_bfloat16_products_are_close_and_only_training_uses_them() -> None:
     assert trainer.options.precision == "bfloat16"
 
 
-def test_a_processor_told_to_be_a_lesser_one_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_told_to_be_a_lesser_one_trains_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ask = "from figures import run; import torch; print(run.native_precision(torch.device('cpu')))"
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     assert python(ask).stdout == "float32\n"
@@ -613,14 +737,18 @@ def test_bad_runs_are_one_line_and_leave_what_was_there(tmp_path: Path, toy_corp
 
 
 @posix
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path, toy_corpus: None) -> None:
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(
+    tmp_path: Path, toy_corpus: None
+) -> None:
     import resource
 
     assert main(hashing, *ARGUMENTS, "--out", tmp_path).returncode == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     full_disk = (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     more = (*ARGUMENTS, "--fine-epochs", 9, "--resume", "--out", tmp_path)
-    done = python(HASHING, *more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, full_disk))
+    done = python(
+        HASHING, *more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, full_disk)
+    )
     assert "File too large" in the_one_line(done)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -1,4 +1,5 @@
-"""Section 4 without an encoder: Gaussians of each image, log p(x) by importance sampling, against closed forms."""
+"""Section 4 without an encoder: Gaussians of each image, log p(x) by importance sampling, against
+closed forms."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +24,10 @@ WITHOUT = ("--evidence-images", 3, "--evidence-samples", 20)
 @pytest.fixture(scope="module")
 def encoder(ground_truth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     folder = tmp_path_factory.mktemp("encoder")
-    assert main(celeba_encoder, "--ground-truth", ground_truth, *SMALL, "--out", folder).returncode == 0
+    assert (
+        main(celeba_encoder, "--ground-truth", ground_truth, *SMALL, "--out", folder).returncode
+        == 0
+    )
     return folder / "model.pt"
 
 
@@ -39,7 +43,9 @@ def images(vae: VAE, n: int) -> tuple[Tensor, Tensor]:
 def log_evidence(weight: Tensor, x: Tensor) -> Tensor:
     """log N(x; 0, W W' + sigma^2 I), (N,)."""
     covariance = weight @ weight.T + SIGMA**2 * torch.eye(len(weight), dtype=weight.dtype)
-    return torch.distributions.MultivariateNormal(torch.zeros_like(weight[:, 0]), covariance).log_prob(x.flatten(1))
+    return torch.distributions.MultivariateNormal(
+        torch.zeros_like(weight[:, 0]), covariance
+    ).log_prob(x.flatten(1))
 
 
 def factorized_gap(weight: Tensor) -> Tensor:
@@ -88,15 +94,22 @@ def test_gaps_of_both_families_are_the_closed_forms() -> None:
 def test_curvature_is_that_of_autograd() -> None:
     vae = small_vae().double().eval()
     vae.log_sigma.fill_(math.log(0.5))
-    x, z = torch.randn(3, 3, 64, 64, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    x, z = (
+        torch.randn(3, 3, 64, 64, dtype=torch.float64),
+        torch.randn(3, 5, dtype=torch.float64, requires_grad=True),
+    )
     gradient, precision = curvature(vae, x, z.detach())
     (expected,) = torch.autograd.grad(log_joint(vae, x, z[None]).sum(), z)
     torch.testing.assert_close(gradient, expected)
     with torch.no_grad():
         steps = 1e-5 * torch.eye(5).double()[:, None]
-        ahead, behind = (vae.decoder((z + sign * steps).flatten(0, 1)).view(5, 3, -1) for sign in (1, -1))
+        ahead, behind = (
+            vae.decoder((z + sign * steps).flatten(0, 1)).view(5, 3, -1) for sign in (1, -1)
+        )
     jacobian = ((ahead - behind) / 2e-5).transpose(0, 1)
-    torch.testing.assert_close(precision, torch.eye(5).double() + jacobian @ jacobian.mT / 0.25, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        precision, torch.eye(5).double() + jacobian @ jacobian.mT / 0.25, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_gauss_newton_climbs_a_decoder_that_is_not_linear() -> None:
@@ -116,14 +129,16 @@ def test_gauss_newton_climbs_a_decoder_that_is_not_linear() -> None:
 
 
 def test_maximum_likelihood_is_where_full_posteriors_stay() -> None:
-    """At the optimum of likelihood the mean gradient is zero with the full family, whatever the rotation of z; with the
-    factorized one, only where the rotation makes the posterior factorize.
+    """At the optimum of likelihood the mean gradient is zero with the full family, whatever the
+    rotation of z; with the factorized one, only where the rotation makes the posterior factorize.
     """
     vae, _, _ = linear_vae(orthogonal=False)
     _, x = images(vae, 400)
     values, vectors = torch.linalg.eigh(x.flatten(1).T @ x.flatten(1) / 400)
     axes = vectors[:, -3:] * (values[-3:] - SIGMA**2).sqrt()
-    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(5)).double())[0]
+    rotation = torch.linalg.qr(
+        torch.randn(3, 3, generator=torch.Generator().manual_seed(5)).double()
+    )[0]
     found = {}
     for name, at in (("axes", axes), ("rotated", axes @ rotation)):
         for family in ("full", "factorized"):
@@ -134,20 +149,24 @@ def test_maximum_likelihood_is_where_full_posteriors_stay() -> None:
             best.to_mode(vae, 1)
             gradients = []
             for i in range(60):
-                e = torch.randn(400, 3, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+                e = torch.randn(
+                    400, 3, generator=torch.Generator().manual_seed(i), dtype=torch.float64
+                )
                 loss = -best.log_weights(vae, torch.stack([e, -e])).mean()
                 gradients.append(torch.autograd.grad(loss, vae.decoder.weight)[0])
             gradients = torch.stack(gradients)
-            found[name, family] = (gradients.mean(0).norm() / (gradients.std(0).norm() / 60**0.5)).item()
+            found[name, family] = (
+                gradients.mean(0).norm() / (gradients.std(0).norm() / 60**0.5)
+            ).item()
     assert found.pop(("rotated", "factorized")) > 10
     assert max(found.values()) < 1.6  # of the standard error
 
 
 @pytest.mark.parametrize(("scale", "lost"), [(0.2, 0.05), (0.1, 0.56)])
 def test_a_free_linear_decoder_turns_its_axes_and_loses_nothing(scale: float, lost: float) -> None:
-    """Maximising the factorized ELBO: free weights end at the maximum likelihood; weights that may only change their
-    scale end below it, the further the weaker the data, at last with only one latent in use.
-    """
+    """Maximising the factorized ELBO: free weights end at the maximum likelihood; weights that may
+    only change their scale end below it, the further the weaker the data, at last with only one
+    latent in use."""
     generator = torch.Generator().manual_seed(0)
     start = scale * torch.randn(12, 3, generator=generator, dtype=torch.float64)
     start += 3 * start[:, :1]
@@ -155,14 +174,21 @@ def test_a_free_linear_decoder_turns_its_axes_and_loses_nothing(scale: float, lo
     x += SIGMA * torch.randn(x.shape, generator=generator, dtype=torch.float64)
     assert factorized_gap(start) > 2
 
-    def best(parameter: Tensor, weight: Callable[[Tensor], Tensor], gap: float) -> tuple[float, float]:
-        """Where the mean evidence less `gap` times the factorized gap is largest: the evidence, and the gap."""
+    def best(
+        parameter: Tensor, weight: Callable[[Tensor], Tensor], gap: float
+    ) -> tuple[float, float]:
+        """Where the mean evidence less `gap` times the factorized gap is largest: the evidence, and
+        the gap."""
         parameter = parameter.clone().requires_grad_(True)
-        optimizer = torch.optim.LBFGS([parameter], max_iter=500, tolerance_change=1e-13, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(
+            [parameter], max_iter=500, tolerance_change=1e-13, line_search_fn="strong_wolfe"
+        )
 
         def loss() -> Tensor:
             optimizer.zero_grad()
-            value = gap * factorized_gap(weight(parameter)) - log_evidence(weight(parameter), x).mean()
+            value = (
+                gap * factorized_gap(weight(parameter)) - log_evidence(weight(parameter), x).mean()
+            )
             value.backward()
             return value
 
@@ -202,10 +228,22 @@ def test_the_closed_form_on_the_findings_page() -> None:
 
 def test_what_a_run_loses_is_compared_with_full_gaussians_of_the_same_training() -> None:
     def result(weight: float, sigma: float, changes: list[float]) -> dict:
-        config = {"weight": weight, "sigma": sigma, "seed": 0, "iterations": 8, "lr": None, "batch_size": 4}
+        config = {
+            "weight": weight,
+            "sigma": sigma,
+            "seed": 0,
+            "iterations": 8,
+            "lr": None,
+            "batch_size": 4,
+        }
         config |= {"schedule": "falling", "evidence_images": 3}
         history = {"iteration": [0, 4, 6, 8], "evidence_change": [0.0, -4.0, -3.0, -2.5]}
-        return {"config": config, "history": history, "metrics": {"evidence_changes": changes}, "data": "faces"}
+        return {
+            "config": config,
+            "history": history,
+            "metrics": {"evidence_changes": changes},
+            "data": "faces",
+        }
 
     runs = {
         "a": result(0.0, 0.1, [9.0, 9.0, 9.0]),
@@ -231,34 +269,51 @@ def test_evidence_is_that_of_a_linear_decoder() -> None:
     expected = log_evidence(weight.detach(), x).mean().item() + evidence.surplus.mean().item()
     assert first["evidence"] == pytest.approx(expected, abs=1e-3)
     assert first["gap_factorized"] == pytest.approx(factorized_gap(weight).item(), abs=0.02)
-    assert first["gap_encoder"] == pytest.approx(factorized_gap(weight).item(), abs=0.05)  # it is the best factorized
+    assert first["gap_encoder"] == pytest.approx(
+        factorized_gap(weight).item(), abs=0.05
+    )  # it is the best factorized
     assert abs(first["gap_full"]) < 1e-3
     assert first["effective_samples"] > 99.9
     assert first["evidence_change"] == 0
     with torch.no_grad():
         vae.decoder.weight.mul_(1.1)
     second = evidence.measure(vae)
-    change = log_evidence(vae.decoder.weight.detach(), x) - log_evidence(vae.decoder.weight.detach() / 1.1, x)
+    change = log_evidence(vae.decoder.weight.detach(), x) - log_evidence(
+        vae.decoder.weight.detach() / 1.1, x
+    )
     assert second["evidence_change"] == pytest.approx(change.mean().item(), abs=1e-3)
-    assert second["evidence_half_width"] == pytest.approx(1.968 * change.std().item() / 300**0.5, rel=1e-3)
+    assert second["evidence_half_width"] == pytest.approx(
+        1.968 * change.std().item() / 300**0.5, rel=1e-3
+    )
 
 
 def test_importance_weights_against_a_known_mean() -> None:
-    log_w = torch.randn(50_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5
+    log_w = (
+        torch.randn(50_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        - 0.5
+    )
     mean, effective = celeba_joint.estimate(log_w)
     assert mean.abs().max() < 0.02  # of a log-normal variable with mean 1
-    torch.testing.assert_close(effective, torch.full((2,), 100 / math.e).double(), atol=1.0, rtol=0)  # 1 / E[w^2]
+    torch.testing.assert_close(
+        effective, torch.full((2,), 100 / math.e).double(), atol=1.0, rtol=0
+    )  # 1 / E[w^2]
     assert celeba_joint.estimate(torch.tensor([[0.0], [-1000.0]]))[1] == pytest.approx(50)
 
 
 def test_images_of_which_few_samples_count_get_more(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, weight, _ = linear_vae(orthogonal=False)
-    evidence = Evidence(vae, celeba_joint.Continued(evidence_images=3, evidence_samples=40), torch.device("cpu"))
+    evidence = Evidence(
+        vae, celeba_joint.Continued(evidence_images=3, evidence_samples=40), torch.device("cpu")
+    )
     log_weights, drawn = Posteriors.log_weights, []
 
     def worse(self: Posteriors, vae: VAE, e: Tensor) -> Tensor:
-        """As if the second image's proposal were bad: one sample has nearly all the weight of forty."""
-        values, bad = log_weights(self, vae, e), (self.x == evidence.best["full"].x[1]).flatten(1).all(1)
+        """As if the second image's proposal were bad: one sample has nearly all the weight of
+        forty."""
+        values, bad = (
+            log_weights(self, vae, e),
+            (self.x == evidence.best["full"].x[1]).flatten(1).all(1),
+        )
         drawn.append((self.family, bad.tolist(), len(e)))
         spread = torch.where(torch.arange(len(e)) == 0, math.log(len(e)), -30.0)
         return values + torch.where(bad, spread[:, None], 0.0)
@@ -274,7 +329,9 @@ def test_images_of_which_few_samples_count_get_more(monkeypatch: pytest.MonkeyPa
     assert measured["evidence"] == pytest.approx(expected.mean().item(), abs=1e-3)
 
 
-def test_a_falling_rate_rises_first(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_falling_rate_rises_first(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rates, step = [], celeba_joint.Trainer.step
 
     def watched(self: celeba_joint.Joint) -> Tensor:
@@ -304,19 +361,35 @@ def test_an_encoder_fitted_by_the_elbo_can_go_on(encoder: Path, tmp_path: Path) 
     steps = (("--freeze-decoder",), (), ())
     kept, done = encoder, None
     for i, words in enumerate(steps):
-        done = main(celeba_joint, "--encoder", kept, *SMALL, *WITHOUT, *words, "--out", tmp_path / f"{i}")
+        done = main(
+            celeba_joint, "--encoder", kept, *SMALL, *WITHOUT, *words, "--out", tmp_path / f"{i}"
+        )
         if i < 2:
             assert done.returncode == 0, done.stderr
             kept = tmp_path / f"{i}" / "model.pt"
-    assert read(tmp_path / "1")["history"]["elbo"][0] == pytest.approx(read(tmp_path / "0")["history"]["elbo"][-1])
+    assert read(tmp_path / "1")["history"]["elbo"][0] == pytest.approx(
+        read(tmp_path / "0")["history"]["elbo"][-1]
+    )
     assert "fitted to another decoder" in the_one_line(done)
 
 
-@pytest.mark.parametrize(("weight", "others"), [(1, ()), (0, ()), (0.25, ("--reuse", 2, "--average", 0.5))])
+@pytest.mark.parametrize(
+    ("weight", "others"), [(1, ()), (0, ()), (0.25, ("--reuse", 2, "--average", 0.5))]
+)
 def test_a_run_without_an_encoder(
     encoder: Path, weight: float, others: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = (*SMALL, *WITHOUT, "--encoder", encoder, "--weight", weight, "--sigma", 0.2, *others)
+    arguments = (
+        *SMALL,
+        *WITHOUT,
+        "--encoder",
+        encoder,
+        "--weight",
+        weight,
+        "--sigma",
+        0.2,
+        *others,
+    )
     whole = main(celeba_joint, *arguments, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     assert "log p(x) under the decoder" in whole.stdout
@@ -342,7 +415,10 @@ def test_a_run_without_an_encoder(
         assert main(celeba_joint, *arguments, "--out", tmp_path / "parts").returncode == 130
     assert main(celeba_joint, *arguments, "--resume", "--out", tmp_path / "parts").returncode == 0
     assert read(tmp_path / "parts")["history"] == history
-    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["vae"] for name in ("whole", "parts")]
+    states = [
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["vae"]
+        for name in ("whole", "parts")
+    ]
     for key, values in states[0].items():
         assert torch.equal(values, states[1][key]), key
 
@@ -351,7 +427,16 @@ def test_without_an_encoder_the_decoder_is_a_fixed_function(encoder: Path, tmp_p
     kept = torch.load(encoder, weights_only=True)
     kept["config"]["protocol"] = "released"
     torch.save(kept, tmp_path / "model.pt")
-    arguments = (*SMALL, *WITHOUT, "--encoder", tmp_path / "model.pt", "--weight", 0, "--out", tmp_path / "out")
+    arguments = (
+        *SMALL,
+        *WITHOUT,
+        "--encoder",
+        tmp_path / "model.pt",
+        "--weight",
+        0,
+        "--out",
+        tmp_path / "out",
+    )
     assert "is for the report's protocol" in the_one_line(main(celeba_joint, *arguments))
 
 
@@ -367,10 +452,17 @@ def test_an_encoder_run_tracks_the_evidence_too(encoder: Path, tmp_path: Path) -
 
 
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:
-    for words in (("--sigma", 0.1), ("--weight", 0, "--freeze-decoder"), ("--evidence-images", 1), ("--reuse", 2)):
+    for words in (
+        ("--sigma", 0.1),
+        ("--weight", 0, "--freeze-decoder"),
+        ("--evidence-images", 1),
+        ("--reuse", 2),
+    ):
         assert option_error(main(celeba_joint, *words))
     assert option_error(main(celeba_joint, "--weight", 0, "--precision", "bfloat16"))
     assert option_error(main(celeba_joint, "--weight", 1.5))
     assert option_error(main(celeba_joint, "--weight", 1, "--reuse", 3))
     assert Options().weight is None
-    assert the_one_line(main(celeba_joint, "--weight", 0, "--encoder", tmp_path / "no", "--out", tmp_path))
+    assert the_one_line(
+        main(celeba_joint, "--weight", 0, "--encoder", tmp_path / "no", "--out", tmp_path)
+    )

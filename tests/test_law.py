@@ -1,4 +1,5 @@
-"""The law: what joint training costs is the area under its gap, in closed form, in every section, and as committed."""
+"""The law: what joint training costs is the area under its gap, in closed form, in every section,
+and as committed."""
 
 import json
 from pathlib import Path
@@ -17,7 +18,10 @@ import mixture
 from data import newsgroups
 from figures import law
 
-COMMITTED = {path.stem: json.loads(path.read_bytes()) for path in (ROOT / "figures/results/law").glob("*.json")}
+COMMITTED = {
+    path.stem: json.loads(path.read_bytes())
+    for path in (ROOT / "figures/results/law").glob("*.json")
+}
 
 
 def test_the_law_for_a_linear_decoder_in_closed_form() -> None:
@@ -28,11 +32,16 @@ def test_the_law_for_a_linear_decoder_in_closed_form() -> None:
     def parts(s: np.ndarray) -> tuple[float, float]:
         w = truth * s
         covariance, precision = w @ w.T + 0.25 * np.eye(3), np.eye(2) + w.T @ w / 0.25
-        evidence = -0.5 * (np.trace(np.linalg.solve(covariance, target)) + np.linalg.slogdet(2 * np.pi * covariance)[1])
+        evidence = -0.5 * (
+            np.trace(np.linalg.solve(covariance, target))
+            + np.linalg.slogdet(2 * np.pi * covariance)[1]
+        )
         return evidence, 0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])
 
     def ascend(s: np.ndarray, w: float) -> tuple[np.ndarray, float, float]:
-        s = scipy.optimize.minimize(lambda at: w * parts(at)[1] - parts(at)[0], s, options={"gtol": 1e-7}).x
+        s = scipy.optimize.minimize(
+            lambda at: w * parts(at)[1] - parts(at)[0], s, options={"gtol": 1e-7}
+        ).x
         return s, *parts(s)
 
     metrics, states = law.follow(law.weights(17), ascend, np.ones(2))
@@ -45,9 +54,12 @@ def test_the_law_for_a_linear_decoder_in_closed_form() -> None:
 
 
 def test_the_better_of_two_paths_is_kept() -> None:
-    """Two optima, fixed: E = 0 with G = 1, and E = -0.5 with G = 0. Beyond w = 1/2 the second is better."""
+    """Two optima, fixed: E = 0 with G = 1, and E = -0.5 with G = 0. Beyond w = 1/2 the second is
+    better."""
     points = {"near": (0.0, 1.0), "far": (-0.5, 0.0)}
-    metrics, states = law.follow([0.0, 0.25, 0.75, 1.0], lambda name, w: (name, *points[name]), "near", "far")
+    metrics, states = law.follow(
+        [0.0, 0.25, 0.75, 1.0], lambda name, w: (name, *points[name]), "near", "far"
+    )
     assert states == ["near", "near", "far", "far"]
     assert metrics["evidence"] == [0.0, 0.0, -0.5, -0.5]
     assert metrics["ahead"] == [0.5, 0.25, -0.25, -0.5]
@@ -69,7 +81,9 @@ def test_centres_are_found_where_no_step_helps(w: float) -> None:
         return ((1 - w) * log_p.logsumexp(0) @ mass + w * elbo).item()
 
     best = value(means)
-    for step in 1e-3 * torch.randn(20, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)):
+    for step in 1e-3 * torch.randn(
+        20, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ):
         assert value(means + step) < best
 
 
@@ -148,7 +162,9 @@ def test_plane_through_the_command_line(tmp_path: Path) -> None:
         assert metrics["finer_evidence"][1] == pytest.approx(metrics["evidence"][-1], abs=0.01)
     assert main(celeba_joint, *arguments, "--resume").returncode == 0
     again = law.split(json.loads((tmp_path / "result.json").read_text()))
-    assert {name: case["metrics"] for name, case in again.items()} == {n: c["metrics"] for n, c in cases.items()}
+    assert {name: case["metrics"] for name, case in again.items()} == {
+        n: c["metrics"] for n, c in cases.items()
+    }
 
 
 def test_words_are_drawn_from_each_document() -> None:
@@ -157,14 +173,31 @@ def test_words_are_drawn_from_each_document() -> None:
     assert found.shape == (2, 3)  # one is too short
     assert (found.sum(1) == 4).all()
     assert (found <= counts.toarray()[[0, 2]]).all()
-    many = [hashing.some_words(counts, 1, 9, np.random.default_rng(i)).toarray()[0] for i in range(400)]
+    many = [
+        hashing.some_words(counts, 1, 9, np.random.default_rng(i)).toarray()[0] for i in range(400)
+    ]
     assert np.mean(many, 0) == pytest.approx([0.6, 0, 0.4], abs=0.1)
 
 
 @pytest.mark.parametrize("decoder", ["linear", "free"])
-def test_lengths_through_the_command_line(decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lengths_through_the_command_line(
+    decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(newsgroups, "load", lambda archive: corpus(60))
-    arguments = ("lengths", "--lengths", 3, 9, "--bits", 2, "--decoder", decoder, "--weights", 9, "--out", tmp_path)
+    arguments = (
+        "lengths",
+        "--lengths",
+        3,
+        9,
+        "--bits",
+        2,
+        "--decoder",
+        decoder,
+        "--weights",
+        9,
+        "--out",
+        tmp_path,
+    )
     done = main(hashing, *arguments)
     assert done.returncode == 0, done.stderr
     for case in law.split(json.loads((tmp_path / "result.json").read_text())).values():
@@ -176,9 +209,20 @@ def test_lengths_through_the_command_line(decoder: str, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_every_committed_case(name: str) -> None:
-    """The bound, a gap that falls with w, and the identity, or the jump that explains why it is not to be seen."""
+    """The bound, a gap that falls with w, and the identity, or the jump that explains why it is not
+    to be seen."""
     metrics = COMMITTED[name]["metrics"]
-    assert metrics.keys() >= {"section", "knob", "value", "seed", "of", "settled", "weight", "evidence", "gap"}
+    assert metrics.keys() >= {
+        "section",
+        "knob",
+        "value",
+        "seed",
+        "of",
+        "settled",
+        "weight",
+        "evidence",
+        "gap",
+    }
     assert metrics["weight"][0] == 0
     assert metrics["weight"][-1] == 1
     assert len(metrics["weight"]) == len(metrics["evidence"]) == len(metrics["gap"])

@@ -18,7 +18,12 @@ from figures.steps import Step
 
 STEPS = (
     Step("first", "script.py first --out {self}", 1),
-    Step("part/second", "script.py fails hangs --from {first}/model.pt --out {self}", 1, needs=("first",)),
+    Step(
+        "part/second",
+        "script.py fails hangs --from {first}/model.pt --out {self}",
+        1,
+        needs=("first",),
+    ),
     Step("third", "script.py third --from {part/second} --out {self}", 1, needs=("part/second",)),
     Step("fourth", "script.py fourth --out {self}", 1, resume=False),
 )
@@ -37,7 +42,10 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def runs(out: Path) -> dict[str, int]:
     paths = {step.name: out / "steps" / step.name / "runs" for step in STEPS}
-    return {name: len(path.read_text().splitlines()) if path.exists() else 0 for name, path in paths.items()}
+    return {
+        name: len(path.read_text().splitlines()) if path.exists() else 0
+        for name, path in paths.items()
+    }
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -52,9 +60,10 @@ def test_steps_run_in_order_go_on_after_a_failure_and_are_kept(house: Path, jobs
     (house / "mood").unlink()
     assert make.run_steps(STEPS, house / "out", options) == {}
     assert runs(house / "out") == {"first": 1, "part/second": 2, "third": 1, "fourth": 1}
-    assert {path.relative_to(house / "out/results").as_posix() for path in (house / "out/results").rglob("*.json")} == {
-        f"{step.name}.json" for step in STEPS
-    }
+    assert {
+        path.relative_to(house / "out/results").as_posix()
+        for path in (house / "out/results").rglob("*.json")
+    } == {f"{step.name}.json" for step in STEPS}
     said = (house / "out/steps/part/second/runs").read_text().split()
     assert said[-1] == "--resume"
     assert said[3] == str(house / "out/steps/first/model.pt")
@@ -63,7 +72,9 @@ def test_steps_run_in_order_go_on_after_a_failure_and_are_kept(house: Path, jobs
         make.run_steps(STEPS, house / "out", make.Options(preset="report"))
 
 
-def test_a_step_whose_command_has_changed_is_run_again_with_those_that_go_on_from_it(house: Path) -> None:
+def test_a_step_whose_command_has_changed_is_run_again_with_those_that_go_on_from_it(
+    house: Path,
+) -> None:
     make.run_steps(STEPS, house / "out", QUICK)
     changed = Step("first", "script.py other --out {self}", 1)
     (house / "mood").write_text("fail")
@@ -99,7 +110,9 @@ def test_render_draws_what_a_folder_has_under_its_heading(house: Path) -> None:
     assert "no results for figure1, mixture_gap" in the_one_line(done)
     assert "estimator_variance" not in the_one_line(done)
     assert (house / "out/table3.md").read_text().startswith("Quick run")
-    assert not list((house / "out").glob("section?.md"))  # the findings are of the committed results only
+    assert not list(
+        (house / "out").glob("section?.md")
+    )  # the findings are of the committed results only
     text = (house / "out/index.html").read_text()
     assert "<table>" in text
     assert "not run" in text
@@ -112,7 +125,9 @@ def test_command_line_says_what_failed_and_what_is_not_drawn(house: Path) -> Non
     done = main(make, "--out", house / "out")
     assert done.returncode == 1
     line = the_one_line(done)
-    assert "2 of 4 steps failed: part/second (exit code 3); third (goes on from part/second)" in line
+    assert (
+        "2 of 4 steps failed: part/second (exit code 3); third (goes on from part/second)" in line
+    )
     assert "not drawn: figure1" in line
     assert (house / "out/index.html").as_uri() in done.stdout
     assert (house / "out/faces.png").exists()
@@ -158,7 +173,12 @@ def test_the_claim_is_read_off_the_results() -> None:
 
 def test_a_claim_of_several_seeds_has_an_interval() -> None:
     def mixture(elbo: float, evidence: float) -> dict:
-        return {"metrics": {"frozen": {"elbo": -3.0, "evidence": -2.0}, "joint": {"elbo": elbo, "evidence": evidence}}}
+        return {
+            "metrics": {
+                "frozen": {"elbo": -3.0, "evidence": -2.0},
+                "joint": {"elbo": elbo, "evidence": evidence},
+            }
+        }
 
     one = {"mixture": mixture(-4.0, -1.0)}
     assert [claim.row() for claim in findings.claims(one)] == [
@@ -166,13 +186,16 @@ def test_a_claim_of_several_seeds_has_an_interval() -> None:
         ("3", "log p(x)", "1", "-2.0000", "-1.0000", "1.0000", "no, in one seed"),
     ]
     three = one | {"mixture_seed1": mixture(-2.0, -2.5), "mixture_seed2": mixture(-2.0, -2.5)}
-    elbo, evidence = (claim.row() for claim in findings.claims(three | {"mixture_released": mixture(0.0, 0.0)}))
+    elbo, evidence = (
+        claim.row() for claim in findings.claims(three | {"mixture_released": mixture(0.0, 0.0)})
+    )
     assert elbo == ("3", "ELBO", "3", "-3.0000", "-2.6667", "0.3333 ± 2.8684", "within chance")
     assert evidence[-1] == "within chance"
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(41.6, "42 s"), (200, "3 min 20 s"), (5 * 3600, "5 h"), (32.2 * 24 * 3600, "32 days")]
+    ("seconds", "text"),
+    [(41.6, "42 s"), (200, "3 min 20 s"), (5 * 3600, "5 h"), (32.2 * 24 * 3600, "32 days")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert make.duration(seconds) == text

@@ -12,7 +12,19 @@ import mixture
 from mixture import CENTRES, Options
 
 CPU = torch.device("cpu")
-QUICK = ("--points", 200, "--steps", 60, "--oracle-points", 300, "--variances", 0.1, 1, "--trained-variances", 0.1)
+QUICK = (
+    "--points",
+    200,
+    "--steps",
+    60,
+    "--oracle-points",
+    300,
+    "--variances",
+    0.1,
+    1,
+    "--trained-variances",
+    0.1,
+)
 
 
 @pytest.fixture
@@ -48,7 +60,9 @@ def test_gradients_equal_autograd(x: torch.Tensor, make: type, variance: float) 
     encoder.backward(x, grad_log_q)
 
     h = x
-    parameters = [(w.clone().requires_grad_(), b.clone().requires_grad_()) for w, b in encoder.layers]
+    parameters = [
+        (w.clone().requires_grad_(), b.clone().requires_grad_()) for w, b in encoder.layers
+    ]
     for i, (weight, bias) in enumerate(parameters):
         h = h @ weight.T + bias
         h = h.relu() if i + 1 < len(parameters) else h
@@ -86,7 +100,8 @@ def test_oracle_is_the_best_factorized_posterior(x: torch.Tensor) -> None:
 
 
 def test_oracle_gap_at_both_variances() -> None:
-    """What the factorization costs the true posterior: 0.0638 nats at variance 1, nothing at the text's 0.01."""
+    """What the factorization costs the true posterior: 0.0638 nats at variance 1, nothing at the
+    text's 0.01."""
     truth = torch.tensor(CENTRES)
     for variance, expected, within in ((1.0, 0.0638, 0.002), (0.01, 0.0, 1e-4)):
         x = mixture.sample(Options(points=50_000, variance=variance), 0, CPU)
@@ -96,7 +111,9 @@ def test_oracle_gap_at_both_variances() -> None:
         assert found["kl"] == pytest.approx(found["kl_true"], abs=1e-9)
 
 
-def test_exact_posterior_closes_the_gap_and_maximum_likelihood_is_stationary(x: torch.Tensor) -> None:
+def test_exact_posterior_closes_the_gap_and_maximum_likelihood_is_stationary(
+    x: torch.Tensor,
+) -> None:
     means = mixture.fit_means(x, TRUTH, 1.0, 0.0)
     log_p = mixture.log_joint(x, means, 1.0)
     found = mixture.measure(x, mixture.exact(log_p), means, TRUTH, 1.0)
@@ -108,7 +125,8 @@ def test_exact_posterior_closes_the_gap_and_maximum_likelihood_is_stationary(x: 
 
 
 def test_two_of_the_three_assignments_are_mirror_images() -> None:
-    """Reflecting the plane swaps (1, 1) and (1, -1), and with them two classes of assignments; the third is itself."""
+    """Reflecting the plane swaps (1, 1) and (1, -1), and with them two classes of assignments; the
+    third is itself."""
     x = mixture.sample(Options(points=3000), 0, CPU).double()
     orders = list(mixture.ASSIGNMENTS.values())
     assert len({frozenset(map(frozenset, ((o[0], o[3]), (o[1], o[2])))) for o in orders}) == 3
@@ -118,7 +136,9 @@ def test_two_of_the_three_assignments_are_mirror_images() -> None:
             laid = TRUTH[list(order)]
             log_p = mixture.log_joint(x * torch.tensor([1.0, flip]), laid, 1.0)
             q = mixture.oracle(log_p)
-            gaps[i, flip] = (torch.logsumexp(log_p, 0) - (q.exp() * (log_p - q)).sum(0)).mean().item()
+            gaps[i, flip] = (
+                (torch.logsumexp(log_p, 0) - (q.exp() * (log_p - q)).sum(0)).mean().item()
+            )
     assert gaps[0, 1.0] == pytest.approx(gaps[2, -1.0], abs=1e-9)
     assert gaps[1, 1.0] == pytest.approx(gaps[1, -1.0], abs=1e-9)
     assert gaps[1, 1.0] > 1.5 * gaps[0, 1.0]
@@ -176,7 +196,9 @@ def test_a_run_leaves_result_and_figures(run: tuple[Path, str]) -> None:
     assert "released code" in printed
 
 
-def test_same_seed_same_metrics_and_resume_keeps_seeds(run: tuple[Path, str], tmp_path: Path) -> None:
+def test_same_seed_same_metrics_and_resume_keeps_seeds(
+    run: tuple[Path, str], tmp_path: Path
+) -> None:
     out, _ = run
     metrics = json.loads((out / "result.json").read_text())["metrics"]
     kept = (out / "seed-0.pt").read_bytes()  # of an interrupted run: seed 0 is done, seed 1 is not

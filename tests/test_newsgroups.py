@@ -28,7 +28,9 @@ FILES = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.delenv(newsgroups.ENVIRONMENT_VARIABLE, raising=False)
-    monkeypatch.setattr(newsgroups, "PAGE", "http://127.0.0.1:9/")  # nothing listens on the discard port
+    monkeypatch.setattr(
+        newsgroups, "PAGE", "http://127.0.0.1:9/"
+    )  # nothing listens on the discard port
     if "real" not in request.keywords:
         monkeypatch.setattr(newsgroups, "ALL_WORDS", 5)
         monkeypatch.setattr(newsgroups, "VOCABULARY", 3)
@@ -37,8 +39,11 @@ def small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
 INNER = "20news-bydate/matlab/"
 
 
-def pack(path: Path, extra: tuple[tarfile.TarInfo, ...] = (), inner: str = INNER, **changed: bytes | None) -> Path:
-    """A .tgz with FILES, some changed (None leaves the file out); underscores in the names stand for dots."""
+def pack(
+    path: Path, extra: tuple[tarfile.TarInfo, ...] = (), inner: str = INNER, **changed: bytes | None
+) -> Path:
+    """A .tgz with FILES, some changed (None leaves the file out); underscores in the names stand
+    for dots."""
     files = FILES | {name.replace("_", "."): text for name, text in changed.items()}
     with tarfile.open(path, "w:gz") as archive:
         for name, text in files.items():
@@ -57,7 +62,8 @@ def read(path: Path) -> newsgroups.Corpus:
 
 def test_parses_counts_labels_words_and_groups(tmp_path: Path) -> None:
     corpus = read(pack(tmp_path / "a.tgz"))
-    # Document frequencies are 1, 1, 2, 0, 1: word 3 comes first, and the tie of 1, 2 and 5 goes to 1 and 2.
+    # Document frequencies are 1, 1, 2, 0, 1: word 3 comes first, and the tie of 1, 2 and 5 goes to
+    # 1 and 2.
     assert corpus.words == ["apple", "bear", "cat"]
     assert corpus.train.toarray().tolist() == [[2, 0, 1], [0, 5, 1], [0, 0, 0]]
     assert corpus.test.toarray().tolist() == [[0, 0, 0], [1, 0, 0]]
@@ -82,7 +88,9 @@ def test_parses_counts_labels_words_and_groups(tmp_path: Path) -> None:
         (b"1 1 99999999999999999999\n", 1, "not integers"),
     ],
 )
-def test_a_malformed_count_file_is_named_with_its_line(tmp_path: Path, text: bytes, line: int, says: str) -> None:
+def test_a_malformed_count_file_is_named_with_its_line(
+    tmp_path: Path, text: bytes, line: int, says: str
+) -> None:
     with pytest.raises(DataError, match=f"train.data, line {line}: .*{says}") as error:
         read(pack(tmp_path / "a.tgz", train_data=text))
     assert "\n" not in str(error.value)
@@ -102,7 +110,9 @@ def test_other_wrong_contents(tmp_path: Path, changed: dict, says: str) -> None:
         read(pack(tmp_path / "a.tgz", **changed))
 
 
-def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", size: int = 0) -> tarfile.TarInfo:
+def member(
+    name: str, kind: bytes = tarfile.REGTYPE, target: str = "", size: int = 0
+) -> tarfile.TarInfo:
     made = tarfile.TarInfo(name)
     made.type, made.linkname, made.size = kind, target, size
     return made
@@ -114,10 +124,15 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", size: int
         (member("../../evil"), "path '../../evil'"),
         (member("/etc/evil"), "path '/etc/evil'"),
         (member("20news-bydate/matlab/x", tarfile.SYMTYPE, "/etc/passwd"), "link"),
-        (member("20news-bydate/matlab/x", tarfile.LNKTYPE, "20news-bydate/matlab/train.data"), "link"),
+        (
+            member("20news-bydate/matlab/x", tarfile.LNKTYPE, "20news-bydate/matlab/train.data"),
+            "link",
+        ),
     ],
 )
-def test_hostile_archives_are_refused_and_nothing_is_written(tmp_path: Path, extra: tarfile.TarInfo, says: str) -> None:
+def test_hostile_archives_are_refused_and_nothing_is_written(
+    tmp_path: Path, extra: tarfile.TarInfo, says: str
+) -> None:
     path = pack(tmp_path / "a.tgz", (extra,))
     with pytest.raises(DataError, match=says):
         newsgroups.load(path, tmp_path)
@@ -142,7 +157,9 @@ def test_contents_that_differ_from_the_canonical_corpus_are_refused(tmp_path: Pa
     path = pack(tmp_path / "a.tgz")
     with pytest.raises(DataError, match=r"train\.data has sha256"):
         newsgroups.parse_archive(path)
-    digests = {name: hashlib.sha256(FILES[name]).hexdigest() for name in ("train.data", "test.data")}
+    digests = {
+        name: hashlib.sha256(FILES[name]).hexdigest() for name in ("train.data", "test.data")
+    }
     assert newsgroups.parse_archive(path, digests).words
 
 
@@ -166,7 +183,9 @@ def test_cache_gives_the_same_corpus_and_a_broken_one_is_made_again(
         assert corpus.test_labels.tolist() == [1, 0]
 
 
-def test_a_missing_archive_says_where_it_is_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_archive_says_where_it_is_to_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError, match=newsgroups.PAGE):
         newsgroups.load(tmp_path / "absent.tgz", tmp_path)
     with pytest.raises(DataError, match=r"no download .*NEWSGROUPS_ARCHIVE.*--corpus docstrings"):
@@ -176,7 +195,8 @@ def test_a_missing_archive_says_where_it_is_to_be_had(tmp_path: Path, monkeypatc
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the official page, where the list of words is a file beside the archive."""
+    """A folder that stands for the official page, where the list of words is a file beside the
+    archive."""
     folder = tmp_path / "served"
     folder.mkdir()
     pack(folder / newsgroups.ARCHIVE, vocabulary_txt=None)
@@ -190,7 +210,10 @@ def test_archive_and_words_are_downloaded(tmp_path: Path, served: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     assert newsgroups.load(None, folder).words == ["apple", "bear", "cat"]
-    assert sorted(p.name for p in folder.iterdir() if p.suffix != ".npz") == [newsgroups.ARCHIVE, "vocabulary.txt"]
+    assert sorted(p.name for p in folder.iterdir() if p.suffix != ".npz") == [
+        newsgroups.ARCHIVE,
+        "vocabulary.txt",
+    ]
     assert newsgroups.load(None, folder).words == ["apple", "bear", "cat"]
     assert len(list(folder.glob("*.npz"))) == 1
 
@@ -213,10 +236,15 @@ def test_without_words_training_works_and_with_them_the_cache_is_made_anew(
     assert newsgroups.load(archive, folder).words == ["apple", "bear", "cat"]
 
 
-@pytest.mark.parametrize("inner", ["./20news-bydate/matlab/", "matlab/", "", "20news-bydate/matlab/"])
+@pytest.mark.parametrize(
+    "inner", ["./20news-bydate/matlab/", "matlab/", "", "20news-bydate/matlab/"]
+)
 def test_files_packed_anew_by_others_are_read(tmp_path: Path, inner: str) -> None:
     expected = read(pack(tmp_path / "a.tgz"))
-    changed = {"train_map": FILES["train.map"] + b"\n", "vocabulary_txt": b"\xef\xbb\xbf" + FILES["vocabulary.txt"]}
+    changed = {
+        "train_map": FILES["train.map"] + b"\n",
+        "vocabulary_txt": b"\xef\xbb\xbf" + FILES["vocabulary.txt"],
+    }
     path = pack(tmp_path / "b.tgz", inner=inner, **changed)
     folder = tmp_path / "folder"
     with tarfile.open(path) as archive:
@@ -262,4 +290,6 @@ def test_reading_the_real_corpus_needs_little_memory(archive: Path) -> None:
         "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])",
         archive,
     )
-    assert int(done.stdout) < 500_000, done.stderr  # kB; getrusage would count the parent's pages at the fork
+    assert int(done.stdout) < 500_000, (
+        done.stderr
+    )  # kB; getrusage would count the parent's pages at the fork

@@ -14,9 +14,13 @@ from figures.run import environment
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437"])
-def test_a_terminal_that_lacks_characters_is_no_error(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_lacks_characters_is_no_error(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['dcgan.py', *sys.argv[1:]]\n"
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['dcgan.py', *sys.argv[1:]]\n"
+    )
     code += "from figures import cli; print('nothing')\n"
     code += "def main(options): print('Fréchet ─ ✓'); raise cli.RunError('✓')\n"
     code += "from dataclasses import dataclass\n@dataclass\nclass Options:\n    a: int = 1\n"
@@ -27,7 +31,9 @@ def test_a_terminal_that_lacks_characters_is_no_error(encoding: str, monkeypatch
     assert the_one_line(done).endswith(": ?")
 
 
-def test_a_file_that_another_program_has_open_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_another_program_has_open_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As Windows refuses to rename onto it."""
     path, refusals, waited, rename = tmp_path / "result.json", [3], [], Path.replace
 

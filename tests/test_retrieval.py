@@ -14,7 +14,8 @@ from data import newsgroups
 
 @pytest.mark.parametrize("k", [1, 5, 40, 100])
 def test_precision_equals_a_plain_count(k: int) -> None:
-    """Sorting all documents, ties in random order, many times, by hand; and without ties, exactly."""
+    """Sorting all documents, ties in random order, many times, by hand; and without ties,
+    exactly."""
     rng = np.random.default_rng(0)
     queries, database = rng.integers(2, size=(6, 5)), rng.integers(2, size=(50, 5))
     query_labels, labels = rng.integers(3, size=6), rng.integers(3, size=50)
@@ -22,19 +23,27 @@ def test_precision_equals_a_plain_count(k: int) -> None:
     counted = []
     for _ in range(600):
         for query, label in zip(queries, query_labels, strict=True):
-            distance = [sum(x != y for x, y in zip(query, document, strict=True)) for document in database]
+            distance = [
+                sum(x != y for x, y in zip(query, document, strict=True)) for document in database
+            ]
             nearest = sorted(range(50), key=lambda i: (distance[i], rng.random()))[:k]
             counted.append(sum(labels[i] == label for i in nearest) / min(k, 50))
-    assert found == pytest.approx(np.mean(counted), abs=4 * np.std(counted) / len(counted) ** 0.5 + 1e-12)
+    assert found == pytest.approx(
+        np.mean(counted), abs=4 * np.std(counted) / len(counted) ** 0.5 + 1e-12
+    )
 
 
 def test_precision_without_ties_is_exact() -> None:
-    database = np.tri(21, 20, -1, dtype=int)  # the i-th code has i ones: all distances from zero differ
+    database = np.tri(
+        21, 20, -1, dtype=int
+    )  # the i-th code has i ones: all distances from zero differ
     labels = np.arange(21) % 3
     for k in (1, 4, 10, 21):
         expected = np.mean(labels[:k] == 1)
         zero = np.zeros((1, 20), int)
-        assert hashing.precision_at(k, zero, np.array([1]), database, labels) == pytest.approx(expected)
+        assert hashing.precision_at(k, zero, np.array([1]), database, labels) == pytest.approx(
+            expected
+        )
 
 
 @pytest.fixture
@@ -47,7 +56,9 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_search(trained: Path, tmp_path: Path) -> None:
-    done = main(hashing, "search", "Word3, word4 and flibbertigibbet", "--top", 4, "--model", trained)
+    done = main(
+        hashing, "search", "Word3, word4 and flibbertigibbet", "--top", 4, "--model", trained
+    )
     assert done.returncode == 0, done.stderr
     assert "not among the 30 words: and flibbertigibbet" in done.stdout
     lines = [line for line in done.stdout.splitlines() if "document " in line and line[0].isdigit()]
@@ -57,10 +68,16 @@ def test_search(trained: Path, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("word3 word4")
     same = main(hashing, "search", "--file", text, "--top", 4, "--model", trained)
-    assert [line for line in same.stdout.splitlines() if "document " in line and line[0].isdigit()] == lines
+    assert [
+        line for line in same.stdout.splitlines() if "document " in line and line[0].isdigit()
+    ] == lines
     own = main(hashing, "search", "--document", 3, "--top", 70, "--model", trained)
-    assert sum("document 2 " in line for line in own.stdout.splitlines()[1:]) == 1  # of the test set; not itself
-    assert len([line for line in own.stdout.splitlines() if line[:1].isdigit()]) == 71  # 70 and the closing line
+    assert (
+        sum("document 2 " in line for line in own.stdout.splitlines()[1:]) == 1
+    )  # of the test set; not itself
+    assert (
+        len([line for line in own.stdout.splitlines() if line[:1].isdigit()]) == 71
+    )  # 70 and the closing line
 
 
 def test_searching_finds_the_nearest_codes(trained: Path) -> None:
@@ -75,10 +92,15 @@ def test_searching_finds_the_nearest_codes(trained: Path) -> None:
     assert shown == sorted(np.delete(distance, 9))
 
 
-def test_a_model_trained_before_the_list_of_words_came(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_trained_before_the_list_of_words_came(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     named = replace(corpus(), words=[f"name{i}" for i in range(30)])
     monkeypatch.setattr(newsgroups, "load", lambda archive: named)
-    assert "30 words" not in (done := main(hashing, "search", "name3", "name4", "--model", trained)).stdout
+    assert (
+        "30 words"
+        not in (done := main(hashing, "search", "name3", "name4", "--model", trained)).stdout
+    )
     assert done.returncode == 0, done.stderr
     state = torch.load(trained, weights_only=True)
     torch.save(state | {"words": named.words[::-1]}, trained)

@@ -86,7 +86,9 @@ def test_what_cannot_be_read_or_used_is_one_line_of_our_own(tmp_path: Path) -> N
         path.write_bytes(content)
         with pytest.raises(RunError) as error, reading(path, "checkpoint"):
             pass
-        assert str(error.value) == f"{path} is no checkpoint"  # never a library's advice on loading it otherwise
+        assert (
+            str(error.value) == f"{path} is no checkpoint"
+        )  # never a library's advice on loading it otherwise
     save_torch(path, {"a": 1})
     with reading(path, "checkpoint") as state:
         assert state == {"a": 1}
@@ -126,7 +128,9 @@ def test_a_stage_is_kept_and_taken_with_resume_only(tmp_path: Path) -> None:
 
 def test_interval_is_students() -> None:
     values = [1.0, 2.0, 4.0]
-    low, high = scipy.stats.t.interval(0.95, 2, loc=scipy.stats.tmean(values), scale=scipy.stats.sem(values))
+    low, high = scipy.stats.t.interval(
+        0.95, 2, loc=scipy.stats.tmean(values), scale=scipy.stats.sem(values)
+    )
     assert 7 / 3 - half_width(values) == pytest.approx(low)
     assert interval(values, 2) == f"2.33 ± {high - 7 / 3:.2f}"
 
@@ -135,7 +139,9 @@ SCRIPTS = [mixture, disarm, hashing, dcgan, celeba_encoder, celeba_joint, make, 
 
 
 @pytest.mark.parametrize(
-    ("module", "run"), [(module, run) for module in SCRIPTS for run in module.RUNS], ids=lambda part: str(part)[:20]
+    ("module", "run"),
+    [(module, run) for module in SCRIPTS for run in module.RUNS],
+    ids=lambda part: str(part)[:20],
 )
 def test_help_explains_every_option(module: ModuleType, run: Run) -> None:
     default = run[0] == module.RUNS[0][0]
@@ -144,7 +150,9 @@ def test_help_explains_every_option(module: ModuleType, run: Run) -> None:
     text = " ".join(re.sub(r"[^\x00-\x7f]", " ", done.stdout).split())
     for field in dataclasses.fields(run[2]):
         name = field.name.replace("_", "-")
-        assert re.search(rf"--(no-)?{name} .*?[a-z]{{3}}" if name != "query" else "words to search for", text), name
+        assert re.search(
+            rf"--(no-)?{name} .*?[a-z]{{3}}" if name != "query" else "words to search for", text
+        ), name
     if default:
         assert "uv run" in done.stdout  # examples, of the docstring
 
@@ -158,7 +166,9 @@ def test_commands_of_docstrings_findings_and_readme_are_good_options() -> None:
         text = re.sub(r"-\n", "-", text).replace("\\\n", "")
         blocks = re.findall(r"^    uv run ([\w/]+\.py.*)$", text, re.M)
         inline = re.findall(r"`(?:uv run )?([\w/]+\.py(?: [^`]*)?)`", text)
-        named |= {" ".join(re.sub(r"(#|  +).*", "", command, flags=re.S).split()) for command in blocks}
+        named |= {
+            " ".join(re.sub(r"(#|  +).*", "", command, flags=re.S).split()) for command in blocks
+        }
         named |= {" ".join(command.split()) for command in inline}
     scripts = {f"{module.__name__.replace('.', '/')}.py" for module in SCRIPTS}
     named = {command for command in named if command.split()[0] in scripts}
@@ -172,7 +182,9 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path, arguments: str) ->
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, ROOT / "disarm.py", *arguments.split(), "--out", tmp_path]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=120
+    )
     os.close(write)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -180,10 +192,27 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path, arguments: str) ->
 
 
 def test_disarm_script_draws_its_figure(tmp_path: Path) -> None:
-    small = ("--documents", 2, "--samples", 50, "--scales", 1, 4, "--bits", 2, 4, "--at-bits", 4, "--vocabulary", 20)
+    small = (
+        "--documents",
+        2,
+        "--samples",
+        50,
+        "--scales",
+        1,
+        4,
+        "--bits",
+        2,
+        4,
+        "--at-bits",
+        4,
+        "--vocabulary",
+        20,
+    )
     done = main(disarm, *small, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "result.json").read_text())["metrics"]
-    assert all(value > 0 for panel in metrics.values() for values in panel.values() for value in values)
+    assert all(
+        value > 0 for panel in metrics.values() for values in panel.values() for value in values
+    )
     assert (tmp_path / "estimator_variance.png").stat().st_size > 5000
     assert (tmp_path / "estimator_variance.pdf").stat().st_size > 5000

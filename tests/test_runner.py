@@ -61,7 +61,10 @@ def test_tasks_run_in_order_and_those_that_need_a_failed_one_do_not(house: Path)
 
     failed = run_tasks(tasks, ClusterOptions(jobs=2), at_end)
     assert ports == []
-    assert failed == {"part/second": "exit code 3: the disk is full", "third": "goes on from part/second"}
+    assert failed == {
+        "part/second": "exit code 3: the disk is full",
+        "third": "goes on from part/second",
+    }
     assert {name: runs(house, name) for name in ("first", "part/second", "third", "fourth")} == {
         **{"first": 1, "part/second": 1, "fourth": 1},
         "third": 0,
@@ -74,10 +77,14 @@ def test_tasks_run_in_order_and_those_that_need_a_failed_one_do_not(house: Path)
     assert not runner.record(house / "out/part/second")["finished"]
     assert runner.record(house / "out/nowhere") == {}
     (house / "script.py").write_text("raise SystemExit(4)")
-    assert run_tasks(tasks[1:2], ClusterOptions()) == {"part/second": "exit code 4: it said nothing"}
+    assert run_tasks(tasks[1:2], ClusterOptions()) == {
+        "part/second": "exit code 4: it said nothing"
+    }
     (house / "script.py").write_text(SCRIPT)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert json.loads((house / "out/first/result.json").read_text())["threads"] == str(max(1, cores // 2))
+    assert json.loads((house / "out/first/result.json").read_text())["threads"] == str(
+        max(1, cores // 2)
+    )
 
 
 def test_no_scheduler_is_one_line(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,12 +109,16 @@ cli("", ("drive", lambda options: print(run_tasks(tasks, options)), ClusterOptio
 def driver(house: Path, *arguments: str) -> subprocess.Popen:
     program = DRIVER.format(root=str(ROOT), tests=str(ROOT / "tests"), house=str(house))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", program, *arguments], start_new_session=True, cwd=house, **streams)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], start_new_session=True, cwd=house, **streams
+    )
 
 
 @posix
 @pytest.mark.parametrize("stop", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_a_stopped_command_leaves_no_process_and_only_what_is_missing_to_run(house: Path, stop: str) -> None:
+def test_a_stopped_command_leaves_no_process_and_only_what_is_missing_to_run(
+    house: Path, stop: str
+) -> None:
     (house / "mood").write_text("hang")
     child = driver(house)
     wait_for((house / "out/second/hanging").exists)
@@ -128,11 +139,15 @@ def test_a_stopped_command_leaves_no_process_and_only_what_is_missing_to_run(hou
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
-    """A scheduler and two workers with nannies, as from the shell; the scheduler's file, and the nannies."""
+    """A scheduler and two workers with nannies, as from the shell; the scheduler's file, and the
+    nannies."""
     file = tmp_path / "scheduler.json"
     common = ["--scheduler-file", str(file), "--no-dashboard", "--host", "127.0.0.1"]
     commands = [["scheduler", *common, "--port", "0"]]
-    commands += [["worker", *common, "--nthreads", "1", "--local-directory", str(tmp_path / str(i))] for i in (1, 2)]
+    commands += [
+        ["worker", *common, "--nthreads", "1", "--local-directory", str(tmp_path / str(i))]
+        for i in (1, 2)
+    ]
     children = []
     try:
         for command in commands:
@@ -172,7 +187,18 @@ def test_a_lost_command_takes_its_script_along_on_the_cluster(house: Path, clust
     assert (runs(house, "second"), runs(house, "third")) == (2, 1)
 
 
-CELL = ("--bits", "4", "--epochs", "120", "--fine-epochs", "0", "--batch-size", "16", "--checkpoint-every", "5")
+CELL = (
+    "--bits",
+    "4",
+    "--epochs",
+    "120",
+    "--fine-epochs",
+    "0",
+    "--batch-size",
+    "16",
+    "--checkpoint-every",
+    "5",
+)
 
 
 def busy(nannies: list[psutil.Process]) -> list[psutil.Process]:
@@ -185,18 +211,31 @@ def busy(nannies: list[psutil.Process]) -> list[psutil.Process]:
 def test_cells_survive_lost_workers_bit_by_bit(
     house: Path, cluster: tuple[str, list[psutil.Process]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three cells; a worker is killed, and later its nanny with it: all end as those of a run without faults."""
+    """Three cells; a worker is killed, and later its nanny with it: all end as those of a run
+    without faults."""
     script = house / "cell.py"
     script.write_text(HASHING)
     tasks = []
     for seed in range(3):
         folder = house / f"cell {seed}"
-        command = (str(script), *CELL, "--seed", str(seed), "--device", "cpu", "--resume", "--out", str(folder))
+        command = (
+            str(script),
+            *CELL,
+            "--seed",
+            str(seed),
+            "--device",
+            "cpu",
+            "--resume",
+            "--out",
+            str(folder),
+        )
         tasks.append(Task(str(seed), command, folder))
     file, nannies = cluster
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run_tasks, tasks, ClusterOptions(scheduler=file, threads=1))
-        wait_for(lambda: all((house / f"cell {seed}" / "checkpoint.pt").exists() for seed in (0, 1)))
+        wait_for(
+            lambda: all((house / f"cell {seed}" / "checkpoint.pt").exists() for seed in (0, 1))
+        )
         wait_for(lambda: busy(nannies))
         busy(nannies)[0].kill()
         wait_for(lambda: len(list(house.glob("cell */checkpoint.pt"))) >= 3)
@@ -212,13 +251,19 @@ def test_cells_survive_lost_workers_bit_by_bit(
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     for seed in range(3):
-        done = main(hashing, *CELL, "--seed", seed, "--device", "cpu", "--out", house / f"whole {seed}")
+        done = main(
+            hashing, *CELL, "--seed", seed, "--device", "cpu", "--out", house / f"whole {seed}"
+        )
         assert done.returncode == 0, done.stderr
-        results = [json.loads((house / f"{kind} {seed}" / "result.json").read_text()) for kind in ("cell", "whole")]
+        results = [
+            json.loads((house / f"{kind} {seed}" / "result.json").read_text())
+            for kind in ("cell", "whole")
+        ]
         assert results[0]["metrics"] == results[1]["metrics"]
         assert results[0]["history"] == results[1]["history"]
         models = [
-            torch.load(house / f"{kind} {seed}" / "model.pt", weights_only=True)["model"] for kind in ("cell", "whole")
+            torch.load(house / f"{kind} {seed}" / "model.pt", weights_only=True)["model"]
+            for kind in ("cell", "whole")
         ]
         for key, value in models[0].items():
             assert torch.equal(value, models[1][key])

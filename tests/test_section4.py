@@ -1,4 +1,5 @@
-"""The VAE of Section 4: ELBO, bounds, Laplace, normalisation, the two trainings, resume, and bad input."""
+"""The VAE of Section 4: ELBO, bounds, Laplace, normalisation, the two trainings, resume, and bad
+input."""
 
 import json
 import math
@@ -15,11 +16,42 @@ from toy import complaint, main, the_one_line
 import celeba_encoder
 import celeba_joint
 import dcgan
-from celeba_encoder import VAE, Encoder, Images, importance_bounds, laplace, mean_elbo, modes, noise_surplus
+from celeba_encoder import (
+    VAE,
+    Encoder,
+    Images,
+    importance_bounds,
+    laplace,
+    mean_elbo,
+    modes,
+    noise_surplus,
+)
 from figures import section4
 
-SMALL = ("--iterations", 6, "--batch-size", 8, "--test-images", 20, "--bound-images", 2, "--laplace-images", 2)
-SMALL += ("--fid-images", 24, "--fid-dims", 0, "--track", 3, "--track-images", 12, "--checkpoint-every", 2)
+SMALL = (
+    "--iterations",
+    6,
+    "--batch-size",
+    8,
+    "--test-images",
+    20,
+    "--bound-images",
+    2,
+    "--laplace-images",
+    2,
+)
+SMALL += (
+    "--fid-images",
+    24,
+    "--fid-dims",
+    0,
+    "--track",
+    3,
+    "--track-images",
+    12,
+    "--checkpoint-every",
+    2,
+)
 SMALL += ("--precision", "float32", "--device", "cpu")
 RUNS = celeba_joint.RUNS
 SHAPE = (3, 2, 2)  # of the images of the linear model
@@ -39,7 +71,15 @@ def encoders(ground_truth: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     folders = {}
     for protocol in ("report", "released"):
         folders[protocol] = tmp_path_factory.mktemp(protocol)
-        arguments = ("--ground-truth", ground_truth, "--protocol", protocol, *SMALL, "--out", folders[protocol])
+        arguments = (
+            "--ground-truth",
+            ground_truth,
+            "--protocol",
+            protocol,
+            *SMALL,
+            "--out",
+            folders[protocol],
+        )
         done = main(celeba_encoder, *arguments)
         assert done.returncode == 0, done.stderr
     return folders
@@ -49,7 +89,10 @@ def encoders(ground_truth: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def without_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     """What test_inference.py tests takes longer than all trainings here."""
     of_joint = [run for run in RUNS if run[1] is celeba_joint.main]
-    runs = [(name, function, replace(options, evidence_images=0), words) for name, function, options, words in of_joint]
+    runs = [
+        (name, function, replace(options, evidence_images=0), words)
+        for name, function, options, words in of_joint
+    ]
     monkeypatch.setattr(celeba_joint, "RUNS", runs)
 
 
@@ -85,7 +128,11 @@ class LinearEncoder(nn.Module):
 
     def __init__(self, weight: Tensor, variance: Tensor):
         super().__init__()
-        self.nz, self.weight, self.log_s = len(weight), nn.Parameter(weight), nn.Parameter(0.5 * variance.log())
+        self.nz, self.weight, self.log_s = (
+            len(weight),
+            nn.Parameter(weight),
+            nn.Parameter(0.5 * variance.log()),
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mu = x.to(self.weight.dtype).flatten(1) @ self.weight.T
@@ -93,19 +140,24 @@ class LinearEncoder(nn.Module):
 
 
 def linear_vae(orthogonal: bool) -> tuple[VAE, Tensor, Tensor]:
-    """The VAE with the best factorized encoder, W, and the posterior's precision. With orthogonal W it is exact."""
+    """The VAE with the best factorized encoder, W, and the posterior's precision. With orthogonal W
+    it is exact."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(12, 3, generator=generator, dtype=torch.float64)
     if orthogonal:
         weight = torch.linalg.qr(weight)[0] * torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     precision = torch.eye(3, dtype=torch.float64) + weight.T @ weight / SIGMA**2
-    encoder = LinearEncoder(torch.linalg.solve(precision, weight.T) / SIGMA**2, 1 / precision.diagonal())
+    encoder = LinearEncoder(
+        torch.linalg.solve(precision, weight.T) / SIGMA**2, 1 / precision.diagonal()
+    )
     decoder = LinearDecoder(weight)
     return VAE(decoder, encoder, SIGMA).double(), weight, precision
 
 
 def settings(**changes: int) -> SimpleNamespace:
-    return SimpleNamespace(**{"seed": 0, "batch_size": 50, "bound_images": 200, "laplace_images": 200} | changes)
+    return SimpleNamespace(
+        **{"seed": 0, "batch_size": 50, "bound_images": 200, "laplace_images": 200} | changes
+    )
 
 
 def test_encoder_begins_at_the_prior() -> None:
@@ -126,12 +178,15 @@ def test_elbo_is_a_hand_computation() -> None:
     mu, log_s = vae.encoder(x)
     epsilon = torch.randn(4, 5, generator=torch.Generator().manual_seed(0).set_state(state))
     for i in range(4):
-        z = [mu[i, j].item() + math.exp(log_s[i, j].item()) * epsilon[i, j].item() for j in range(5)]
+        z = [
+            mu[i, j].item() + math.exp(log_s[i, j].item()) * epsilon[i, j].item() for j in range(5)
+        ]
         decoded = vae.decoder(torch.tensor([z], dtype=torch.float64))[0]
         squares = ((x[i] - decoded) ** 2).sum().item()
         data = -squares / (2 * 0.05**2) - 12288 * (math.log(0.05) + 0.5 * math.log(2 * math.pi))
         kl = sum(
-            0.5 * (m.item() ** 2 + math.exp(2 * s.item()) - 1) - s.item() for m, s in zip(mu[i], log_s[i], strict=True)
+            0.5 * (m.item() ** 2 + math.exp(2 * s.item()) - 1) - s.item()
+            for m, s in zip(mu[i], log_s[i], strict=True)
         )
         assert found["data"][i].item() == pytest.approx(data, rel=1e-6)
         assert found["kl"][i].item() == pytest.approx(kl, rel=1e-5)
@@ -142,7 +197,9 @@ def test_log_normal_and_kl_are_those_of_torch() -> None:
     mu, log_s, x = torch.randn(3, 7, 5, dtype=torch.float64)
     q, p = torch.distributions.Normal(mu, log_s.exp()), torch.distributions.Normal(0.0 * mu, 1.0)
     torch.testing.assert_close(celeba_encoder.log_normal(x, mu, log_s), q.log_prob(x).sum(1))
-    torch.testing.assert_close(celeba_encoder.kl_to_prior(mu, log_s), torch.distributions.kl_divergence(q, p).sum(1))
+    torch.testing.assert_close(
+        celeba_encoder.kl_to_prior(mu, log_s), torch.distributions.kl_divergence(q, p).sum(1)
+    )
 
 
 def test_elbo_gradients_equal_finite_differences() -> None:
@@ -170,7 +227,11 @@ def test_noise_surplus_has_mean_zero_and_takes_the_noise_away() -> None:
 def test_bounds_and_laplace_are_exact_for_a_linear_decoder() -> None:
     vae, weight, _ = linear_vae(orthogonal=True)
     covariance = weight @ weight.T + SIGMA**2 * torch.eye(12, dtype=torch.float64)
-    entropy = torch.distributions.MultivariateNormal(torch.zeros(12, dtype=torch.float64), covariance).entropy().item()
+    entropy = (
+        torch.distributions.MultivariateNormal(torch.zeros(12, dtype=torch.float64), covariance)
+        .entropy()
+        .item()
+    )
     with modes(vae):
         bounds = importance_bounds(vae, settings(), CPU)
         local = laplace(vae, settings(laplace_images=2000), CPU)
@@ -224,7 +285,9 @@ def test_modes_leave_running_statistics_alone_unless_learning() -> None:
         assert same(buffers(vae.decoder), before["decoder"]) is not learning
     assert not any(module.training for module in vae.modules())
     with modes(vae):
-        torch.testing.assert_close(vae.sample(z, noise)[0][:1], vae.sample(z[:1], noise)[0], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            vae.sample(z, noise)[0][:1], vae.sample(z[:1], noise)[0], rtol=1e-4, atol=1e-6
+        )
     with modes(vae, "truth"):
         assert (vae.sample(z, noise)[0][:1] - clean[:1]).abs().max() < 1e-6
         assert (vae.sample(z, noise)[0][:1] - vae.sample(z[:1], noise)[0]).abs().max() > 1e-3
@@ -242,7 +305,10 @@ def test_streams_of_images() -> None:
         latents[kind] = torch.cat(made)
     for z in latents.values():  # batch for batch, all kinds are of the same x*
         assert torch.equal(z, latents["truth"])
-    found = {kind: torch.cat(list(streams(kind))) for kind in ("truth", "noisy", "decoded", "noisy_decoded", "prior")}
+    found = {
+        kind: torch.cat(list(streams(kind)))
+        for kind in ("truth", "noisy", "decoded", "noisy_decoded", "prior")
+    }
     assert {len(images) for images in found.values()} == {10}
     assert (found["noisy"] - found["truth"]).std() == pytest.approx(0.05, rel=0.02)
     assert (found["noisy_decoded"] - found["decoded"]).std() == pytest.approx(0.05, rel=0.02)
@@ -273,7 +339,9 @@ def test_frozen_run_reports_everything(encoders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["report", "released"])
-def test_joint_run_goes_on_from_the_encoder(encoders: dict[str, Path], tmp_path: Path, protocol: str) -> None:
+def test_joint_run_goes_on_from_the_encoder(
+    encoders: dict[str, Path], tmp_path: Path, protocol: str
+) -> None:
     arguments = ("--encoder", encoders[protocol] / "model.pt", *SMALL)
     done = main(celeba_joint, *arguments, "--learn-sigma", "--out", tmp_path / "a")
     assert done.returncode == 0, done.stderr
@@ -282,13 +350,26 @@ def test_joint_run_goes_on_from_the_encoder(encoders: dict[str, Path], tmp_path:
     assert set(joint["metrics"]["frechet"]["discriminator"]) == set(celeba_encoder.DISTANCES)
     assert joint["metrics"]["sigma"] != pytest.approx(0.05, abs=1e-6)
     for key in ("noise_alone", "floor", "truth_to_real"):  # taken over from the encoder's run
-        assert joint["metrics"]["frechet"]["discriminator"][key] == frozen["metrics"]["frechet"]["discriminator"][key]
+        assert (
+            joint["metrics"]["frechet"]["discriminator"][key]
+            == frozen["metrics"]["frechet"]["discriminator"][key]
+        )
     # Computed again, where nothing is taken over, they are the same.
     kept = torch.load(encoders[protocol] / "model.pt", weights_only=True)
     torch.save(kept, tmp_path / "model.pt")
-    again = main(celeba_joint, "--encoder", tmp_path / "model.pt", *SMALL, "--learn-sigma", "--out", tmp_path / "b")
+    again = main(
+        celeba_joint,
+        "--encoder",
+        tmp_path / "model.pt",
+        *SMALL,
+        "--learn-sigma",
+        "--out",
+        tmp_path / "b",
+    )
     assert again.returncode == 0, again.stderr
-    theirs, ours = (read(tmp_path / name)["metrics"]["frechet"]["discriminator"] for name in ("a", "b"))
+    theirs, ours = (
+        read(tmp_path / name)["metrics"]["frechet"]["discriminator"] for name in ("a", "b")
+    )
     assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9)
 
 
@@ -298,7 +379,17 @@ def test_training_raises_what_it_should(ground_truth: Path, tmp_path: Path) -> N
         if values.ndim == 4:
             values *= 10
     torch.save(kept, tmp_path / "ground_truth.pt")
-    run = (*SMALL, "--batch-size", 32, "--lr", 0.003, "--track-images", 64, "--checkpoint-every", 1000)
+    run = (
+        *SMALL,
+        "--batch-size",
+        32,
+        "--lr",
+        0.003,
+        "--track-images",
+        64,
+        "--checkpoint-every",
+        1000,
+    )
     truth = ("--ground-truth", tmp_path / "ground_truth.pt", "--iterations", 100)
     assert main(celeba_encoder, *run, *truth, "--out", tmp_path / "encoder").returncode == 0
     loss = read(tmp_path / "encoder")["history"]["loss"]
@@ -310,16 +401,30 @@ def test_training_raises_what_it_should(ground_truth: Path, tmp_path: Path) -> N
 
 
 def test_a_frozen_decoder_stays(encoders: dict[str, Path], tmp_path: Path) -> None:
-    arguments = ("--encoder", encoders["report"] / "model.pt", *SMALL, "--freeze-decoder", "--out", tmp_path)
+    arguments = (
+        "--encoder",
+        encoders["report"] / "model.pt",
+        *SMALL,
+        "--freeze-decoder",
+        "--out",
+        tmp_path,
+    )
     done = main(celeba_joint, *arguments)
     assert done.returncode == 0, done.stderr
     assert "frozen, ELBO" in done.stdout
     assert "-19072" not in done.stdout
-    before, after = (torch.load(path / "model.pt", weights_only=True) for path in (encoders["report"], tmp_path))
+    before, after = (
+        torch.load(path / "model.pt", weights_only=True) for path in (encoders["report"], tmp_path)
+    )
     for name, values in before["ground_truth"]["generator"].items():
         assert torch.equal(after["decoder"][name], values), name
-    assert any(not torch.equal(after["encoder"][name], values) for name, values in before["encoder"].items())
-    assert set(read(tmp_path)["metrics"]["frechet"]["discriminator"]) == set(celeba_encoder.FROZEN_DISTANCES)
+    assert any(
+        not torch.equal(after["encoder"][name], values)
+        for name, values in before["encoder"].items()
+    )
+    assert set(read(tmp_path)["metrics"]["frechet"]["discriminator"]) == set(
+        celeba_encoder.FROZEN_DISTANCES
+    )
 
 
 @pytest.mark.parametrize("protocol", ["report", "released"])
@@ -349,7 +454,9 @@ def test_resume_is_bitwise(
         patch.setattr(celeba_encoder.Trainer, "step", stopping)
         assert main(module, *run, "--out", tmp_path / "parts").returncode == 130
     assert "go on with --resume" in the_one_line(main(module, *run, "--out", tmp_path / "parts"))
-    assert "0.0002" in the_one_line(main(module, *run, "--lr", 0.0002, "--resume", "--out", tmp_path / "parts"))
+    assert "0.0002" in the_one_line(
+        main(module, *run, "--lr", 0.0002, "--resume", "--out", tmp_path / "parts")
+    )
     assert main(module, *run, "--resume", "--out", tmp_path / "parts").returncode == 0
     whole, parts = read(tmp_path / "whole"), read(tmp_path / "parts")
     assert whole["history"] == parts["history"]
@@ -375,7 +482,9 @@ def test_without_weights_the_rest_is_still_written(
     tmp_path: Path,
     no_network: Path,  # noqa: F811
 ) -> None:
-    done = main(celeba_encoder, "--ground-truth", ground_truth, *SMALL, "--fid-dims", 64, "--out", tmp_path)
+    done = main(
+        celeba_encoder, "--ground-truth", ground_truth, *SMALL, "--fid-dims", 64, "--out", tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "no weights" in done.stdout
     assert "TORCH_HOME" in done.stdout
@@ -400,16 +509,26 @@ def test_bad_options_are_refused(module: object, change: tuple, said: str, tmp_p
 
 def test_bad_files_are_one_line(ground_truth: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.pt"
-    for data, said in ((None, "no "), (b"text", "is no "), (ground_truth.read_bytes()[:500], "is no ")):
+    for data, said in (
+        (None, "no "),
+        (b"text", "is no "),
+        (ground_truth.read_bytes()[:500], "is no "),
+    ):
         if data is not None:
             broken.write_bytes(data)
-        assert said in the_one_line(main(celeba_encoder, *SMALL, "--ground-truth", broken, "--out", tmp_path))
-        assert said in the_one_line(main(celeba_joint, *SMALL, "--encoder", broken, "--out", tmp_path))
+        assert said in the_one_line(
+            main(celeba_encoder, *SMALL, "--ground-truth", broken, "--out", tmp_path)
+        )
+        assert said in the_one_line(
+            main(celeba_joint, *SMALL, "--encoder", broken, "--out", tmp_path)
+        )
     torch.save({"something": 1}, broken)
     assert "is no ground truth" in the_one_line(
         main(celeba_encoder, *SMALL, "--ground-truth", broken, "--out", tmp_path)
     )
-    assert "is no encoder" in the_one_line(main(celeba_joint, *SMALL, "--encoder", ground_truth, "--out", tmp_path))
+    assert "is no encoder" in the_one_line(
+        main(celeba_joint, *SMALL, "--encoder", ground_truth, "--out", tmp_path)
+    )
 
 
 def test_table1_says_what_was_not_run(encoders: dict[str, Path], tmp_path: Path) -> None:

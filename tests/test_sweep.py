@@ -21,15 +21,32 @@ from figures.cli import RunError
 from figures.runner import ClusterOptions, Task
 
 NAMED = replace(any_corpus(), name=newsgroups.NAME)  # so that the report's numbers stand beside it
-ARGUMENTS = ("--bits", 8, "--encoders", "e1", "e3", "--epochs", 2, "--fine-epochs", 0, "--device", "cpu", "--jobs", 2)
+ARGUMENTS = (
+    "--bits",
+    8,
+    "--encoders",
+    "e1",
+    "e3",
+    "--epochs",
+    2,
+    "--fine-epochs",
+    0,
+    "--device",
+    "cpu",
+    "--jobs",
+    2,
+)
 
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Cells are trained in this process, on the toy corpus; returns the list of the cells trained so far."""
+    """Cells are trained in this process, on the toy corpus; returns the list of the cells trained
+    so far."""
     names = []
 
-    def run_tasks(tasks: Sequence[Task], options: ClusterOptions, ended: Callable) -> dict[str, str]:
+    def run_tasks(
+        tasks: Sequence[Task], options: ClusterOptions, ended: Callable
+    ) -> dict[str, str]:
         failed = {}
         for task in tasks:
             names.append(task.name)
@@ -49,7 +66,14 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def sweep(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
     figures = folder / "figures"
-    paths = ("--results", figures / "results" / "hashing", "--tables", figures, "--out", folder / "runs")
+    paths = (
+        "--results",
+        figures / "results" / "hashing",
+        "--tables",
+        figures,
+        "--out",
+        folder / "runs",
+    )
     return main(sweep_script, *ARGUMENTS, "--decoder-layers", 0, *arguments, *paths)
 
 
@@ -100,13 +124,18 @@ def test_tables_stand_beside_the_published_numbers(tmp_path: Path, runs: list[st
         assert latex.count("not run") == 46
     for name in ("table2", "table3", "retrieval", "hashing_cells"):
         assert not re.search(r"(?<!\\)[_%#]", (tmp_path / "figures" / f"{name}.tex").read_text())
-    metrics = json.loads((tmp_path / "figures/results/hashing/e3_b8_d0.json").read_text())["metrics"]
+    metrics = json.loads((tmp_path / "figures/results/hashing/e3_b8_d0.json").read_text())[
+        "metrics"
+    ]
     rows = list(csv.DictReader((tmp_path / "figures" / "retrieval.csv").open()))
     assert rows[0]["e3"] == f"{100 * metrics['precision_at_100']:.1f}"
     assert (len(rows), rows[1]["e3"]) == (12, "not run")
     assert [row["AMMI, published"] for row in rows[::3]] == ["-", "55.18", "59.56", "63.98"]
     cells = list(csv.DictReader((tmp_path / "figures" / "hashing_cells.csv").open()))
-    assert [(row["cell"], row["min, counts fed"] == "-") for row in cells] == [("e1_b8_d0", True), ("e3_b8_d0", False)]
+    assert [(row["cell"], row["min, counts fed"] == "-") for row in cells] == [
+        ("e1_b8_d0", True),
+        ("e3_b8_d0", False),
+    ]
 
 
 def test_a_failed_cell_is_told_and_the_others_are_kept(tmp_path: Path, runs: list[str]) -> None:
@@ -116,7 +145,9 @@ def test_a_failed_cell_is_told_and_the_others_are_kept(tmp_path: Path, runs: lis
 
 
 def test_cells_are_commands_of_hashing() -> None:
-    options = sweep_script.Options(held_out=(0.1,), encoder_lr=0.1, patience=30, archive=Path("a b"), seeds=(2,))
+    options = sweep_script.Options(
+        held_out=(0.1,), encoder_lr=0.1, patience=30, archive=Path("a b"), seeds=(2,)
+    )
     grid = sweep_script.cells(options)
     for name, cell in grid.items():
         read = options_of(shlex.join(sweep_script.command(cell)))
@@ -132,11 +163,15 @@ def test_the_grid_is_the_reports_and_e4() -> None:
     grid = sweep_script.cells(sweep_script.Options())
     names = {(cell["encoder"], cell["bits"], cell["decoder_layers"]) for cell in grid.values()}
     assert len(grid) == len(names) == 48
-    assert {cell for cell in names if cell[0] != "e4"} == set(reference.TABLE3) == set(reference.TABLE2)
+    assert (
+        {cell for cell in names if cell[0] != "e4"}
+        == set(reference.TABLE3)
+        == set(reference.TABLE2)
+    )
     read = [options_of(shlex.join(sweep_script.command(cell))) for cell in grid.values()]
-    assert {(cell.epochs, cell.fine_epochs, cell.lr, cell.batch_size, cell.seed) for cell in read} == {
-        (1000, 500, 1e-3, 256, 1)
-    }
+    assert {
+        (cell.epochs, cell.fine_epochs, cell.lr, cell.batch_size, cell.seed) for cell in read
+    } == {(1000, 500, 1e-3, 256, 1)}
     assert {cell.encoder for cell in read if cell.test_counts} == {"e2", "e3"}
 
 
@@ -144,7 +179,9 @@ def test_a_cell_is_trained_by_epochs_or_by_patience(tmp_path: Path) -> None:
     options = hashing.Options(bits=3, epochs=30, fine_epochs=0, device="cpu", out=tmp_path)
     result = hashing.train(options, NAMED)
     (cell,) = sweep_script.cells(
-        sweep_script.Options(bits=(3,), encoders=("e1",), decoder_layers=(0,), epochs=30, fine_epochs=0)
+        sweep_script.Options(
+            bits=(3,), encoders=("e1",), decoder_layers=(0,), epochs=30, fine_epochs=0
+        )
     ).values()
     path = tmp_path / "result.json"
 
@@ -167,14 +204,25 @@ def test_a_cell_is_trained_by_epochs_or_by_patience(tmp_path: Path) -> None:
         is_trained()
 
 
-def test_cells_of_another_protocol_stay_out_of_tables_2_and_3(tmp_path: Path, runs: list[str]) -> None:
+def test_cells_of_another_protocol_stay_out_of_tables_2_and_3(
+    tmp_path: Path, runs: list[str]
+) -> None:
     assert sweep(tmp_path).returncode == 0
     results = tmp_path / "figures" / "results" / "hashing"
     usual = json.loads((results / "e1_b8_d0.json").read_text())
     for i, (key, value) in enumerate(
-        (("prior", "autoregressive"), ("batch_size", 7), ("word_dropout", 0.1), ("seed", 2), ("held_out", 0.1))
+        (
+            ("prior", "autoregressive"),
+            ("batch_size", 7),
+            ("word_dropout", 0.1),
+            ("seed", 2),
+            ("held_out", 0.1),
+        )
     ):
-        other = usual | {"config": usual["config"] | {key: value}, "metrics": usual["metrics"] | {"test_min": 1.0}}
+        other = usual | {
+            "config": usual["config"] | {key: value},
+            "metrics": usual["metrics"] | {"test_min": 1.0},
+        }
         (results / f"e1_b8_d0_z{i}.json").write_text(json.dumps(other))
     section5.write_tables(section5.read_cells(results), tmp_path)
     rows = list(csv.DictReader((tmp_path / "table3.csv").open()))
@@ -183,7 +231,9 @@ def test_cells_of_another_protocol_stay_out_of_tables_2_and_3(tmp_path: Path, ru
     assert len(list(csv.DictReader((tmp_path / "hashing_cells.csv").open()))) == 7
 
 
-def test_table_3_has_held_out_choice_and_another_rate_beside_the_minimum(tmp_path: Path, runs: list[str]) -> None:
+def test_table_3_has_held_out_choice_and_another_rate_beside_the_minimum(
+    tmp_path: Path, runs: list[str]
+) -> None:
     assert sweep(tmp_path, "--held-out", 0, 0.1).returncode == 0
     results = tmp_path / "figures" / "results" / "hashing"
     metrics = json.loads((results / "e3_b8_d0_heldout0.1.json").read_text())["metrics"]

@@ -22,7 +22,8 @@ from figures.runner import Task
 
 ROOT = Path(__file__).parent.parent
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, process groups and limits of POSIX")
-# A script that counts its runs, and does what a file `mood` beside it says to those that its arguments name.
+# A script that counts its runs, and does what a file `mood` beside it says to those that its
+# arguments name.
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
@@ -49,7 +50,8 @@ sys.modules["torch._dynamo"] = torch._dynamo = types.SimpleNamespace(
     disable=lambda fn, *_, **__: fn, is_compiling=lambda: False, graph_break=lambda: None
 )
 """
-# Runs hashing.py's command line on the toy corpus: what follows `-c` is a program of its own, arguments come after.
+# Runs hashing.py's command line on the toy corpus: what follows `-c` is a program of its own,
+# arguments come after.
 HASHING = (
     UNCOMPILED
     + """
@@ -78,7 +80,9 @@ def corpus(train: int = 50, test: int = 21, words: int = 30, seed: int = 0) -> C
     (train_counts, train_labels), (test_counts, test_labels) = split(train), split(test)
     names = [f"word{i}" for i in range(words)]
     titles = [[f"document {i}" for i in range(n)] for n in (train, test)]
-    return Corpus("toy", train_counts, test_counts, train_labels, test_labels, *titles, names, ["a", "b"])
+    return Corpus(
+        "toy", train_counts, test_counts, train_labels, test_labels, *titles, names, ["a", "b"]
+    )
 
 
 def task(house: Path, name: str, *words: str, needs: tuple[str, ...] = ()) -> Task:
@@ -89,16 +93,21 @@ def task(house: Path, name: str, *words: str, needs: tuple[str, ...] = ()) -> Ta
 def python(code: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
     """Run a program given as text; never raises for a bad exit code."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, **options
+    )
 
 
 def script(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / name, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, **options
+    )
 
 
 def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
-    """The script's command line in this process, which spares the start of an interpreter with torch."""
+    """The script's command line in this process, which spares the start of an interpreter with
+    torch."""
     argv = [module.__file__, *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
     code = 0
@@ -130,7 +139,8 @@ def complaint(done: subprocess.CompletedProcess) -> str:
 
 
 def the_one_line(done: subprocess.CompletedProcess) -> str:
-    """The error of a failed run, which must be the last line on stderr, with no traceback before it."""
+    """The error of a failed run, which must be the last line on stderr, with no traceback before
+    it."""
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
