@@ -1,9 +1,4 @@
-"""What was found, in words: the pages section3.md, section4.md and section5.md, rendered from the
-committed results.
-
-Each page has a template beside this module, where its prose and its numbers stand, once. Templates
-see `m`, the metrics of every result by name, and what the functions here compute from several
-results."""
+"""What was found: numbers of several results together, for the pages, and the claim in each."""
 
 import itertools
 import json
@@ -13,37 +8,35 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from data import write_aside
-from figures import law, reference, section4, section5
+from figures import law, reference, section4
 from figures.run import half_width, interval
 
 BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
-WITHOUT_CODES = (
-    467.1  # test loss of a model without codes; tests/test_hashing.py computes it from the corpus
-)
 EVIDENCE = "log p(x)"
 SEEDS = ("", "_seed1", "_seed2")  # ends of the names of Section 4's runs of three seeds
+EIGHT = [f"factorized_long_seed{seed}" for seed in range(8)]
 ARMS = (  # Section 4 without an encoder
-    ("drawn faces, sigma 0.5, seed 0", "factorized"),
-    ("seed 1", "factorized_seed1"),
-    ("seed 2", "factorized_seed2"),
-    ("sigma 0.5, seed 0, another ground truth, 1,200 steps", "factorized_long"),
-    ("sigma 1", "factorized_sigma1"),
-    ("sigma 0.2", "factorized_sigma0.2"),
-    ("photographs, sigma 0.5", "photos_factorized"),
+    ("drawn faces, 600 steps", [f"factorized{seed}" for seed in SEEDS]),
+    ("another GAN, 1,200 steps", EIGHT),
+    ("sigma 1", ["factorized_sigma1"]),
+    ("sigma 0.2", ["factorized_sigma0.2"]),
+    ("photographs", ["photos_factorized"]),
 )
-PAGES = ("section3.md", "section4.md", "section5.md")
+LAW_EXAMPLES = (  # rows of the README's table
+    ("3: four Gaussians, variance 0.5", "mixture_0.5_3"),
+    ("4: VAE in the plane, sigma 0.6", "plane3_factorized_own_0.6_seed0"),
+    ("4: the same, linear encoder", "plane3_factorized_encoder0_0.6_seed0"),
+    ("5: documents of 2 words", "hashing_free_b4_n2_seed1"),
+    ("5: documents of 32 words", "hashing_free_b4_n32_seed1"),
+)
 
 
 def read(folder: Path) -> dict[str, dict]:
-    """Every result below a folder by its path there, such as celeba/dcgan; as JSON holds it."""
+    """Every result below a folder by its path there, without the section: celeba/dcgan, say."""
     results = {}
     for path in sorted(folder.rglob("*.json")):
-        result = json.loads(path.read_bytes())
         name = path.relative_to(folder).with_suffix("").as_posix()
-        results[name] = result
+        results[re.sub(r"^section\d/", "", name)] = json.loads(path.read_bytes())
     return results
 
 
@@ -53,6 +46,14 @@ def fixed(value: float | Sequence[float], digits: int = 1) -> str:
         return f"{value:,.{digits}f}"
     *most, last = (f"{x:,.{digits}f}" for x in value)
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def spread(values: Sequence[float]) -> str:
+    """Smallest to largest."""
+    if not values:
+        return "-"
+    low, high = (f"{value:,.2f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 class Claim(NamedTuple):
@@ -159,331 +160,183 @@ def claims(results: Mapping[str, dict]) -> list[Claim]:
     return found
 
 
-def of_section4(results: dict[str, dict]) -> dict[str, Any]:
-    """What the page of Section 4 says of joint training without an encoder."""
-    inference = {
-        n.removeprefix("inference/"): r for n, r in results.items() if n.startswith("inference/")
+def values(results: Mapping[str, dict]) -> dict[str, Any]:
+    """What the templates see."""
+    laws = {n.removeprefix("law/"): r["metrics"] for n, r in results.items() if "law/" in n}
+    found: dict[str, Any] = {
+        "r": results,
+        "m": {name: result["metrics"] for name, result in results.items()},
+        "ran": lambda *names: all(name in results for name in names),
+        "reference": reference,
+        "laws": laws,
+        "law_examples": [(words, laws[name]) for words, name in LAW_EXAMPLES if name in laws],
+        "mixtures": [case for case in law.ordered(laws) if case["section"] == 3],
+        "spread": spread,
     }
+    found |= {"cost": law.cost, "narrowing": law.narrowing, "area": law.area}
+    return found | of_section4(results, laws) | of_section5(results, laws)
+
+
+def of_section4(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[str, Any]:
+    """What the page of Section 4 says of runs without an encoder, and of the plane."""
+    runs = {n.removeprefix("inference/"): r for n, r in results.items() if "inference/" in n}
+
+    def full(name: str) -> dict:
+        return runs[name.replace("factorized", "full").replace("encoder_1000", "full")]
 
     def beyond(name: str) -> tuple[float, float]:
         """What an arm lost beyond that with full Gaussians, and the half width of its interval over
-        images."""
-        found = section4.beyond_full(inference[name], inference)
+        images.
+        """
+        found = section4.beyond_full(runs[name], runs)
         assert found is not None
         return found
 
-    def over(name: str) -> list[float]:
-        """The same in each seed."""
-        return [beyond(f"{name}{seed}")[0] for seed in SEEDS]
-
     def bound(name: str) -> float:
-        """By how much an arm's factorized gap narrowed beyond that of the arm with full
-        Gaussians."""
-        full = inference[name.replace("factorized", "full")]["history"]["gap_factorized"]
-        own = section4.own_gap(inference[name])
-        return own[0] - own[-1] - (full[0] - full[-1])
+        """By how much an arm's factorized gap narrowed beyond that of the arm with full Gaussians."""
+        control = full(name)["history"]["gap_factorized"]
+        own = section4.own_gap(runs[name])
+        return own[0] - own[-1] - (control[0] - control[-1])
 
-    planes = [r for name, r in results.items() if name.startswith("law/plane")]
+    def late(name: str) -> float:
+        """Change of the cost, beyond full Gaussians, in the last quarter."""
+        return section4.last_quarter(full(name)) - section4.last_quarter(runs[name])
 
+    def value(name: str, quantity: Callable[[str], Any]) -> float:
+        number = quantity(name)
+        return number[0] if isinstance(number, tuple) else number
+
+    def over(names: Sequence[str], quantity: Callable[[str], Any]) -> str:
+        """Mean and interval over seeds; of one seed its value, with its own interval if any."""
+        if len(names) > 1:
+            return interval([value(name, quantity) for name in names], 2)
+        number = quantity(names[0])
+        return "{:.2f} ± {:.2f}".format(*number) if isinstance(number, tuple) else f"{number:.2f}"
+
+    def holds(names: Sequence[str]) -> bool:
+        """Whether the interval of the cost over seeds is above zero."""
+        costs = [beyond(name)[0] for name in names]
+        return len(costs) > 1 and statistics.mean(costs) > half_width(costs)
+
+    arms = [(words, [name for name in names if name in runs]) for words, names in ARMS]
+    plane = [case for case in law.ordered(laws) if case["section"] == 4 and "fresh" in case]
+    alike: dict[tuple, list[dict]] = {}
+    for case in plane:
+        alike.setdefault((case["of"], case["value"]), []).append(case)
+    quantities = {"gap": lambda c: c["gap"][0], "narrowing": law.narrowing}
+    quantities |= {"cost": law.cost, "area": law.area}
     return {
-        "arm": inference,
-        "arms": [(words, name) for words, name in ARMS if name in inference],
-        "bound": bound,
-        "gap": lambda name: section4.own_gap(inference[name]),
-        "starts": lambda names: [section4.own_gap(inference[name])[0] for name in names],
+        "arms": [(words, names) for words, names in arms if names],
+        "eight": [name for name in EIGHT if name in runs],
+        "steps": lambda name: runs[name]["history"]["iteration"][-1],
+        "start": lambda name: section4.own_gap(runs[name])[0],
         "beyond": beyond,
+        "bound": bound,
+        "late": late,
+        "holds": holds,
         "over": over,
-        "over_seeds": lambda name: interval(over(name), 2),
-        "either_side": lambda pair: "{:.2f} ± {:.2f}".format(*pair),
-        "plane_points": " or ".join(sorted({str(r["config"]["points"]) for r in planes})),
+        "mean": lambda names, quantity: statistics.mean(value(n, quantity) for n in names),
+        "planes": [
+            {"of": of.removeprefix("plane, "), "value": sigma, "seeds": len(cases)}
+            | {key: statistics.mean(map(of_case, cases)) for key, of_case in quantities.items()}
+            for (of, sigma), cases in alike.items()
+        ],
         "finer": max(
-            (
-                abs(fine - r["metrics"]["evidence"][i])
-                for r in planes
-                for i, fine in zip((0, -1), r["metrics"]["finer_evidence"], strict=True)
-            ),
+            (abs(c["finer_evidence"][i] - c["evidence"][i]) for c in plane for i in (0, -1)),
             default=0.0,
         ),
-        "linear": section4.linear_gaussian(),
     }
 
 
-def is_full(result: dict) -> bool:
-    """Whether this is a cell with all of the report's epochs."""
-    return result["metrics"].get("epochs") == reference.SECTION5_EPOCHS
-
-
-def of_section5(results: dict[str, dict]) -> dict[str, Any]:
-    """What the page of Section 5 says of several results together."""
-
-    def cell(name: str) -> dict:
-        return results[f"hashing/{name}"]
+def of_section5(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[str, Any]:
+    """What the page of Section 5 says."""
+    cells = {n.removeprefix("hashing/"): r for n, r in results.items() if "hashing/" in n}
+    places = list(itertools.product(BITS, LAYERS))
+    ends = [f"b{bits}_d{layers}" for bits, layers in places]
 
     def lowest(name: str, epochs: int = 300) -> float:
         """Minimum of the test loss over the first epochs."""
-        return min(cell(name)["history"]["test"][:epochs])
+        return min(cells[name]["history"]["test"][:epochs])
 
-    def column(encoder: str, layers: int, key: str = "test_min", end: str = "") -> list[float]:
-        """A metric of a column of the grid, by b."""
-        return [cell(f"{encoder}_b{bits}_d{layers}{end}")["metrics"][key] for bits in BITS]
+    def seeds(name: str) -> list[float]:
+        return [cells[f"{name}{end}"]["metrics"]["test_min"] for end in ("", "_seed2", "_seed3")]
 
-    def published(encoder: str, layers: int) -> list[float]:
-        """That column of the report's Table 3."""
-        return [reference.TABLE3[encoder, bits, layers] for bits in BITS]
+    def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+        """Mean difference and half width of its interval."""
+        differences = [x - y for x, y in zip(a, b, strict=True)]
+        return statistics.mean(differences), half_width(differences)
 
-    def less_e1(encoder: str, bits: int, layers: int = 0) -> str:
-        """Difference of the minima over the first 200 epochs, three seeds."""
-        seeds = ("", "_seed2", "_seed3")
-        here, e1 = (
-            [lowest(f"{e}_b{bits}_d{layers}{seed}", 200) for seed in seeds] for e in (encoder, "e1")
-        )
-        return interval([a - b for a, b in zip(here, e1, strict=True)])
+    def readings(encoder: str) -> dict[str, list[float]]:
+        """How far the report's test losses are above ours in the cells of its epochs, by either
+        reading of its test loop.
+        """
+        full = {p: cells[f"{encoder}_b{p[0]}_d{p[1]}"]["metrics"] for p in places}
+        full = {p: m for p, m in full.items() if m["epochs"] == reference.SECTION5_EPOCHS}
+        return {
+            f"{reading}_off": [reference.TABLE3[encoder, *p] - m[key] for p, m in full.items()]
+            for reading, key in (("counts", "test_counts_min"), ("frequencies", "test_min"))
+        }
 
-    def reached(run: str, stage: str, split: str = "train") -> float:
-        return results[run]["metrics"][stage][split]["log_likelihood"]
+    def of_exact(stage: str, layers: int, key: str) -> list[float]:
+        runs = exact_runs(results, stage, layers)
+        return [results[run]["metrics"][stage]["train"][key] for run in runs]
 
     def lost(run: str, stage: str) -> float:
-        """Train likelihood of a stage of joint training below likelihood training for as long."""
-        return reached(run, "likelihood_on") - reached(run, stage)
+        """Train likelihood of joint training below likelihood training for as long."""
+        train = (results[run]["metrics"][s]["train"] for s in ("likelihood_on", stage))
+        return next(train)["log_likelihood"] - next(train)["log_likelihood"]
 
-    def minima(names: Sequence[str]) -> list[float]:
-        return [cell(name)["metrics"]["test_min"] for name in names]
+    def lost_at(stage: str, layers: int) -> list[float]:
+        return [lost(run, stage) for run in exact_runs(results, stage, layers)]
 
-    def went_on(run: str) -> float:
-        """What likelihood training gains by going on."""
-        return reached(run, "likelihood_on") - reached(run, "likelihood")
-
-    def gain(run: str, stage: str, epochs: int = 20) -> float:
-        curve = results[run]["history"][stage]["train_log_likelihood"]
-        return curve[-1] - curve[-1 - epochs]
-
-    def runs(stage: str, layers: int) -> list[str]:
-        return exact_runs(results, stage, layers)
-
-    def readings(encoder: str, *layers: int, bits: Sequence[int] = BITS) -> dict[str, list]:
-        """Of the full cells with these d and b: b and d, the report's test loss, ours by either
-        reading of its test loop, and how far the report's is above them; fed counts also the epoch.
-        """
-        places = [(b, d) for d in layers for b in bits if is_full(cell(f"{encoder}_b{b}_d{d}"))]
-        full = [cell(f"{encoder}_b{b}_d{d}") for b, d in places]
-        found: dict[str, list] = {"bits": [b for b, _ in places], "layers": [d for _, d in places]}
-        found["report"] = [reference.TABLE3[encoder, b, d] for b, d in places]
-        for reading, key in (("counts", "test_counts_min"), ("frequencies", "test_min")):
-            found[reading] = [result["metrics"][key] for result in full]
-            found[f"{reading}_off"] = [
-                a - b for a, b in zip(found["report"], found[reading], strict=True)
-            ]
-        curves = [result["history"]["test_counts"] for result in full]
-        found["counts_epoch"] = [curve.index(min(curve)) + 1 for curve in curves]
-        return found
-
-    def explained(result: dict, within: float = 5.0) -> str:
-        """Which reading of the released code's test loop comes within so many nats of the report's
-        Table 3."""
-        metrics, published = result["metrics"], reference.TABLE3.get(section5.place(result))
-        readings = {"frequencies": metrics["test_min"], "counts": metrics.get("test_counts_min")}
-        if published is None or readings["counts"] is None:
-            return "-"
-        near = [name for name, value in readings.items() if abs(value - published) <= within]
-        return "either" if len(near) == 2 else "".join(near) or "neither"
-
-    exact = [f"exact_d{layers}" for layers in LAYERS]
-    wide = readings("e3", *LAYERS, bits=(32, 64))
-    places = list(itertools.product(BITS, LAYERS))
-    grid = [f"b{bits}_d{layers}" for bits, layers in places]
-    e1 = [lowest(f"e1_{place}") for place in grid]
-    held = {place: cell(f"e1_{place}_heldout0.1")["metrics"] for place in grid}
-    disarm, arm, reinforce = (
-        [f"e1_b64_d0{estimator}{seed}" for seed in ("", "_seed2", "_seed3")]
-        for estimator in ("", "_arm", "_reinforce")
-    )
-    cells = section5.in_order(
-        {n.removeprefix("hashing/"): r for n, r in results.items() if n.startswith("hashing/")}
-    )
-    trained = [
-        (result["history"]["train"], reference.TABLE2[place])
-        for result in cells.values()
-        if is_full(result) and (place := section5.place(result)) in reference.TABLE2
-    ]
-    histories = [result["history"] for result in cells.values()]
-    batched = [min(zip(h["test"], h["test_per_document"], strict=True)) for h in histories]
-    parts = {name: results[f"parts/{name}"]["history"]["held_out"] for name in PARTS}
-    best = [results[f"best_seed{seed}"]["metrics"] for seed in (1, 2, 3)]
-    # Of e2, fed counts: how far cells of fewer epochs than the report's are from it, but for b =
-    # 64, d = 2.
-    misfits = [
-        abs(reference.TABLE3["e2", bits, d] - result["metrics"]["test_counts_min"])
-        for bits, d in places
-        if (bits, d) != (64, 2) and not is_full(result := cell(f"e2_b{bits}_d{d}"))
-    ]
-    untrained = cell("e2_b64_d2")["history"]["test_counts"]
-    joint_runs = [
-        *(run for layers in LAYERS for run in runs("e1_regressed_joint", layers)),
-        "exact_long_again",
-    ]
-    return {
-        "lowest": lowest,
-        "column": column,
-        "published": published,
-        "less_e1": less_e1,
-        "reached": reached,
-        "lost": lost,
-        "lost_at": lambda stage, layers: [lost(run, stage) for run in runs(stage, layers)],
-        "additivity": lambda stage: [
-            results[run]["metrics"][stage]["normaliser"]["rms"] for run in runs("e1_joint", 0)
-        ],
-        "behind_from_scratch": lambda stage, layers: [
-            reached(run, "likelihood") - reached(run, stage) for run in runs(stage, layers)
-        ],
-        "at_d0": max(
-            lost(run, stage)
-            for stage in ("e1_joint", "e1_regressed_joint")
-            for run in runs(stage, 0)
-        ),
-        "gaps": lambda stage, layers: [
-            results[run]["metrics"][stage]["train"]["gap"] for run in runs(stage, layers)
-        ],
-        "lag": max(  # of the curves in the figure's (a) and (b)
-            reached(run, stage) - results[run]["history"][stage]["train_log_likelihood"][-1]
-            for run, joint in (("exact_d0", "e3_joint"), ("exact_d2", "e1_joint"))
-            for stage in ("likelihood", "likelihood_on", joint)
-        ),
-        "likelihoods": sorted(
-            reached(run, "likelihood") for run in (*runs("e1_joint", 2), "exact_long_again")
-        ),
-        "gain": gain,
-        "went_on": went_on,
-        "test_gaps": lambda stage: [results[run]["metrics"][stage]["test"]["gap"] for run in exact],
-        "cell": lambda name: cell(name)["metrics"],
-        "exact": exact,
-        "shorter": sum(not is_full(cell(f"e1_{place}")) for place in grid),
-        "e1_misfit": max(
-            abs(cell(f"e1_b{b}_d{d}")["metrics"]["test_min"] - reference.TABLE3["e1", b, d])
-            for b, d in places
-        ),
-        "e4_less_e1": max(
-            abs(lowest(f"e4_{place}") - value) for place, value in zip(grid, e1, strict=True)
-        ),
-        "tuned_less_e1": max(
-            lowest(f"e3_{place}_lr0.1") - value for place, value in zip(grid, e1, strict=True)
-        ),
-        "behind": [reference.TABLE3["e3", b, d] - reference.TABLE3["e1", b, d] for b, d in places],
-        "chosen": [chosen["test_selected"] - chosen["test_min"] for chosen in held.values()],
-        "chosen_to_all": [
-            chosen["test_selected"] - lowest(f"e1_{place}", chosen["epochs"])
-            for place, chosen in held.items()
-        ],
-        "estimators": {"disarm": disarm, "arm": arm, "reinforce": reinforce},
-        "minima": minima,
-        "arm_gain": interval(
-            [
-                cell(a)["metrics"]["test_min"] - cell(b)["metrics"]["test_min"]
-                for a, b in zip(arm, disarm, strict=True)
-            ]
-        ),
-        "batched": [of_batches - of_documents for of_batches, of_documents in batched],
-        "cells": len(histories),
-        "scatter": lambda values: f"{statistics.mean(values):.1f} ({statistics.stdev(values):.1f})",
-        "full": {name: result for name, result in cells.items() if is_full(result)},
-        "explained": explained,
-        "below": {
-            "means": [statistics.mean(train[-100:]) - published for train, published in trained],
-            "lowest": [min(train) - published for train, published in trained],
-        },
-        "readings": readings,
-        "by_seed": lambda *names: {
-            "counts": [cell(name)["metrics"]["test_counts_min"] for name in names],
-            "frequencies": minima(names),
-        },
-        "fed_adds": [a - b for a, b in zip(wide["counts"], wide["frequencies"], strict=True)],
-        "part_costs": [min(parts[name]) - min(parts["full"]) for name in PARTS if name != "full"],
-        "part_epoch": parts["full"].index(min(parts["full"])),
-        "part_tests": results["parts/full"]["history"]["test"],
-        "best": {
-            key: [metrics[key] for metrics in best] for key in ("test_selected", "test_refined")
-        },
-        "fed_misfit": max(misfits),
-        "untrained_epoch": untrained.index(min(untrained)) + 1,
-        "untrained_later": min(untrained[9:]),
-        "without_codes": WITHOUT_CODES,
-        "above_without_codes": sorted(
-            key for key, loss in reference.TABLE3.items() if loss > WITHOUT_CODES
-        ),
-        "family": max(
-            results[run]["metrics"]["e1_frozen"]["train"]["factorization"]
-            for run in [*joint_runs, "exact_long"]
-        ),
-        "regression_gap": max(
-            results[run]["metrics"]["e1_regressed"]["train"]["gap"] for run in joint_runs
-        ),
-        "from_regression": [lost(run, "e1_regressed_joint") for run in joint_runs],
-    }
+    found: dict[str, Any] = {"lengths": lengths_table(laws), "lengths_of": ""}
+    found |= {"readings": readings, "gaps": lambda stage, d: of_exact(stage, d, "gap")}
+    found["lost_at"] = lost_at
+    if some := results.get("law/hashing_free_b4_n2_seed1"):
+        documents, words = some["metrics"]["documents"], some["config"]["words"]
+        found["lengths_of"] = f"{documents:,} documents, {words} words"
+    if "e1_b64_d0_reinforce_seed3" in cells:
+        e1 = {end: lowest(f"e1_{end}") for end in ends}
+        behind = [reference.TABLE3["e3", *p] - reference.TABLE3["e1", *p] for p in places]
+        held = [cells[f"e1_{end}_heldout0.1"]["metrics"] for end in ends]
+        minima = {p: cells[f"e1_b{p[0]}_d{p[1]}"]["metrics"]["test_min"] for p in places}
+        found |= {
+            "behind": behind,
+            "e4_less_e1": max(abs(lowest(f"e4_{end}") - loss) for end, loss in e1.items()),
+            "tuned_less_e1": max(lowest(f"e3_{end}_lr0.1") - loss for end, loss in e1.items()),
+            "e1_misfit": max(abs(minima[p] - reference.TABLE3["e1", *p]) for p in places),
+            "chosen": [m["test_selected"] - m["test_min"] for m in held],
+            "arm_gain": paired(seeds("e1_b64_d0"), seeds("e1_b64_d0_arm")),
+        }
+    if "exact_long_again" in results:
+        runs = [run for d in LAYERS for run in exact_runs(results, "e1_regressed_joint", d)]
+        runs.append("exact_long_again")
+        exact = {name: results[name]["metrics"] for name in [*runs, "exact_long"]}
+        trains = [{stage: x["train"] for stage, x in exact[run].items()} for run in runs]
+        found |= {
+            "family": max(x["e1_frozen"]["train"]["factorization"] for x in exact.values()),
+            "regression_gap": max(exact[run]["e1_regressed"]["train"]["gap"] for run in runs),
+            "from_regression": [lost(run, "e1_regressed_joint") for run in runs],
+            "shortfall": -min(shortfalls(trains, "e1")),
+            "worse_at_d0": paired(lost_at("e1_regressed_joint", 0), lost_at("e1_joint", 0)),
+        }
+    if "best_seed3" in results:
+        best = [results[f"best_seed{i}"]["metrics"]["test_selected"] for i in (1, 2, 3)]
+        found["best"] = statistics.mean(best)
+    return found
 
 
-PARTS = ("full", "dropout", "decay", "average", "prior", "rate")
-
-
-LAW_EXAMPLES = (  # rows of the README's table
-    ("3: four Gaussians, variance 0.5", "mixture_0.5_3"),
-    (
-        "4: Gaussian VAE in the plane, sigma 0.6, best Gaussian of each point",
-        "plane3_factorized_own_0.6_seed0",
-    ),
-    ("4: the same, an encoder of four hidden units", "plane3_factorized_encoder4_0.6_seed0"),
-    ("5: documents of 2 words, one distribution per code", "hashing_free_b4_n2_seed1"),
-    ("5: documents of 32 words, one distribution per code", "hashing_free_b4_n32_seed1"),
-    ("5: documents of 32 words, log-linear", "hashing_linear_b4_n32_seed1"),
-)
-MARKERS = ("<!-- rendered by figures/make.py from here -->\n", "<!-- to here -->\n")
-
-
-def write_pages(folder: Path, readme: Path) -> None:
-    """Render the pages into `folder` from folder/results, and the README's numbers between its
-    markers."""
-    results = read(folder / "results")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["f"] = fixed
-    values: dict[str, Any] = {
-        "r": results,
-        "m": {name: result["metrics"] for name, result in results.items()},
-        "reference": reference,
-        "along": lambda name, iteration: dict(
-            zip(
-                results[name]["history"]["iteration"], results[name]["history"]["elbo"], strict=True
-            )
-        )[iteration],
-    }
-    values |= of_section4(results) | of_section5(results)
-    laws = {
-        n.removeprefix("law/"): result["metrics"]
-        for n, result in results.items()
-        if n.startswith("law/")
-    }
-    values |= {"laws": laws, "law_examples": LAW_EXAMPLES, "gap_at_0": lambda case: case["gap"][0]}
-
-    def over_lengths(decoder: str, n: int, quantity: Callable[[dict], float]) -> str:
-        """Mean over seeds of a quantity of Section 5's cases with documents of n words."""
-        found = [
-            quantity(c)
-            for name, c in laws.items()
-            if name.startswith(f"hashing_{decoder}_b4_n{n}_")
-        ]
-        return interval(found, 4) if len(found) > 1 else "not run"
-
-    values["over_lengths"] = over_lengths
-    values |= {"cost": law.cost, "narrowing": law.narrowing, "area": law.area}
-    for page in PAGES:
-        write_aside(folder / page, environment.get_template(f"{page}.j2").render(values).encode())
-    before, rest = readme.read_text(encoding="utf-8").split(MARKERS[0])
-    block, after = (
-        environment.get_template("README.md.j2").render(values),
-        rest.split(MARKERS[1])[1],
-    )
-    write_aside(
-        readme, "".join([before, MARKERS[0], "\n", block, "\n", MARKERS[1], after]).encode()
-    )
+def lengths_table(laws: Mapping[str, dict]) -> list[tuple[int, list[str]]]:
+    """Rows of n, with mean and interval over seeds of gap, narrowing and cost, for both decoders."""
+    cases = [case for case in laws.values() if case["section"] == 5]
+    rows = []
+    for n in sorted({case["value"] for case in cases}):
+        texts = []
+        for decoder in ("free", "linear"):
+            alike = [c for c in cases if c["value"] == n and c["of"] == f"{decoder} decoder, b = 4"]
+            for quantity in (lambda c: c["gap"][0], law.narrowing, law.cost):
+                numbers = [quantity(case) for case in alike]
+                several = interval(numbers, 4) if len(numbers) > 1 else ""
+                texts.append(several or (f"{numbers[0]:.4f}" if numbers else "-"))
+        rows.append((n, texts))
+    return rows

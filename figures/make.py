@@ -3,21 +3,24 @@
 `--preset quick`, the default, needs no data, no network and no GPU: small runs of all scripts, on
 drawn faces and on docstrings, for a first look within minutes. Everything that it writes says
 "quick run". `--preset report` is the full protocol of the report with everything that this
-repository adds; it says beforehand what it needs.
+repository adds; it says beforehand what it needs. `--only` picks steps of either by name.
 
 Each step is one script, run as from the shell. Finished steps are not run again, an interrupted one
 goes on from its checkpoint, and one that fails is named at the end, when everything that does not
 depend on it has been run.
 
 In --out: `index.html`, the page; `results/`, one JSON per step, from which alone the figures and
-tables beside it are drawn; `steps/`, the scripts' own folders with checkpoints, records and logs.
+tables in `section3/` to `section5/` and `law/` are drawn; `steps/`, the scripts' own folders with
+checkpoints, records and logs.
 
-    uv run figures/make.py                                  all three sections, quick and offline
-    uv run figures/make.py --preset report --dry-run        what the full protocol needs, and what
-    of that is missing uv run figures/make.py --render                         draw what is
-    committed anew, from its results
+    uv run figures/make.py                                all three sections, quick and offline
+    uv run figures/make.py --preset report --dry-run      the full protocol: what it needs, and what
+                                                          of that is missing
+    uv run figures/make.py --preset report --only 'hashing/*_b64_*'
+    uv run figures/make.py --render                       draw what is committed, from its results
 """
 
+import fnmatch
 import json
 import re
 import shlex
@@ -33,7 +36,7 @@ import torch
 from pytorch_fid.inception import FID_WEIGHTS_URL
 from tqdm import tqdm
 
-from data import celeba, newsgroups
+from data import celeba, newsgroups, write_aside
 from figures import findings, law, page, section3, section4, section5, style
 from figures.cli import RunError, cli
 from figures.run import pick_device, write_json
@@ -53,6 +56,8 @@ class Options(ClusterOptions):
     preset: Literal["quick", "report"] = "quick"
     """quick: minutes on two cores, offline; report: the full protocol on real data, weeks without a
     GPU"""
+    only: tuple[str, ...] = ("*",)
+    """names of the steps to run, such as mixture or 'hashing/e1_*', with those that they go on from"""
     dry_run: bool = False
     """say what would be run, what it needs and what is missing, and stop"""
     render: bool = False
@@ -108,6 +113,23 @@ def arguments(step: Step, out: Path) -> tuple[str, ...]:
     return tuple(re.sub(r"\{(.+?)\}", place, word) for word in words)
 
 
+def chosen(steps: Sequence[Step], patterns: Sequence[str]) -> list[Step]:
+    """The steps that match any of the patterns, and those that they go on from, in order.
+
+    Raises RunError for a pattern that matches none.
+    """
+    names: set[str] = set()
+    for pattern in patterns:
+        found = fnmatch.filter([step.name for step in steps], pattern)
+        if not found:
+            raise RunError(f"--only: no step is named {pattern!r}; --dry-run lists them")
+        names.update(found)
+    for step in reversed(steps):
+        if step.name in names:
+            names.update(step.needs)
+    return [step for step in steps if step.name in names]
+
+
 def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, str]:
     """Run what is not finished; returns why, of each step that failed or could not begin.
 
@@ -131,12 +153,13 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
             folder.rename(
                 folder.with_name(f"{folder.name} until {datetime.now():%Y-%m-%d %H.%M.%S.%f}")
             )
-        (out / "results" / f"{step.name}.json").unlink(missing_ok=True)
+        (out / "results" / step.result).unlink(missing_ok=True)
         waiting.append(step)
     alone, tasks = options.jobs == 1 and options.scheduler is None, []
     for i, step in enumerate(waiting):
         command, left = arguments(step, out), sum(later.seconds for later in waiting[i:])
-        title = f"\n[{len(steps) - len(waiting) + i + 1}/{len(steps)}] {step.name}: about {duration(step.seconds)}; "
+        place = f"[{len(steps) - len(waiting) + i + 1}/{len(steps)}]"
+        title = f"\n{place} {step.name}: about {duration(step.seconds)}; "
         title += f"all that is left: about {duration(left)}\n$ {shlex.join(command)}"
         needs = tuple(need for need in step.needs if need not in finished)
         task = Task(step.name, command, out / "steps" / step.name, needs, template=step.command)
@@ -159,8 +182,7 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
         if step.name not in failed and not result.exists():
             failed[step.name] = "it left no result"
         elif step.name not in failed:
-            (out / "results" / step.name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(result, out / "results" / f"{step.name}.json")
+            write_aside(out / "results" / step.result, result.read_bytes())
             for name, case in law.split(json.loads(result.read_bytes())).items():
                 write_json(out / "results" / "law" / f"{name}.json", case)
     return failed
@@ -174,78 +196,80 @@ def write_claims(claims: Sequence[findings.Claim], folder: Path) -> None:
         "What joint training did: nats per point, image or document, means over seeds, and the "
         "change with its 95% interval over seeds, if there are several. Section 3: settings of "
         "the report's text. Section 4: the report has 1,000,000 iterations; drawn faces are "
-        "those of section4.md, sigma 0.5, with encoders after 1,000 steps of the ELBO, log p(x) "
-        "of 256 images and the ELBO of 500. Section 5: training documents, all codes of eight "
-        "bits summed over; log p(x) is compared with likelihood training for as long."
+        "those of [its page](section4/README.md), with encoders after 1,000 steps of the ELBO, "
+        "log p(x) of 256 images and the ELBO of 500. Section 5: training documents, all codes of "
+        "eight bits summed over; log p(x) is compared with likelihood training for as long."
     )
     header = ("section", "quantity", "seeds", "before, or without", "after", "change", "as claimed")
     style.write_table(folder / "claims", caption, header, [claim.row() for claim in claims])
 
 
 def render(folder: Path) -> list[str]:
-    """Draw every figure and table into `folder` from folder/results; returns those whose results
-    are not there."""
+    """Draw every figure and table from folder/results, each into the folder of its section; returns
+    those whose results are not there.
+    """
     results = findings.read(folder / "results")
 
     def first(*names: str) -> Mapping:
         return next((results[name] for name in names if name in results), {})
 
+    def below(prefix: str) -> dict[str, dict]:
+        return {n.removeprefix(prefix): r for n, r in results.items() if n.startswith(prefix)}
+
     mixture, dcgan = first("mixture_released", "mixture"), first("celeba/dcgan")
     exact = {name: result for name, result in results.items() if name.startswith("exact_")}
-    curves = first("hashing/e1_b64_d0", "hashing/e1_b8_d0")
-    stages = {
-        name: results[f"celeba/{name}"] for name in section4.STAGES if f"celeba/{name}" in results
-    }
+    stages = {n: results[f"celeba/{n}"] for n in section4.STAGES if f"celeba/{n}" in results}
     tracked = {name: result for name, result in stages.items() if not name.startswith("encoder")}
-    inference = {
-        n.removeprefix("inference/"): r for n, r in results.items() if n.startswith("inference/")
-    }
-    if inference and "gap_encoder" in first("celeba/joint_report").get(
-        "history", ()
-    ):  # the quick run's
-        inference.setdefault("encoder", results["celeba/joint_report"])
-    cases = {
-        n.removeprefix("law/"): r["metrics"] for n, r in results.items() if n.startswith("law/")
-    }
-    rows = stages if "encoder_report" in stages else {}
-    cells = section5.read_cells(folder / "results" / "hashing")
-    parts = {
-        name: results[f"parts/{name}"] for name in section5.PARTS if f"parts/{name}" in results
-    }
+    inference, cells = below("inference/"), section5.in_order(below("hashing/"))
+    cases = {name: result["metrics"] for name, result in below("law/").items()}
+    parts = {n: r for n, r in below("parts/").items() if n in section5.PARTS}
     if parts and "e1_b64_d0_heldout0.1" in cells:
         parts["report"] = cells["e1_b64_d0_heldout0.1"]
     plan = (
-        ("figure1", section3.draw_figure1, (mixture,)),
-        ("mixture_gap", section3.draw_gap, (mixture,)),
-        ("mixture_curves", section3.draw_curves, (mixture,)),
-        ("faces", section4.draw_contact_sheet, ()),
-        ("dcgan_curves", section4.draw_dcgan, (dcgan,)),
-        ("dcgan_grid", section4.draw_grid, (dcgan,)),
-        ("section4", section4.draw_section4, (tracked,)),
-        ("celeba_rows", section4.draw_rows, (rows,)),
-        *((("inference", section4.draw_inference, (inference,)),) if inference else ()),
-        *((("evidence", section4.write_inference, (inference,)),) if inference else ()),
-        ("table1", section4.write_table1, (dcgan, stages)),
-        ("estimator_variance", section5.draw_estimator_variance, (first("disarm"),)),
-        ("hashing_curves", section5.draw_hashing_curves, (curves,)),
-        *(
-            (f"hashing_{n}", section5.draw_exact, (result,))
-            for n, result in exact.items()
-            if n.startswith("exact_d")
+        ("law/one_law", law.draw, (cases,)),
+        ("law/law", law.write_table, (cases,)),
+        ("section3/figure1", section3.draw_figure1, (mixture,)),
+        ("section3/mixture_gap", section3.draw_gap, (mixture,)),
+        ("section3/mixture_curves", section3.draw_curves, (mixture,)),
+        ("section4/faces", section4.draw_contact_sheet, ()),
+        ("section4/dcgan_curves", section4.draw_dcgan, (dcgan,)),
+        ("section4/dcgan_grid", section4.draw_grid, (dcgan,)),
+        ("section4/section4", section4.draw_section4, (tracked,)),
+        (
+            "section4/celeba_rows",
+            section4.draw_rows,
+            (stages if "encoder_report" in stages else {},),
         ),
-        ("exact", section5.write_exact, (exact,)),
-        ("section5", section5.draw_section5, (list(exact.values()), section5.shown(cells))),
-        *((("best_parts", section5.write_parts, (parts,)),) if parts else ()),
-        ("table2, table3 and hashing_cells", section5.write_tables, (cells,)),
-        ("retrieval", section5.write_retrieval, (cells,)),
-        ("one_law", law.draw, (cases,)),
-        ("law", law.write_table, (cases,)),
+        ("section4/inference", section4.draw_inference, (inference,)),
+        ("section4/evidence", section4.write_inference, (inference,)),
+        ("section4/table1", section4.write_table1, (dcgan, stages)),
+        ("section5/estimator_variance", section5.draw_estimator_variance, (first("disarm"),)),
+        (
+            "section5/hashing_curves",
+            section5.draw_hashing_curves,
+            (first("hashing/e1_b64_d0", "hashing/e1_b8_d0"),),
+        ),
+        *(
+            (f"section5/hashing_{name}", section5.draw_exact, (result,))
+            for name, result in exact.items()
+            if name.startswith("exact_d")
+        ),
+        ("section5/exact", section5.write_exact, (exact,)),
+        (
+            "section5/section5",
+            section5.draw_section5,
+            (list(exact.values()), section5.shown(cells)),
+        ),
+        ("section5/table3", section5.draw_table3, (section5.of_the_report(cells),)),
+        ("section5/best_parts", section5.write_parts, (parts,)),
+        ("section5/table2, table3 and hashing_cells", section5.write_tables, (cells,)),
+        ("section5/retrieval", section5.write_retrieval, (cells,)),
         ("claims", write_claims, (findings.claims(results),)),
     )
     missing = []
     for name, draw, inputs in tqdm(plan, desc="drawing", unit="figure"):
         if all(inputs):
-            draw(*inputs, folder)
+            draw(*inputs, (folder / name).parent)
         else:
             missing.append(name)
     return missing
@@ -254,15 +278,14 @@ def render(folder: Path) -> list[str]:
 def main(options: Options) -> None:
     if options.render:
         folder = options.out or HERE
-        preset = (
-            json.loads((folder / PRESET).read_bytes())["preset"]
-            if (folder / PRESET).exists()
-            else "report"
-        )
+        kept = folder / PRESET
+        preset = json.loads(kept.read_bytes())["preset"] if kept.exists() else "report"
         with style.headed(HEADINGS[preset]):
             missing = render(folder)
         if folder == HERE:
-            findings.write_pages(folder, HERE.parent / "README.md")
+            results = findings.read(folder / "results")
+            page.write_pages(folder, results, preset)
+            page.write_readme(results, HERE.parent / "README.md")
         else:
             page.write(folder, preset)
         if missing:
@@ -271,13 +294,12 @@ def main(options: Options) -> None:
             )
         print(f"figures and tables drawn in {folder}")
         return
-    steps, out = STEPS[options.preset], (options.out or Path("runs") / options.preset)
+    steps = chosen(STEPS[options.preset], options.only)
+    out = options.out or HERE.parent / "runs" / options.preset
     if options.preset == "report":
         print("\n".join(requirements(out)))
-    print(
-        f"{len(steps)} steps into {out}, in all about "
-        f"{duration(sum(step.seconds for step in steps))} on two cores"
-    )
+    total = duration(sum(step.seconds for step in steps))
+    print(f"{len(steps)} steps into {out}, in all about {total} on two cores")
     if options.dry_run:
         for step in steps:
             print(f"  {step.name}, {duration(step.seconds)}: {shlex.join(arguments(step, out))}")

@@ -1,7 +1,7 @@
 """Figures of Section 5, each drawn from a result.json alone."""
 
 import itertools
-import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -112,26 +112,6 @@ def draw_hashing_curves(result: dict, folder: Path) -> None:
     style.save(figure, folder, "hashing_curves")
 
 
-# The report's protocol; cells of Tables 2 and 3 differ from each other in encoder, b, d and epochs
-# only.
-PROTOCOL = {
-    **{
-        "estimator": "disarm",
-        "lr": 1e-3,
-        "encoder_lr": None,
-        "batch_size": 256,
-        "pairs": 10,
-        "seed": 1,
-    },
-    **{
-        "weight_decay": 0.0,
-        "word_dropout": 0.0,
-        "average": 0.0,
-        "prior": "uniform",
-        "held_out": 0.0,
-        "last": False,
-    },
-}
 SHOWN = {  # cells whose test curves are in the section's figure, by b
     "e1_b{}_d0": "e1: counts",
     "e3_b{}_d0": "e3: frequencies",
@@ -140,22 +120,17 @@ SHOWN = {  # cells whose test curves are in the section's figure, by b
 }
 ENCODERS, BITS, LAYERS = ("e1", "e2", "e3", "e4"), (8, 16, 32, 64), (0, 1, 2)
 COLOUR = dict(zip(("e1", "e3", "e2", "e4", "a1"), style.COLOURS, strict=False))
-BESIDE = {  # columns of Table 3 beside the report's protocol, and what its caption says of them
+BESIDE = {  # columns of Table 3 beside the report's protocol: ends of names, and what they are
     "chosen": (
-        {"held_out": 0.1},
+        "_heldout0.1",
         "trained on nine tenths of the training documents, tested at the epoch (in brackets) "
         "that the other tenth chooses, of the epochs that hashing_cells has",
     ),
     "rate 0.1": (
-        {"encoder_lr": 0.1},
+        "_lr0.1",
         "Adam's for the encoder, instead of 1e-3; the minimum (epochs)",
     ),
 }
-
-
-def read_cells(results: Path) -> dict[str, dict]:
-    """The cells of a sweep by name, in order."""
-    return in_order({path.stem: json.loads(path.read_bytes()) for path in results.glob("*.json")})
 
 
 def in_order(cells: dict[str, dict]) -> dict[str, dict]:
@@ -174,12 +149,12 @@ def place(result: dict) -> tuple[str, int, int]:
     return config["encoder"], config["bits"], config["decoder_layers"]
 
 
-def _grid(cells: dict[str, dict], protocol: dict) -> dict[tuple[str, int, int], dict]:
-    """The cells of one protocol by encoder, b and d."""
+def of_the_report(cells: dict[str, dict], end: str = "") -> dict[tuple[str, int, int], dict]:
+    """The cells of Tables 2 and 3 by encoder, b and d, or others whose names end so."""
     return {
         place(result): result
-        for result in cells.values()
-        if all(result["config"].get(key, value) == value for key, value in protocol.items())
+        for name, result in cells.items()
+        if re.fullmatch(rf"e\d_b\d+_d\d{re.escape(end)}", name)
     }
 
 
@@ -209,16 +184,16 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
 
     cells: of `read_cells`. folder: where table2, table3 and hashing_cells go.
     """
-    grid = _grid(cells, PROTOCOL)
+    grid = of_the_report(cells)
     beside: dict[str, dict[tuple, list[str]]] = {}
     notes = {}
-    for column, (other, note) in BESIDE.items():
-        for (encoder, bits, layers), result in _grid(cells, PROTOCOL | other).items():
+    for column, (end, note) in BESIDE.items():
+        for (encoder, bits, layers), result in of_the_report(cells, end).items():
             lowest = f"{result['metrics']['test_min']:.1f} ({result['metrics']['epochs']})"
             text = held_out_choice(result) if result["config"]["held_out"] else lowest
             beside.setdefault(column, {}).setdefault((bits, layers), []).append(f"{encoder} {text}")
             notes[column] = f" {column.capitalize()}: {note}."
-    of_the_report, corpora = _corpora(cells)
+    published, corpora = _corpora(cells)
     for name, title, report, key in (
         ("table2", "Train negative ELBO, last epoch", reference.TABLE2, "train_final"),
         ("table3", "Test negative ELBO, minimum over epochs", reference.TABLE3, "test_min"),
@@ -228,7 +203,7 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
         for bits, layers in itertools.product(BITS, LAYERS):
             wide.append([bits, layers])
             for encoder in ENCODERS:
-                reported = report.get((encoder, bits, layers), "-") if of_the_report else "-"
+                reported = report.get((encoder, bits, layers), "-") if published else "-"
                 result = grid.get((encoder, bits, layers))
                 ours, epochs = "not run", 0
                 if result is not None:
@@ -251,53 +226,80 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
         header = ("b", "d", *ENCODERS, *columns)
         style.write_table(folder / name, caption, header, wide)
         style.write_csv(folder / name, ("b", "d", "encoder", "report", "ours", "epochs"), rows)
-    header = (
-        "cell",
-        "test min",
-        "at epoch",
-        "of epochs",
-        "min, counts fed",
-        "held-out choice",
-        "P@100",
-        "s/epoch",
-    )
+    write_cells(cells, folder)
+
+
+def write_cells(cells: dict[str, dict], folder: Path) -> None:
+    """hashing_cells.csv: every cell trained.
+
+    Minimum of the test negative ELBO over epochs; the same with counts fed to an encoder made for
+    frequencies; test value at the epoch that held-out documents choose, and that epoch; precision
+    at 100 at the chosen epoch; how it was trained; seconds per epoch, whatever else the machine was
+    doing.
+    """
     rows = []
     for name, result in cells.items():
-        m, config = result["metrics"], result["config"]
-        fed, seconds = m.get("test_counts_min"), result["seconds"] / m["epochs"]
-        device = result["environment"]["device"]
-        where = f" x {result['environment']['threads']}" if device == "cpu" else f", {device}"
+        m, config, there = result["metrics"], result["config"], result["environment"]
+        trained = f"{config['epochs']} + {config['fine_epochs']}"
+        if config["patience"] is not None:
+            trained += f", or {config['patience']} past the minimum"
+        where = f"{there['threads']} threads" if there["device"] == "cpu" else there["device"]
         rows.append(
             (
-                *(name, f"{m['test_min']:.1f}", m["test_min_epoch"], m["epochs"]),
-                "-" if fed is None else f"{fed:.1f}",
+                *(name, f"{m['test_min']:.1f}", m["test_min_epoch"]),
+                f"{m['test_counts_min']:.1f}" if "test_counts_min" in m else "-",
                 held_out_choice(result) if config["held_out"] else "-",
-                *(f"{m['precision_at_100']:.3f}", f"{seconds:.2f}{where}"),
+                f"{m['precision_at_100']:.3f}",
+                *(m["epochs"], trained, f"{result['seconds'] / m['epochs']:.2f}", where),
             )
         )
-    caption = (
-        "Every cell trained: minimum of the test negative ELBO over epochs; the same with counts "
-        "fed to an encoder made for frequencies; test value at the epoch that held-out documents "
-        "choose, and that epoch (such cells train on the other documents only); precision@100 at "
-        "the chosen epoch; seconds per epoch x threads, or GPU, whatever else the machine was "
-        f"doing. {corpora}."
-    )
-    style.write_table(folder / "hashing_cells", caption, header, rows)
+    header = ("cell", "test min", "at epoch", "min, counts fed", "held-out choice", "P@100")
+    header += ("epochs run", "epochs asked", "seconds per epoch", "device")
     style.write_csv(folder / "hashing_cells", header, rows)
+
+
+def draw_table3(grid: dict[tuple[str, int, int], dict], folder: Path) -> None:
+    """Table 3: the report's test losses against ours, tested as trained (filled), and by an encoder
+    that was trained on frequencies and is fed counts (hollow).
+    """
+    figure, axis = plt.subplots(figsize=(5.2, 4.4))
+    for i, encoder in enumerate(ENCODERS[:3]):
+        look = {"color": style.COLOURS[i], "marker": style.MARKERS[i], "linestyle": "none"}
+        for key, filled, words in (
+            ("test_min", True, "as trained"),
+            ("test_counts_min", False, "fed counts"),
+        ):
+            points = [
+                (reference.TABLE3[place], result["metrics"][key])
+                for place, result in grid.items()
+                if place[0] == encoder and place in reference.TABLE3 and key in result["metrics"]
+            ]
+            if points:
+                face = style.COLOURS[i] if filled else "none"
+                words = f"{encoder}, {words}" if encoder != "e1" else "e1"
+                axis.plot(*zip(*points, strict=True), **look, markerfacecolor=face, label=words)
+    ends = [
+        min(axis.get_xlim()[0], axis.get_ylim()[0]),
+        max(axis.get_xlim()[1], axis.get_ylim()[1]),
+    ]
+    axis.plot(ends, ends, color=style.REFERENCE, linewidth=1, zorder=0)
+    axis.set(xlabel="the report's test loss (nats per document)", ylabel="ours", aspect="equal")
+    axis.legend(fontsize=8)
+    style.save(figure, folder, "table3")
 
 
 def write_retrieval(cells: dict[str, dict], folder: Path) -> None:
     """retrieval.md, .tex and .csv: precision@100 of the cells of Tables 2 and 3, beside a published
     one."""
-    grid, rows = _grid(cells, PROTOCOL), []
-    of_the_report, corpora = _corpora(cells)
+    grid, rows = of_the_report(cells), []
+    published, corpora = _corpora(cells)
     for bits, layers in itertools.product(BITS, LAYERS):
         ours = ["not run"] * len(ENCODERS)
         for i, encoder in enumerate(ENCODERS):
             if (encoder, bits, layers) in grid:
                 ours[i] = f"{100 * grid[encoder, bits, layers]['metrics']['precision_at_100']:.1f}"
         rows.append(
-            (bits, layers, *ours, reference.RETRIEVAL_AMMI.get(bits, "-") if of_the_report else "-")
+            (bits, layers, *ours, reference.RETRIEVAL_AMMI.get(bits, "-") if published else "-")
         )
     caption = (
         "Precision@100 in per cent: training documents of the query's group among the 100 "
@@ -461,17 +463,15 @@ TRAININGS = {  # names of the stages of `hashing.py exact`, after the encoder's 
 
 
 def write_exact(results: Mapping[str, dict], folder: Path) -> None:
-    """exact.md, .tex and .csv: what `hashing.py exact` measured after each training; results: by
-    run."""
-    columns = (
-        "log_likelihood",
-        "elbo",
-        "gap",
-        "factorization",
-        "amortization",
-        "posterior_entropy",
-    )
-    rows, runs = [], {}
+    """exact.csv: what `hashing.py exact` measured after each training, results by run.
+
+    Sums over all codes, means over documents, relative, nats (negative here, where losses are
+    positive); of the train set, where not said otherwise. gap = log likelihood - elbo =
+    factorization, what the best factorized posterior found leaves, + amortization, the rest.
+    """
+    columns = ("log_likelihood", "elbo", "gap", "factorization", "amortization")
+    columns += ("posterior_entropy",)
+    rows = []
     for run, result in results.items():
         config = result["config"]
         for stage, measured in result["metrics"].items():
@@ -482,35 +482,10 @@ def write_exact(results: Mapping[str, dict], folder: Path) -> None:
             values = [measured["train"].get(key) for key in columns]
             values += [measured["test"].get(key) for key in columns[:2]]
             values = ("-" if value is None else f"{value:.2f}" for value in values)
-            rows.append(
-                (
-                    run,
-                    config["decoder_layers"],
-                    config["seed"],
-                    encoder,
-                    TRAININGS[name],
-                    epochs,
-                    *values,
-                )
-            )
-        runs[f"b = {config['bits']}, Adam {config['lr']:g}, {result['corpus']}"] = None
-    header = (
-        "run",
-        "d",
-        "seed",
-        "encoder",
-        "training",
-        "epochs",
-        *(key.replace("_", " ") for key in columns),
-    )
-    header += ("test log likelihood", "test elbo")
-    caption = (
-        "Sums over all codes, means over documents, relative, nats (negative here, where losses "
-        "are positive); of the train set, where not said otherwise. gap = log likelihood - elbo "
-        "= factorization, what the best factorized posterior found leaves, + amortization, the "
-        f"rest. {'; '.join(runs)}."
-    )
-    style.write_table(folder / "exact", caption, header, rows)
+            place = (run, config["bits"], config["decoder_layers"], config["seed"], encoder)
+            rows.append((*place, TRAININGS[name], epochs, *values))
+    header = ("run", "b", "d", "seed", "encoder", "training", "epochs")
+    header += (*(key.replace("_", " ") for key in columns), "test log likelihood", "test elbo")
     style.write_csv(folder / "exact", header, rows)
 
 

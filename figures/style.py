@@ -1,5 +1,4 @@
-"""One look for every figure: colour-blind-safe hues (Okabe and Ito, 2008) apart in grey, PNG with
-PDF."""
+"""One look for every figure: colour-blind-safe hues (Okabe and Ito, 2008), PNG with PDF."""
 
 import contextlib
 import csv
@@ -16,8 +15,7 @@ from matplotlib.figure import Figure
 
 from data import write_aside
 
-# The first four from dark to light, to stay apart when printed in grey; beyond, lines and markers
-# tell them apart.
+# In grey some are alike: lines and markers tell them apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -72,7 +70,9 @@ def write_table(
     """Write `path`.md and `path`.tex: the caption, one line of column names, and the rows."""
     caption = " ".join([*(f"{line}." for line in HEADING), caption])
     cells = [[str(value) for value in row] for row in rows]
-    lines = [caption, "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    columns = list(zip(*cells, strict=True)) or [()] * len(header)
+    right = "".join("--:|" if all(map(numeric, column)) else "---|" for column in columns)
+    lines = [caption, "", f"| {' | '.join(header)} |", f"|{right}"]
     lines += [f"| {' | '.join(row)} |" for row in cells]
     write_aside(path.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
 
@@ -90,6 +90,11 @@ def write_table(
         *(body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}", r"\end{table}"),
     ]
     write_aside(path.with_suffix(".tex"), ("\n".join(tex) + "\n").encode())
+
+
+def numeric(text: str) -> bool:
+    """Whether a cell holds a number, or stands for one."""
+    return text in ("-", "not run") or bool(re.match(r"[-+]?[\d.]", text))
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
