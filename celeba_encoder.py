@@ -48,7 +48,7 @@ from tqdm import tqdm
 
 import dcgan
 from data import celeba, faces
-from figures import run, section4
+from figures import run
 from figures.cli import Count, Natural, OptionalPositive, Positive, RunError, Several, cli
 from figures.frechet import Features, Moments, frechet_distance, inception, moments
 
@@ -474,6 +474,8 @@ def finish(trainer: Trainer, metrics: dict, origin: Mapping, stage: str) -> None
         seconds_per_step=trainer.seconds / trainer.iteration,
         strips=strips(vae, options, device),
     )
+    from figures import section4
+
     section4.report_training(result, options.out, stage)
 
 

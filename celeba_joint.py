@@ -55,7 +55,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import scipy.optimize
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -83,7 +82,7 @@ from celeba_encoder import (
     real_images,
 )
 from data import celeba, faces
-from figures import law, run, section4
+from figures import law, run
 from figures.cli import (
     Count,
     Fraction,
@@ -99,6 +98,8 @@ from figures.cli import (
 from figures.frechet import Features, Moments
 
 FAMILIES = ("factorized", "full")
+EVIDENCE = ("evidence", "evidence_change", "evidence_half_width", "gap_factorized", "gap_full")
+EVIDENCE += ("gap_encoder", "effective_samples", "off_diagonal")  # of `Evidence.measure`
 REUSE_RATE = 0.25  # of the steps of an image's means, once it has been in use
 CHUNK = 256  # images decoded at a time, and columns of Jacobians
 ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (1e-5, (0.9, 0.999))}  # learning rate, betas
@@ -432,7 +433,7 @@ class Joint(Trainer):
             self.tested = VAE(vae.truth, vae.encoder, vae.sigma, average).to(device).eval()
         self.highest = self.optimizer.param_groups[0]["lr"]
         kept = (key for key in self.history if self.by_encoder or not key.startswith("frechet"))
-        self.history = {key: [] for key in (*kept, *(section4.EVIDENCE if self.evidence else ()))}
+        self.history = {key: [] for key in (*kept, *(EVIDENCE if self.evidence else ()))}
 
     def renew(self) -> None:
         """Draw fresh images, find their Gaussians, and drop as many of the oldest."""
@@ -556,6 +557,8 @@ def main(options: Options) -> None:
         seconds_per_step=trainer.seconds / trainer.iteration,
         strips=strips_without_encoder(vae, options, device),
     )
+    from figures import section4
+
     section4.report_evidence(result)
 
 
@@ -727,6 +730,7 @@ class Plane:
         self, value: Callable[[Tensor], Tensor], start: Tensor, unit: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """Uphill from `start` by L-BFGS, in coordinates v with parameters start + unit(v)."""
+        import scipy.optimize
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
             v = torch.from_numpy(flat).requires_grad_()

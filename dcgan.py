@@ -33,17 +33,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 from data import celeba, faces, write_aside
-from figures import run, section4
+from figures import run
 from figures.cli import Count, Fraction, Natural, Positive, RunError, Several, cli
 from figures.frechet import (
     Features,
@@ -56,7 +55,7 @@ from figures.frechet import (
 )
 
 GRID = 64  # images in a grid
-FREE_ON_RESUME = {"epochs", "resume", "images", "tensorboard", "out"}
+FREE_ON_RESUME = {"epochs", "resume", "images", "out"}
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,6 @@ class Options:
     precision: Literal["float32", "bfloat16"] | None = None
     """arithmetic of training and of Inception; None: bfloat16 on a CPU with instructions for it,
     else float32"""
-    tensorboard: bool = False
-    """log losses, distance and grids to --out, for `tensorboard --logdir`; needs `pip install
-    tensorboard`"""
     seed: Natural = 0
     """seed of initialisation, data order, latents and drawn faces"""
     device: str | None = None
@@ -208,6 +204,8 @@ def load_images(options: Options) -> np.ndarray:
 
 def png(images: Tensor, columns: int = 8) -> bytes:
     """Images (N, 3, 64, 64) in [-1, 1] in rows, as one PNG."""
+    from torchvision.utils import save_image
+
     buffer = io.BytesIO()
     save_image(
         as_bytes(images).float() / 255, buffer, format="png", nrow=columns, padding=1, pad_value=1.0
@@ -383,20 +381,9 @@ def selecting_features(options: Options, device: torch.device) -> tuple[Features
     return thumbnails, "Fréchet distance of 16x16 thumbnails"
 
 
-def writer_to(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise RunError("--tensorboard needs a library: pip install tensorboard") from error
-    return SummaryWriter(str(folder))
-
-
 def main(options: Options) -> None:
     device, checkpoint = run.begin(options)
-    writer = writer_to(options.out) if options.tensorboard else None
-    images = load_images(
-        options
-    )  # before Inception's weights are fetched: what is wrong shows first
+    images = load_images(options)  # before Inception's weights are fetched: what is wrong first
     features, space = selecting_features(options, device)
     trainer = Trainer(options, images, device, space)
     if checkpoint.exists():
@@ -422,12 +409,6 @@ def main(options: Options) -> None:
             networks = {name: network.state_dict() for name, network in trainer.networks.items()}
             run.save_torch(options.out / "epochs" / f"{epoch:03d}.pt", networks)
             trainer.save(checkpoint)
-            if writer:
-                for key, values in history.items():
-                    writer.add_scalar(key, values[-1], epoch)
-                writer.add_image("generated", make_grid(as_bytes(grid)), epoch)
-    if writer:
-        writer.close()
     selected, history = trainer.selected_epoch, trainer.history
     with run.reading(
         options.out / "epochs" / f"{selected:03d}.pt", "epoch of dcgan.py"
@@ -457,6 +438,8 @@ def main(options: Options) -> None:
         grid=base64.b64encode(grid).decode(),
         seconds_per_step=trainer.seconds["training"] / (steps * trainer.epoch),
     )
+    from figures import section4
+
     section4.report_dcgan(result, options.out)
 
 

@@ -1,5 +1,4 @@
-"""Gradient estimators for Bernoulli latents, and how noisy each is (Section 5.1, "Gradient
-estimation").
+"""Gradient estimators for Bernoulli latents (Section 5.1, "Gradient estimation").
 
 For q(z) = prod_i Bernoulli(z_i; sigmoid(logits_i)) and any function f of the code, each estimator
 below returns an unbiased estimate of E_q f(z), and its backward pass leaves an unbiased estimate of
@@ -23,26 +22,12 @@ One convention for all: `estimator(f, logits, generator)`, where
 
 Where b is small, `log_posterior`, `exact_elbo` and `best_factorized` sum over all 2^b codes
 instead.
-
-Run as a script, it measures the variance of each estimator against the scale of the logits and the
-number of bits b, on documents and a decoder like those of Section 5, only smaller:
-
-    uv run disarm.py                                       both curves, in half a minute
-    uv run disarm.py --samples 40000 --out runs/finer      with a third of the statistical error
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
-
-from figures import section5
-from figures.cli import Count, Natural, Positive, Several, cli
-from figures.run import pick_device, print_closing, print_table, save_result
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -96,10 +81,7 @@ def log_bernoulli(z: Tensor, logits: Tensor) -> Tensor:
 
 
 def log_posterior(logits: Tensor, z: Tensor) -> Tensor:
-    """log q(z given x) for all codes: logits (B, b), or (B, K, b) where they depend on the code, z
-    (K, b) -> (B, K)."""
-    if logits.dim() == 3:
-        return log_bernoulli(z, logits)
+    """log q(z given x) for all codes: logits (B, b), z (K, b) -> (B, K)."""
     return logits @ z.T - torch.nn.functional.softplus(logits).sum(-1, keepdim=True)
 
 
@@ -108,20 +90,6 @@ def exact_elbo(logits: Tensor, joint: Tensor, z: Tensor) -> Tensor:
     K)."""
     log_q = log_posterior(logits, z)
     return (log_q.exp() * (joint - log_q)).sum(1)
-
-
-def sampled_elbo(logits: Tensor, joint: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
-    """The ELBO of each document from one DisARM pair, whose values are looked up in `joint`."""
-    place = 2 ** torch.arange(z.shape[1] - 1, -1, -1, device=z.device)
-
-    def f(pair: Tensor) -> Tensor:
-        number = (pair.long() * place).sum(
-            -1, keepdim=True
-        )  # not @: CUDA has no product of integers
-        values = joint.expand(len(pair), *joint.shape).gather(2, number)[..., 0]
-        return values - log_bernoulli(pair, logits.detach())
-
-    return disarm(f, logits, generator)
 
 
 def best_factorized(
@@ -185,97 +153,3 @@ def _with_gradient(value: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
     """`value`, made to pass `gradient` on to the logits: the added term is zero and has that
     derivative."""
     return value + (gradient * (logits - logits.detach())).sum(-1)
-
-
-@dataclass(frozen=True)
-class Options:
-    scales: tuple[Positive, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-    """standard deviations of the logits, at the number of bits --at-bits"""
-    bits: tuple[Count, ...] = (2, 4, 8, 16, 32, 64)
-    """numbers of bits b, at the logit scale --at-scale"""
-    at_bits: Count = 16
-    """number of bits of the first panel"""
-    at_scale: Positive = 1.0
-    """logit scale of the second panel"""
-    documents: Count = 16
-    """random problems averaged for each point"""
-    samples: Several = 4000
-    """gradient estimates drawn for each problem"""
-    vocabulary: Count = 500
-    """words in the decoder's softmax"""
-    length: Count = 100
-    """words in a document"""
-    seed: Natural = 1
-    """seed of problems and samples"""
-    device: str | None = None
-    """where to compute; default: the accelerator if there is one, else the CPU"""
-    out: Path = Path("runs/disarm")
-    """folder for result.json and the figure"""
-
-
-def total_variance(
-    name: str, b: int, scale: float, options: Options, device: torch.device
-) -> float:
-    """Sum over the b coordinates of the variance of the gradient in the logits (nats squared), mean
-    over documents.
-
-    The objective is Section 5's: -log p(x given z) + log q(z) - log p(z), with a random log-linear
-    decoder and a document drawn from it.
-    """
-    problems = torch.Generator(device).manual_seed(
-        options.seed
-    )  # the same problems for every estimator
-    noise = torch.Generator(device).manual_seed(options.seed + 1)
-    total = 0.0
-    for _ in range(options.documents):
-        weight = torch.randn(b, options.vocabulary, generator=problems, device=device) / b**0.5
-        code = torch.randint(2, (b,), generator=problems, device=device).float()
-        words = torch.multinomial(
-            torch.softmax(code @ weight, -1), options.length, True, generator=problems
-        )
-        counts = torch.bincount(words, minlength=options.vocabulary).float()
-        logits = scale * torch.randn(b, generator=problems, device=device)
-
-        def f(z: Tensor, weight=weight, counts=counts, logits=logits) -> Tensor:
-            return -(torch.log_softmax(z @ weight, -1) @ counts) + log_bernoulli(z, logits)
-
-        draws = logits.repeat(options.samples, 1).requires_grad_()
-        (gradient,) = torch.autograd.grad(ESTIMATORS[name](f, draws, noise).sum(), draws)
-        total += gradient.var(0).sum().item()
-    return total / options.documents
-
-
-def main(options: Options) -> None:
-    device = pick_device(options.device)
-    start = time.perf_counter()
-    names = ("arm", "reinforce", "disarm")
-    panels = {
-        "scale": [(options.at_bits, scale) for scale in options.scales],
-        "bits": [(b, options.at_scale) for b in options.bits],
-    }
-    metrics = {panel: {name: [] for name in names} for panel in panels}
-    with tqdm(
-        total=len(names) * sum(map(len, panels.values())), desc="variance", unit="point"
-    ) as bar:
-        for panel, points in panels.items():
-            for b, scale in points:
-                for name in names:
-                    metrics[panel][name].append(total_variance(name, b, scale, options, device))
-                    bar.update()
-    result = save_result(
-        options.out, options, device, time.perf_counter() - start, metrics, history={}
-    )
-    rows = [
-        (f"b = {b}, logit scale {scale:g}", *(metrics[panel][name][i] for name in names))
-        for panel, points in panels.items()
-        for i, (b, scale) in enumerate(points)
-    ]
-    print_table(("total variance, nats^2", "ARM", "REINFORCE-LOO", "DisARM"), rows, digits=2)
-    section5.draw_estimator_variance(result, options.out)
-    print_closing(result)
-
-
-RUNS = (("measure", main, Options(), "measure the variance of the gradients"),)
-
-if __name__ == "__main__":
-    cli(__doc__, *RUNS)

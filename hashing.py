@@ -23,12 +23,14 @@ Adam 1e-3, batches of 256, 1,000 epochs with one DisARM pair per step, then 500 
 the report is the minimum over epochs of the test loss, which selects on the test set; --held-out
 selects on documents kept from training instead.
 
-    uv run hashing.py --epochs 100 --fine-epochs 0          e1, b = 64, d = 0, a fifteenth of the
-    report's training uv run hashing.py best                                  a model of the same
-    size that generalises better uv run hashing.py search "orbit shuttle launch nasa"    find
-    documents by the model of such a run uv run hashing.py exact --corpus docstrings --bits 6
-    sums over all codes, without 20 Newsgroups uv run figures/sweep.py
-    the grid of Tables 2 and 3
+    uv run hashing.py --epochs 100 --fine-epochs 0         e1, b = 64, d = 0, a fifteenth of the
+                                                           report's training
+    uv run hashing.py best                                 a model of the same size that
+                                                           generalises better
+    uv run hashing.py search "orbit shuttle launch"        find documents by the model of a run
+    uv run hashing.py exact --corpus docstrings --bits 6   sums over all codes
+    uv run hashing.py lengths --corpus docstrings          documents of few words, at the optimum
+    uv run hashing.py variance                             how noisy the gradient estimators are
 """
 
 import functools
@@ -39,11 +41,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import scipy.optimize
 import scipy.sparse
 import torch
 import tyro
-from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -68,9 +68,8 @@ from disarm import (
     disarm,
     exact_elbo,
     log_bernoulli,
-    sampled_elbo,
 )
-from figures import law, run, section5
+from figures import law, run
 from figures.cli import (
     Count,
     Fraction,
@@ -98,7 +97,6 @@ FREE_ON_RESUME = {
 }
 CURVES = ("train_log_likelihood", "train_elbo", "test_log_likelihood", "test_elbo")  # of `exact`
 EncoderKind = Literal["e1", "e2", "e3", "e4"]
-ExactKind = Literal["e1", "e2", "e3", "e4", "a1"]
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ class Encoder(nn.Module):
 
     def __init__(self, kind: str, words: int, bits: int, length: float):
         super().__init__()
-        self.frequencies = kind not in ("e1", "a1")
+        self.frequencies = kind != "e1"
         first = HIDDEN if kind == "e2" else bits
         self.weight, self.bias = linear_parameters(words, first, words, first)
         self.rest = (
@@ -234,7 +232,6 @@ class Encoder(nn.Module):
             else nn.Identity()
         )
         self.register_buffer("scale", torch.tensor(length if kind == "e4" else 1.0))
-        self.earlier = nn.Parameter(torch.zeros(bits, bits)) if kind == "a1" else None
 
     def forward(self, batch: Batch, counts: bool = False) -> Tensor:
         """counts: feed counts whatever the encoder was made for (`--test-counts`)."""
@@ -669,6 +666,8 @@ def train(options: Options, corpus: Corpus) -> dict[str, Any]:
 
 def main(options: Options) -> None:
     result = train(options, load_corpus(options.corpus, options.archive))
+    from figures import section5
+
     section5.report_hashing(result, options.out)
 
 
@@ -687,6 +686,8 @@ def precision_at(
     queries (Q, b) and database (N, b) are codes, compared by Hamming distance. Of the documents as
     far away as the k-th, each is as likely to be among them: the expected value is taken.
     """
+    from scipy.spatial.distance import cdist
+
     k = min(k, len(database))
     total = 0.0
     for i in range(0, len(queries), 64):
@@ -799,9 +800,8 @@ def query_counts(
 
 @dataclass(frozen=True)
 class ExactOptions(CommonOptions):
-    encoders: tuple[ExactKind, ...] = ("e1", "e3", "e4")
-    """encoders to fit to the maximum likelihood decoder; a1: e1, autoregressive, linear in the bits
-    before each bit"""
+    encoders: tuple[EncoderKind, ...] = ("e1", "e3", "e4")
+    """encoders to fit to the maximum likelihood decoder"""
     bits: Count = 8
     """b, number of Bernoulli latents, 12 at most; all 2^b codes are summed over"""
     likelihood_epochs: Count = 250
@@ -810,9 +810,6 @@ class ExactOptions(CommonOptions):
     """epochs of the encoder alone, the decoder frozen"""
     joint_epochs: Count = 120
     """epochs of joint training, and of maximum likelihood going on beside it"""
-    scratch_epochs: Count = 250
-    """epochs of joint training from scratch by DisARM and, for the first encoder, by the exact
-    gradient too"""
     lr: Positive = 3e-3
     """learning rate of Adam, new in each stage"""
     out: Path = Path("runs/exact")
@@ -831,8 +828,8 @@ class Stage:
     goes on."""
 
     name: str
-    encoder: ExactKind
-    objective: Literal["likelihood", "elbo", "disarm", "regression"]
+    encoder: EncoderKind
+    objective: Literal["likelihood", "elbo", "regression"]
     epochs: int
     trains: tuple[str, ...]
     decoder_from: str | None = None
@@ -851,22 +848,13 @@ def stages(options: ExactOptions) -> list[Stage]:
     for e in options.encoders:
         plan += [
             Stage(f"{e}_frozen", e, "elbo", options.encoder_epochs, alone, "likelihood"),
-            Stage(f"{e}_frozen_disarm", e, "disarm", options.encoder_epochs, alone, "likelihood"),
             Stage(f"{e}_joint", e, "elbo", on, both, "likelihood", f"{e}_frozen"),
             Stage(f"{e}_regressed", e, "regression", 50, alone, "likelihood"),
-            Stage(f"{e}_scratch", e, "disarm", options.scratch_epochs, both),
         ]
-        if (
-            e == options.encoders[0]
-        ):  # once, to separate what the bound does from what fitting and sampling do
-            plan += [
-                Stage(f"{e}_regressed_joint", e, "elbo", on, both, "likelihood", f"{e}_regressed"),
-                Stage(f"{e}_scratch_exact", e, "elbo", options.scratch_epochs, both),
-            ]
-    # Of a1 only what its exact ELBO makes of the decoder of likelihood: regression and DisARM are
-    # for independent bits.
+    e = options.encoders[0]  # once, to separate what the bound does from what fitting does
     return [
-        stage for stage in plan if stage.encoder != "a1" or stage.name in ("a1_frozen", "a1_joint")
+        *plan,
+        Stage(f"{e}_regressed_joint", e, "elbo", on, both, "likelihood", f"{e}_regressed"),
     ]
 
 
@@ -885,7 +873,7 @@ class Exact:
         self.documents = {split: Documents(getattr(corpus, split), self.u) for split in SPLITS}
         self.z = codes(options.bits, self.u)
 
-    def model(self, encoder: ExactKind) -> VAE:
+    def model(self, encoder: EncoderKind) -> VAE:
         """A new model; one seed gives one decoder, whatever the encoder."""
         bits, words = self.options.bits, len(self.u)
         torch.manual_seed(self.options.seed)
@@ -894,11 +882,6 @@ class Exact:
             encoder, words, bits, self.documents["train"].n.double().mean().item()
         )
         return model.to(self.device)
-
-    def logits(self, model: VAE, batch: Batch) -> Tensor:
-        """Of q, (B, b); of a1, (B, K, b): those of each code, which depend on its own bits."""
-        logits, earlier = model.encoder(batch), model.encoder.earlier
-        return logits if earlier is None else logits[:, None] + self.z @ earlier.tril(-1).T
 
     def log_joint(self, log_p: Tensor, batch: Batch) -> Tensor:
         """log p(x, z), relative to the document's entropy, for all codes: log_p, of `log_decoder`,
@@ -916,7 +899,7 @@ class Exact:
         sums = np.zeros(2)
         for batch in documents.batches(1024):
             joint = self.log_joint(log_p, batch)
-            elbo = exact_elbo(self.logits(model, batch), joint, self.z)
+            elbo = exact_elbo(model.encoder(batch), joint, self.z)
             sums += [joint.logsumexp(1).double().sum().item(), elbo.double().sum().item()]
         return float(sums[0] / len(documents)), float(sums[1] / len(documents))
 
@@ -931,7 +914,6 @@ class Exact:
         parameters = [p.requires_grad_(True) for part in parts for p in part.parameters()]
         optimizer = torch.optim.Adam(parameters, options.lr, fused=True)
         generator = torch.Generator().manual_seed(options.seed)
-        noise = torch.Generator(self.device).manual_seed(options.seed + 1)
         values: list[list[float]] = []
         log_p = log_decoder(model, self.z)
         for epoch in tqdm(range(stage.epochs), desc=stage.name, unit="epoch", leave=False):
@@ -942,11 +924,9 @@ class Exact:
                 if "decoder" in stage.trains:
                     log_p = log_decoder(model, self.z)
                 joint = self.log_joint(log_p, batch)
-                logits = self.logits(model, batch)
-                likelihood, elbo = joint.logsumexp(1), exact_elbo(logits, joint, self.z)
+                likelihood = joint.logsumexp(1)
+                elbo = exact_elbo(model.encoder(batch), joint, self.z)
                 gain = likelihood if stage.objective == "likelihood" else elbo
-                if stage.objective == "disarm":
-                    gain = sampled_elbo(logits, joint, self.z, noise)
                 optimizer.zero_grad()
                 (-gain.mean()).backward()
                 optimizer.step()
@@ -999,7 +979,7 @@ class Exact:
     @torch.no_grad()
     def measure(self, model: VAE, split: str) -> dict[str, float]:
         """Means over documents, nats: relative log-likelihood and ELBO; the gap between them in two
-        parts; the posterior's entropy, and how far it is from a product (total correlation).
+        parts; and the posterior's entropy.
 
         `factorization` is what the best factorized posterior *that was found* leaves, so an upper
         bound of what the best one leaves, and `amortization`, the rest of the gap, a lower bound.
@@ -1008,17 +988,11 @@ class Exact:
         sums: dict[str, float] = {}
         for batch in self.documents[split].batches(1024):
             joint = self.log_joint(log_p, batch).double()
-            likelihood, elbo = (
-                joint.logsumexp(1),
-                exact_elbo(self.logits(model, batch).double(), joint, z),
-            )
-            best = exact_elbo(best_factorized(joint, model.encoder(batch).double(), z), joint, z)
+            logits, likelihood = model.encoder(batch).double(), joint.logsumexp(1)
+            elbo = exact_elbo(logits, joint, z)
+            best = exact_elbo(best_factorized(joint, logits, z), joint, z)
             posterior = (joint - likelihood[:, None]).exp()
             entropy = -(posterior * (joint - likelihood[:, None])).sum(1)
-            marginal = (posterior @ z).clamp(1e-300, 1)
-            marginals = -(
-                torch.xlogy(marginal, marginal) + torch.xlogy(1 - marginal, 1 - marginal)
-            ).sum(1)
             parts = {
                 "log_likelihood": likelihood,
                 "elbo": elbo,
@@ -1026,39 +1000,10 @@ class Exact:
                 "factorization": likelihood - best,
                 "amortization": best - elbo,
                 "posterior_entropy": entropy,
-                "total_correlation": marginals - entropy,
             }
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0.0) + value.sum().item()
         return {key: value / len(self.documents[split]) for key, value in sums.items()}
-
-    @torch.no_grad()
-    def normaliser(self, model: VAE) -> dict[str, float]:
-        """What keeps the posterior from a product when d = 0.
-
-        There log p(z given x) = z . (W^T x) - n A(z) + const with A(z) = logsumexp_v(W_v . z +
-        c_v): all of it but A is additive in the bits. Returns A's distance from an affine function
-        of the bits, over the codes as training
-        documents use them: `rms` in nats for a document of mean length, `fraction` of A's variance;
-        and `codes_used`, the exponential of the entropy of that use.
-        """
-        log_p, z = log_decoder(model, self.z), self.z.double()
-        decoder = model.decoder
-        a = (decoder.hidden(self.z) @ decoder.weight.T + decoder.bias).double().logsumexp(1)
-        weight = torch.zeros_like(a)
-        for batch in self.documents["train"].batches(1024):
-            weight += torch.softmax(self.log_joint(log_p, batch).double(), 1).sum(0)
-        root = (weight / weight.sum()).sqrt()[:, None]
-        design = torch.cat([torch.ones_like(z[:, :1]), z], 1)
-        fitted = design @ torch.linalg.lstsq(root * design, root * a[:, None]).solution
-        residual, centred = a - fitted[:, 0], a - (root[:, 0] ** 2 * a).sum()
-        variance = (root[:, 0] ** 2 * residual**2).sum()
-        length = self.documents["train"].n.double().mean()
-        return {
-            "rms": (length * variance.sqrt()).item(),
-            "fraction": (variance / (root[:, 0] ** 2 * centred**2).sum()).item(),
-            "codes_used": (-(root**2 * (root**2).log()).nansum()).exp().item(),
-        }
 
     def run(self, stage: Stage, before: dict[str, dict]) -> dict[str, Any]:
         """Train one stage, from the models of those `before` that it goes on from; returns its own,
@@ -1071,12 +1016,10 @@ class Exact:
         history = (self.regress if stage.objective == "regression" else self.fit)(model, stage)
         metrics = {split: self.measure(model, split) for split in SPLITS}
         if stage.objective == "likelihood":  # there is no trained encoder to speak of
-            of_the_decoder = ("log_likelihood", "posterior_entropy", "total_correlation")
+            of_the_decoder = ("log_likelihood", "posterior_entropy")
             metrics = {
                 split: {key: m[key] for key in of_the_decoder} for split, m in metrics.items()
             }
-        if self.options.decoder_layers == 0:
-            metrics["normaliser"] = self.normaliser(model)
         return {"model": model.state_dict(), "history": history, "metrics": metrics}
 
 
@@ -1099,6 +1042,8 @@ def exact(options: ExactOptions) -> None:
     result = run.save_result(
         options.out, options, device, seconds, metrics, history, corpus=corpus.name
     )
+    from figures import section5
+
     section5.report_exact(result, options.out)
 
 
@@ -1198,12 +1143,13 @@ class Short:
     def ascend(self, parameters: Tensor, w: float) -> tuple[Tensor, float, float]:
         """Uphill on E - w G by L-BFGS, with the best factorized q at each step; parameters, E and G
         there."""
+        import scipy.optimize
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
             at = torch.from_numpy(flat).view_as(parameters).requires_grad_()
             joint = self.log_joint(at)
             value = evidence = joint.logsumexp(1).mean()
-            if w:  # q is at its optimum, so its own change with the decoder adds nothing to the gradient
+            if w:  # q is at its optimum: its own change adds nothing to the gradient
                 self.logits = best_factorized(joint.detach(), self.logits, self.z, anew=False)
                 value = (1 - w) * evidence + w * exact_elbo(self.logits, joint, self.z).mean()
             (gradient,) = torch.autograd.grad(-value, at)
@@ -1257,6 +1203,86 @@ def lengths(options: LengthsOptions) -> None:
     law.report(cases)
 
 
+# --- how noisy the estimators are -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VarianceOptions:
+    scales: tuple[Positive, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    """standard deviations of the logits, at the number of bits --at-bits"""
+    bits: tuple[Count, ...] = (2, 4, 8, 16, 32, 64)
+    """numbers of bits b, at the logit scale --at-scale"""
+    at_bits: Count = 16
+    """number of bits of the first panel"""
+    at_scale: Positive = 1.0
+    """logit scale of the second panel"""
+    documents: Count = 16
+    """random problems averaged for each point"""
+    samples: Several = 4000
+    """gradient estimates drawn for each problem"""
+    vocabulary: Count = 500
+    """words in the decoder's softmax"""
+    length: Count = 100
+    """words in a document"""
+    seed: Natural = 1
+    """seed of problems and samples"""
+    device: str | None = None
+    """where to compute; None: the accelerator if there is one, else the CPU"""
+    out: Path = Path("runs/disarm")
+    """folder for result.json and the figure"""
+
+
+def total_variance(
+    name: str, b: int, scale: float, options: VarianceOptions, device: torch.device
+) -> float:
+    """Sum over the b coordinates of the variance of the gradient in the logits (nats squared), mean
+    over documents.
+
+    The objective is the section's, with a random log-linear decoder and a document drawn from it.
+    """
+    problems = torch.Generator(device).manual_seed(options.seed)  # the same for every estimator
+    noise = torch.Generator(device).manual_seed(options.seed + 1)
+    total = 0.0
+    for _ in range(options.documents):
+        weight = torch.randn(b, options.vocabulary, generator=problems, device=device) / b**0.5
+        code = torch.randint(2, (b,), generator=problems, device=device).float()
+        words = torch.multinomial(
+            torch.softmax(code @ weight, -1), options.length, True, generator=problems
+        )
+        counts = torch.bincount(words, minlength=options.vocabulary).float()
+        logits = scale * torch.randn(b, generator=problems, device=device)
+
+        def f(z: Tensor, weight=weight, counts=counts, logits=logits) -> Tensor:
+            return -(torch.log_softmax(z @ weight, -1) @ counts) + log_bernoulli(z, logits)
+
+        draws = logits.repeat(options.samples, 1).requires_grad_()
+        (gradient,) = torch.autograd.grad(ESTIMATORS[name](f, draws, noise).sum(), draws)
+        total += gradient.var(0).sum().item()
+    return total / options.documents
+
+
+def variance(options: VarianceOptions) -> None:
+    """Gradient variance of each estimator against the scale of the logits and the number of bits,
+    on documents and a decoder like the section's, only smaller.
+    """
+    device, start = run.pick_device(options.device), time.perf_counter()
+    names = ("arm", "reinforce", "disarm")
+    panels = {
+        "scale": [(options.at_bits, scale) for scale in options.scales],
+        "bits": [(b, options.at_scale) for b in options.bits],
+    }
+    metrics = {panel: {name: [] for name in names} for panel in panels}
+    points = [(panel, *point) for panel, of_panel in panels.items() for point in of_panel]
+    for panel, b, scale in tqdm(points, desc="variance", unit="point"):
+        for name in names:
+            metrics[panel][name].append(total_variance(name, b, scale, options, device))
+    seconds = time.perf_counter() - start
+    result = run.save_result(options.out, options, device, seconds, metrics, history={})
+    from figures import section5
+
+    section5.report_variance(result, options.out)
+
+
 RUNS = (
     ("report", main, Options(), "train one configuration by the report's protocol, the default"),
     ("best", main, BEST, "the same with a model of the same size that generalises better"),
@@ -1267,6 +1293,7 @@ RUNS = (
         LengthsOptions(),
         "where the family of q matters: documents of few words, at the optimum",
     ),
+    ("variance", variance, VarianceOptions(), "measure how noisy the gradient estimators are"),
     ("search", search, SearchOptions(), "find documents with a trained model"),
 )
 

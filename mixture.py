@@ -44,13 +44,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.optimize
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from disarm import codes
-from figures import law, run, section3
+from figures import law, run
 from figures.cli import Count, Natural, OptionalCount, Positive, Several, cli
 
 CENTRES = (
@@ -68,7 +67,8 @@ ASSIGNMENTS = {
 }
 EVERY = 50  # steps between two points of the curves
 GRID = 121  # nodes per side of the decision regions
-SECTION_RUNS = 8  # trainings of --steps in `section`: factorized, consistent, two more assignments; two stages each
+# Trainings of --steps in `section`, two stages each: factorized, consistent, two more assignments.
+SECTION_RUNS = 8
 HIDDEN = 64
 
 
@@ -359,6 +359,8 @@ def fit_means(
 
     w = 0 is maximum likelihood, w = 1 the best decoder for a factorized q.
     """
+    import scipy.optimize
+
     x = x.double()
     mass = torch.full_like(x[:, 0], 1 / len(x)) if mass is None else mass
 
@@ -580,6 +582,8 @@ def one_seed(options: Options, seed: int, device: torch.device, bar: tqdm) -> di
 
 
 def main(options: Options) -> None:
+    from figures import section3
+
     device = run.pick_device(options.device)
     runs = SECTION_RUNS * options.seeds + 2 * len(options.trained_variances)
     with tqdm(total=runs * options.steps, desc="mixture", unit="step", unit_scale=True) as bar:

@@ -22,8 +22,6 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
-from torchvision import transforms
-from torchvision.datasets import CelebA
 from tqdm import tqdm
 
 from data import DataError
@@ -34,7 +32,6 @@ ARCHIVE = "img_align_celeba.zip"
 FOLDER = "img_align_celeba"
 ENVIRONMENT_VARIABLE = "CELEBA_IMAGES"
 SIZE = 64
-PREPARE = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE)])
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 NAMED = 5  # unreadable images that are named; the others are counted
@@ -75,6 +72,8 @@ def find(images: Path | None = None, folder: Path = Path(__file__).parent) -> Pa
 
 
 def _downloaded(folder: Path) -> Path:
+    from torchvision.datasets import CelebA  # here, as it takes seconds
+
     print(f"downloading CelebA into {folder}")
     try:
         CelebA(str(folder), download=True)  # to folder/celeba
@@ -159,11 +158,14 @@ def _digest(marks: list[tuple]) -> str:
 def _decode(source: Path, names: list[str], read: Callable[[str], bytes], path: Path) -> None:
     """Write the images of `source` to `path`, aside and then renamed; unreadable ones leave no
     gap."""
+    from torchvision import transforms
+
+    prepare = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE)])
 
     def decoded(name: str) -> np.ndarray | None:
         try:
             with Image.open(io.BytesIO(read(name))) as image:
-                return np.asarray(PREPARE(_rgb(image))).transpose(2, 0, 1)
+                return np.asarray(prepare(_rgb(image))).transpose(2, 0, 1)
         except (
             OSError,
             ValueError,

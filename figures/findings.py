@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from figures import law, reference, section4
+from figures.cli import RunError
 from figures.run import half_width, interval
 
 BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
 EVIDENCE = "log p(x)"
+KEYS = {"config", "metrics", "environment", "seconds", "history"}  # of a result
 SEEDS = ("", "_seed1", "_seed2")  # ends of the names of Section 4's runs of three seeds
 EIGHT = [f"factorized_long_seed{seed}" for seed in range(8)]
 ARMS = (  # Section 4 without an encoder
@@ -32,11 +34,22 @@ LAW_EXAMPLES = (  # rows of the README's table
 
 
 def read(folder: Path) -> dict[str, dict]:
-    """Every result below a folder by its path there, without the section: celeba/dcgan, say."""
+    """Every result below a folder by its path there, without the section: celeba/dcgan, say.
+
+    Hidden files are passed over. Raises RunError for a file that is no result.
+    """
     results = {}
     for path in sorted(folder.rglob("*.json")):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        results[re.sub(r"^section\d/", "", name)] = json.loads(path.read_bytes())
+        place = path.relative_to(folder)
+        if any(part.startswith(".") for part in place.parts):
+            continue
+        try:
+            result = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise RunError(f"{path} is no result, or not all of one: {error}") from error
+        if not isinstance(result, dict) or not result.keys() >= KEYS:
+            raise RunError(f"{path} is no result: it lacks {', '.join(sorted(KEYS))}")
+        results[re.sub(r"^section\d/", "", place.with_suffix("").as_posix())] = result
     return results
 
 
@@ -139,7 +152,7 @@ def claims(results: Mapping[str, dict]) -> list[Claim]:
     ]
     for quantity, key, rises in (("ELBO", "elbo", True), (EVIDENCE, "evidence", False)):
         add("4", f"{quantity}, drawn faces", [(h[key][0], h[key][-1]) for h in drawn], rises)
-    for layers, encoder in itertools.product(LAYERS, ("e1", "e3", "a1")):
+    for layers, encoder in itertools.product(LAYERS, ("e1", "e3")):
         runs = [
             {stage: m["train"] for stage, m in results[name]["metrics"].items()}
             for name in exact_runs(results, f"{encoder}_joint", layers)
@@ -193,7 +206,7 @@ def of_section4(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
         return found
 
     def bound(name: str) -> float:
-        """By how much an arm's factorized gap narrowed beyond that of the arm with full Gaussians."""
+        """By how much an arm's factorized gap narrowed, beyond that with full Gaussians."""
         control = full(name)["history"]["gap_factorized"]
         own = section4.own_gap(runs[name])
         return own[0] - own[-1] - (control[0] - control[-1])
@@ -237,12 +250,21 @@ def of_section4(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
         "over": over,
         "mean": lambda names, quantity: statistics.mean(value(n, quantity) for n in names),
         "planes": [
-            {"of": of.removeprefix("plane, "), "value": sigma, "seeds": len(cases)}
+            {
+                "of": of.removeprefix("plane, ").replace("3 hidden units; factorized, ", ""),
+                "value": sigma,
+                "seeds": len(cases),
+            }
             | {key: statistics.mean(map(of_case, cases)) for key, of_case in quantities.items()}
             for (of, sigma), cases in alike.items()
         ],
         "finer": max(
-            (abs(c["finer_evidence"][i] - c["evidence"][i]) for c in plane for i in (0, -1)),
+            (
+                abs(c["finer_evidence"][i] - c["evidence"][i])
+                for c in plane
+                if c["settled"]
+                for i in (0, -1)
+            ),
             default=0.0,
         ),
     }
@@ -327,14 +349,17 @@ def of_section5(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
 
 
 def lengths_table(laws: Mapping[str, dict]) -> list[tuple[int, list[str]]]:
-    """Rows of n, with mean and interval over seeds of gap, narrowing and cost, for both decoders."""
+    """Rows of n: mean and interval over seeds of gap, narrowing and cost of a free decoder, and of
+    the cost of a log-linear one.
+    """
     cases = [case for case in laws.values() if case["section"] == 5]
     rows = []
     for n in sorted({case["value"] for case in cases}):
         texts = []
         for decoder in ("free", "linear"):
             alike = [c for c in cases if c["value"] == n and c["of"] == f"{decoder} decoder, b = 4"]
-            for quantity in (lambda c: c["gap"][0], law.narrowing, law.cost):
+            quantities = (lambda c: c["gap"][0], law.narrowing, law.cost)
+            for quantity in quantities if decoder == "free" else quantities[-1:]:
                 numbers = [quantity(case) for case in alike]
                 several = interval(numbers, 4) if len(numbers) > 1 else ""
                 texts.append(several or (f"{numbers[0]:.4f}" if numbers else "-"))

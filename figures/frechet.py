@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-import scipy.linalg
 import torch
-from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,9 +56,14 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     The trace of the square root of the covariances' product is the sum of the singular values of
     the product of their own square roots, which are real however few the images. Raises RunError
     for moments that are not finite."""
+    import scipy.linalg
+
     (mean, covariance), (other_mean, other) = a.statistics(), b.statistics()
+    roots = []
     try:
-        roots = [_root(matrix) for matrix in (covariance, other)]
+        for matrix in (covariance, other):  # R R' of no negative eigenvalues, but for rounding
+            eigenvalues, vectors = scipy.linalg.eigh(matrix)
+            roots.append(vectors * np.sqrt(eigenvalues.clip(0)))
         overlap = scipy.linalg.svdvals(roots[0].T @ roots[1]).sum()
     except ValueError as error:
         raise RunError(
@@ -71,13 +74,6 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     )
 
 
-def _root(matrix: np.ndarray) -> np.ndarray:
-    """R with matrix = R R' for a symmetric matrix without negative eigenvalues, but for
-    rounding."""
-    values, vectors = scipy.linalg.eigh(matrix)
-    return vectors * np.sqrt(values.clip(0))
-
-
 def inception(dims: int, device: torch.device, precision: str = "float32") -> Features:
     """pytorch-fid's network up to the features of `dims` numbers; it is downloaded at first use.
 
@@ -86,11 +82,11 @@ def inception(dims: int, device: torch.device, precision: str = "float32") -> Fe
 
     Raises RunError, one line, if the weights cannot be had.
     """
+    from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
+
     try:
         network = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
-    except (
-        Exception
-    ) as error:  # no network; or, of a broken file, anything from TypeError to UnpicklingError
+    except Exception as error:  # no network; or, of a broken file, TypeError to UnpicklingError
         where = Path(torch.hub.get_dir()) / "checkpoints"
         raise RunError(
             f"no Inception weights ({(str(error) or type(error).__name__).splitlines()[0]}): get "
@@ -98,7 +94,8 @@ def inception(dims: int, device: torch.device, precision: str = "float32") -> Fe
             "TORCH_HOME can move"
         ) from error
     network = network.eval().requires_grad_(False)
-    network = network.to(device, memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]  torch's stub lacks it
+    # torch's stub lacks this form.
+    network = network.to(device, memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
 
     def features(images: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):

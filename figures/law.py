@@ -26,10 +26,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from figures import style
 from figures.run import interval, print_table
 
 State = TypeVar("State")
@@ -138,6 +136,10 @@ EXAMPLES = ("mixture_0.5_3", "plane3_factorized_own_0.6_seed0", "hashing_free_b4
 def draw(cases: dict[str, dict], folder: Path) -> None:
     """One law: gaps against w with the area, cost against area, and cost over narrowing against the
     knob."""
+    import matplotlib.pyplot as plt
+
+    from figures import style
+
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.3))
     looks = {
         section: {"color": style.COLOURS[i], "marker": style.MARKERS[i]}
@@ -188,6 +190,8 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
 
 def write_table(cases: dict[str, dict], folder: Path) -> None:
     """law.md: means over seeds, and law.csv: every case."""
+    from figures import style
+
     header = (
         "section",
         "q and decoder",

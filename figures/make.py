@@ -26,18 +26,17 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pytorch_fid.inception import FID_WEIGHTS_URL
 from tqdm import tqdm
 
 from data import celeba, newsgroups, write_aside
-from figures import findings, law, page, section3, section4, section5, style
+from figures import law
 from figures.cli import RunError, cli
 from figures.run import pick_device, write_json
 from figures.runner import ClusterOptions, Task, record, run_tasks
@@ -57,12 +56,12 @@ class Options(ClusterOptions):
     """quick: minutes on two cores, offline; report: the full protocol on real data, weeks without a
     GPU"""
     only: tuple[str, ...] = ("*",)
-    """names of the steps to run, such as mixture or 'hashing/e1_*', with those that they go on from"""
+    """names of the steps to run, such as mixture or 'hashing/e1_*', with those they go on from"""
     dry_run: bool = False
     """say what would be run, what it needs and what is missing, and stop"""
     render: bool = False
-    """run nothing; draw figures and tables from the results in --out or, without that, the
-    committed ones"""
+    """run nothing; draw figures (as PDF, too) and tables from the results in --out or, without
+    that, the committed ones"""
     out: Path | None = None
     """folder for everything; None: runs/quick or runs/report"""
 
@@ -82,6 +81,7 @@ def duration(seconds: float) -> str:
 
 def requirements(out: Path) -> list[str]:
     """What the full protocol needs and whether it is here, one line each."""
+    from pytorch_fid.inception import FID_WEIGHTS_URL
 
     def where(path: Path | None) -> str:
         return (
@@ -191,87 +191,18 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def write_claims(claims: Sequence[findings.Claim], folder: Path) -> None:
-    caption = (
-        "What joint training did: nats per point, image or document, means over seeds, and the "
-        "change with its 95% interval over seeds, if there are several. Section 3: settings of "
-        "the report's text. Section 4: the report has 1,000,000 iterations; drawn faces are "
-        "those of [its page](section4/README.md), with encoders after 1,000 steps of the ELBO, "
-        "log p(x) of 256 images and the ELBO of 500. Section 5: training documents, all codes of "
-        "eight bits summed over; log p(x) is compared with likelihood training for as long."
-    )
-    header = ("section", "quantity", "seeds", "before, or without", "after", "change", "as claimed")
-    style.write_table(folder / "claims", caption, header, [claim.row() for claim in claims])
+def draw(folder: Path, preset: str, pdf: bool = False) -> list[str]:
+    """Draw what there are results for in `folder`, and its pages; returns what is missing."""
+    from figures import findings, page, style
 
-
-def render(folder: Path) -> list[str]:
-    """Draw every figure and table from folder/results, each into the folder of its section; returns
-    those whose results are not there.
-    """
-    results = findings.read(folder / "results")
-
-    def first(*names: str) -> Mapping:
-        return next((results[name] for name in names if name in results), {})
-
-    def below(prefix: str) -> dict[str, dict]:
-        return {n.removeprefix(prefix): r for n, r in results.items() if n.startswith(prefix)}
-
-    mixture, dcgan = first("mixture_released", "mixture"), first("celeba/dcgan")
-    exact = {name: result for name, result in results.items() if name.startswith("exact_")}
-    stages = {n: results[f"celeba/{n}"] for n in section4.STAGES if f"celeba/{n}" in results}
-    tracked = {name: result for name, result in stages.items() if not name.startswith("encoder")}
-    inference, cells = below("inference/"), section5.in_order(below("hashing/"))
-    cases = {name: result["metrics"] for name, result in below("law/").items()}
-    parts = {n: r for n, r in below("parts/").items() if n in section5.PARTS}
-    if parts and "e1_b64_d0_heldout0.1" in cells:
-        parts["report"] = cells["e1_b64_d0_heldout0.1"]
-    plan = (
-        ("law/one_law", law.draw, (cases,)),
-        ("law/law", law.write_table, (cases,)),
-        ("section3/figure1", section3.draw_figure1, (mixture,)),
-        ("section3/mixture_gap", section3.draw_gap, (mixture,)),
-        ("section3/mixture_curves", section3.draw_curves, (mixture,)),
-        ("section4/faces", section4.draw_contact_sheet, ()),
-        ("section4/dcgan_curves", section4.draw_dcgan, (dcgan,)),
-        ("section4/dcgan_grid", section4.draw_grid, (dcgan,)),
-        ("section4/section4", section4.draw_section4, (tracked,)),
-        (
-            "section4/celeba_rows",
-            section4.draw_rows,
-            (stages if "encoder_report" in stages else {},),
-        ),
-        ("section4/inference", section4.draw_inference, (inference,)),
-        ("section4/evidence", section4.write_inference, (inference,)),
-        ("section4/table1", section4.write_table1, (dcgan, stages)),
-        ("section5/estimator_variance", section5.draw_estimator_variance, (first("disarm"),)),
-        (
-            "section5/hashing_curves",
-            section5.draw_hashing_curves,
-            (first("hashing/e1_b64_d0", "hashing/e1_b8_d0"),),
-        ),
-        *(
-            (f"section5/hashing_{name}", section5.draw_exact, (result,))
-            for name, result in exact.items()
-            if name.startswith("exact_d")
-        ),
-        ("section5/exact", section5.write_exact, (exact,)),
-        (
-            "section5/section5",
-            section5.draw_section5,
-            (list(exact.values()), section5.shown(cells)),
-        ),
-        ("section5/table3", section5.draw_table3, (section5.of_the_report(cells),)),
-        ("section5/best_parts", section5.write_parts, (parts,)),
-        ("section5/table2, table3 and hashing_cells", section5.write_tables, (cells,)),
-        ("section5/retrieval", section5.write_retrieval, (cells,)),
-        ("claims", write_claims, (findings.claims(results),)),
-    )
-    missing = []
-    for name, draw, inputs in tqdm(plan, desc="drawing", unit="figure"):
-        if all(inputs):
-            draw(*inputs, (folder / name).parent)
-        else:
-            missing.append(name)
+    with style.headed(HEADINGS[preset], pdf):
+        missing = page.draw(folder)
+    if folder == HERE:
+        results = findings.read(folder / "results")
+        page.write_pages(folder, results, preset)
+        page.write_readme(results, HERE.parent / "README.md")
+    else:
+        page.write(folder, preset)
     return missing
 
 
@@ -280,15 +211,7 @@ def main(options: Options) -> None:
         folder = options.out or HERE
         kept = folder / PRESET
         preset = json.loads(kept.read_bytes())["preset"] if kept.exists() else "report"
-        with style.headed(HEADINGS[preset]):
-            missing = render(folder)
-        if folder == HERE:
-            results = findings.read(folder / "results")
-            page.write_pages(folder, results, preset)
-            page.write_readme(results, HERE.parent / "README.md")
-        else:
-            page.write(folder, preset)
-        if missing:
+        if missing := draw(folder, preset, pdf=True):
             raise RunError(
                 f"no results for {', '.join(missing)}; the other figures and tables are in {folder}"
             )
@@ -306,13 +229,11 @@ def main(options: Options) -> None:
         return
     out, start = out.absolute(), time.perf_counter()
     failed = run_steps(steps, out, options)
-    with style.headed(HEADINGS[options.preset]):
-        missing = render(out)
-    index = page.write(out, options.preset)
+    missing = draw(out, options.preset)
     if "claims" not in missing:
         print((out / "claims.md").read_text(encoding="utf-8"))
     print(f"{duration(time.perf_counter() - start)}; figures and tables in {out}")
-    print(f"all on one page, for a browser: {index.as_uri()}")
+    print(f"all on one page, for a browser: {(out / 'index.html').as_uri()}")
     if failed:
         reasons = "; ".join(f"{name} ({why})" for name, why in failed.items())
         lacking = f"; not drawn: {', '.join(missing)}" if missing else ""

@@ -1,5 +1,5 @@
-"""The pages of results: one of each section, rendered from its template, the README's numbers, and
-index.html, which has all of them with their figures inside.
+"""What a folder of results shows: its figures and tables, the page of each section, the README's
+numbers, and index.html, which has all of them with the figures inside.
 
 The same templates render the committed results, a run of the full protocol and a quick run. A
 template says what it has to say of the results that are there, in `{% if ran(...) %}`.
@@ -8,15 +8,16 @@ template says what it has to say of the results that are there, in `{% if ran(..
 import base64
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
+from tqdm import tqdm
 
 from data import write_aside
-from figures import findings
+from figures import findings, law, section3, section4, section5, style
 
 SECTIONS = ("law", "section3", "section4", "section5")  # folders, each with its page as README.md
 MORE = "<!-- more -->\n"  # in a page; what is below is folded in index.html
@@ -34,19 +35,102 @@ summary { cursor: pointer; margin: 1rem 0; }
 """
 
 
-def environment(results: Mapping[str, dict], preset: str) -> Environment:
-    """Where templates are read, and what they see: `r`, results by name, `m`, their metrics, and
-    what figures/findings.py computes of several.
+def write_claims(claims: Sequence[findings.Claim], folder: Path) -> None:
+    caption = (
+        "What joint training did: nats per point, image or document, means over seeds, and the "
+        "change with its 95% interval over seeds, if there are several. Section 3: settings of "
+        "the report's text. Section 4: the report has 1,000,000 iterations; drawn faces are "
+        "those of [its page](section4/README.md), with encoders after 1,000 steps of the ELBO, "
+        "log p(x) of 256 images and the ELBO of 500. Section 5: training documents, all codes of "
+        "eight bits summed over; log p(x) is compared with likelihood training for as long."
+    )
+    header = ("section", "quantity", "seeds", "before, or without", "after", "change", "as claimed")
+    style.write_table(folder / "claims", caption, header, [claim.row() for claim in claims])
+
+
+def draw(folder: Path) -> list[str]:
+    """Draw every figure and table from folder/results, each into the folder of its section; returns
+    those whose results are not there.
     """
-    templates = Environment(
+    results = findings.read(folder / "results")
+
+    def first(*names: str) -> Mapping:
+        return next((results[name] for name in names if name in results), {})
+
+    def below(prefix: str) -> dict[str, dict]:
+        return {n.removeprefix(prefix): r for n, r in results.items() if n.startswith(prefix)}
+
+    mixture, dcgan = first("mixture_released", "mixture"), first("celeba/dcgan")
+    exact = {name: result for name, result in results.items() if name.startswith("exact_")}
+    stages = {n: results[f"celeba/{n}"] for n in section4.STAGES if f"celeba/{n}" in results}
+    tracked = {name: result for name, result in stages.items() if not name.startswith("encoder")}
+    inference, cells = below("inference/"), section5.in_order(below("hashing/"))
+    cases = {name: result["metrics"] for name, result in below("law/").items()}
+    parts = {n: r for n, r in below("parts/").items() if n in section5.PARTS}
+    if parts and "e1_b64_d0_heldout0.1" in cells:
+        parts["report"] = cells["e1_b64_d0_heldout0.1"]
+    plan = (
+        ("law/one_law", law.draw, (cases,)),
+        ("law/law", law.write_table, (cases,)),
+        ("section3/figure1", section3.draw_figure1, (mixture,)),
+        ("section3/mixture_gap", section3.draw_gap, (mixture,)),
+        ("section3/mixture_curves", section3.draw_curves, (mixture,)),
+        ("section4/faces", section4.draw_contact_sheet, ()),
+        ("section4/dcgan_curves", section4.draw_dcgan, (dcgan,)),
+        ("section4/dcgan_grid", section4.draw_grid, (dcgan,)),
+        ("section4/section4", section4.draw_section4, (tracked,)),
+        (
+            "section4/celeba_rows",
+            section4.draw_rows,
+            (stages if "encoder_report" in stages else {},),
+        ),
+        ("section4/inference", section4.draw_inference, (inference,)),
+        ("section4/evidence", section4.write_inference, (inference,)),
+        ("section4/table1", section4.write_table1, (dcgan, stages)),
+        ("section5/estimator_variance", section5.draw_estimator_variance, (first("disarm"),)),
+        (
+            "section5/hashing_curves",
+            section5.draw_hashing_curves,
+            (first("hashing/e1_b64_d0", "hashing/e1_b8_d0"),),
+        ),
+        *(
+            (f"section5/hashing_{name}", section5.draw_exact, (result,))
+            for name, result in exact.items()
+            if name.startswith("exact_d")
+        ),
+        ("section5/exact", section5.write_exact, (exact,)),
+        (
+            "section5/section5",
+            section5.draw_section5,
+            (list(exact.values()), section5.shown(cells)),
+        ),
+        ("section5/table3", section5.draw_table3, (section5.of_the_report(cells),)),
+        ("section5/best_parts", section5.write_parts, (parts,)),
+        ("section5/table2, table3 and hashing_cells", section5.write_tables, (cells,)),
+        ("section5/retrieval", section5.write_retrieval, (cells,)),
+        ("claims", write_claims, (findings.claims(results),)),
+    )
+    missing = []
+    for name, drawn, inputs in tqdm(plan, desc="drawing", unit="figure"):
+        if all(inputs):
+            drawn(*inputs, (folder / name).parent)
+        else:
+            missing.append(name)
+    return missing
+
+
+def fill(template: str, results: Mapping[str, dict], preset: str) -> str:
+    """A template rendered. It sees `r`, results by name, `m`, their metrics, and what
+    figures/findings.py computes of several.
+    """
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
         trim_blocks=True,
-        keep_trailing_newline=True,
     )
-    templates.filters["f"] = findings.fixed
-    templates.globals |= findings.values(results) | {"preset": preset}
-    return templates
+    environment.filters["f"] = findings.fixed
+    text = environment.get_template(template).render(findings.values(results), preset=preset)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def write(folder: Path, preset: str) -> Path:
@@ -78,10 +162,8 @@ def write(folder: Path, preset: str) -> Path:
 
 def write_pages(folder: Path, results: Mapping[str, dict], preset: str) -> None:
     """folder/section3/README.md and so on."""
-    templates = environment(results, preset)
     for name in SECTIONS:
-        text = templates.get_template(f"{name}/README.md.j2").render()
-        text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+        text = fill(f"{name}/README.md.j2", results, preset)
         write_aside(folder / name / "README.md", text.encode())
 
 
@@ -89,9 +171,8 @@ def write_readme(results: Mapping[str, dict], readme: Path) -> None:
     """Render the README's numbers between its markers."""
     before, rest = readme.read_text(encoding="utf-8").split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
-    text = environment(results, "report").get_template("README.md.j2").render().strip()
-    parts = (before, MARKERS[0], "\n", text, "\n\n", MARKERS[1], after)
-    write_aside(readme, "".join(parts).encode())
+    parts = (before, MARKERS[0], "\n", fill("README.md.j2", results, "report"), "\n")
+    write_aside(readme, "".join([*parts, MARKERS[1], after]).encode())
 
 
 def title(folder: Path) -> str:

@@ -1,5 +1,9 @@
 """What every script does around its experiment: pick a device, keep stages and results, print
-tables."""
+tables.
+
+Here and in the scripts, what takes a second to import, such as matplotlib, is imported where it is
+used: --help and errors come at once.
+"""
 
 import contextlib
 import dataclasses
@@ -14,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import scipy.stats
 import torch
 
 from data import write_aside
@@ -228,6 +231,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def half_width(values: Sequence[float]) -> float:
     """Half the width of the 95% t-interval of the mean."""
+    import scipy.stats
+
     return float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
 
 

@@ -66,9 +66,8 @@ class Task:
         None  # for the record, instead of the command: without the place where it was run
     )
     threads: int | None = None
-    title: str | None = (
-        None  # printed at the start of a script that has the terminal to itself; None: it writes a log
-    )
+    # Printed at the start of a script that has the terminal to itself; None: it writes a log.
+    title: str | None = None
 
 
 def cores() -> int:
@@ -132,9 +131,8 @@ def run_task(
         CHILDREN.add(child)
         while child.poll() is None:
             time.sleep(0.1)
-            ours = worker.state.tasks.get(
-                key
-            )  # released when the command that submitted it is gone
+            # Released when the command that submitted it is gone.
+            ours = worker.state.tasks.get(key)
             if ours is None or ours.state == "cancelled":
                 stop(child)
         CHILDREN.discard(child)

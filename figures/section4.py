@@ -2,15 +2,12 @@
 
 import base64
 import io
-import itertools
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.ticker import SymmetricalLogLocator
-from scipy.optimize import minimize
 
 from data import faces
 from figures import reference, style
@@ -195,42 +192,6 @@ def inference_name(result: dict) -> str:
     if kind(result) != "encoder" or "encoder_fitted_by" not in (metrics := result["metrics"]):
         return kind(result)
     return f"encoder: {metrics['encoder_fitted_by']}, {metrics['encoder_iterations']:,}"
-
-
-def linear_gaussian(scale: float = 0.2, sigma: float = 0.3) -> dict[str, dict[str, float]]:
-    """Joint training in closed form where the decoder is linear: x = W z + sigma e in 12
-    dimensions, z in 3.
-
-    Of all W, and of the truth's W with its columns scaled: where the best factorized Gaussian's
-    ELBO is largest, by how many nats log p(x) is below the truth's on average, KL(N(0, C*) || N(0,
-    C)), and the gap that is left. The rows of the truth are correlated. `truth` has its gap.
-    """
-    truth = scale * np.random.default_rng(0).standard_normal((12, 3))
-    truth += 3 * truth[:, :1]
-
-    def lost(w: np.ndarray) -> float:
-        of_truth, covariance = (v @ v.T + sigma**2 * np.eye(12) for v in (truth, w))
-        determinants = np.linalg.slogdet(covariance)[1] - np.linalg.slogdet(of_truth)[1]
-        return 0.5 * float(np.trace(np.linalg.solve(covariance, of_truth)) - 12 + determinants)
-
-    def gap(w: np.ndarray) -> float:
-        precision = np.eye(3) + w.T @ w / sigma**2
-        return 0.5 * float(np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision)[1])
-
-    found = {"truth": {"lost": 0.0, "gap": gap(truth)}}
-    shapes = {
-        "free": (lambda parameters: parameters.reshape(12, 3), [truth.ravel()]),
-        # From each latent in use and all but out of it: there are several optima.
-        "scaled": (lambda parameters: truth * parameters, itertools.product((1.0, 0.1), repeat=3)),
-    }
-    for name, (weights, starts) in shapes.items():
-        ends = [
-            minimize(lambda parameters, w=weights: lost(w(parameters)) + gap(w(parameters)), x)
-            for x in starts
-        ]
-        best = weights(min(ends, key=lambda end: end.fun).x)
-        found[name] = {"lost": lost(best), "gap": gap(best)}
-    return found
 
 
 def last_quarter(result: dict) -> float:
@@ -428,7 +389,7 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
             )
         axis.set(xlabel="iteration", ylabel=title)
         if key != "elbo":
-            if priors:  # before joint training the decoder is g*, and its g(z) of other z a second set of x*
+            if priors:  # before joint training the decoder is g*: its g(z) are a second set of x*
                 axis.axhline(priors[0], color=style.REFERENCE, linestyle=":", linewidth=1)
                 place = {
                     "xycoords": ("axes fraction", "data"),

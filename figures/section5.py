@@ -42,6 +42,23 @@ def draw_estimator_variance(result: dict, folder: Path) -> None:
     style.save(figure, folder, "estimator_variance")
 
 
+def report_variance(result: dict, folder: Path) -> None:
+    """Draw the variances, and print them."""
+    draw_estimator_variance(result, folder)
+    config, metrics = result["config"], result["metrics"]
+    points = [("scale", i, config["at_bits"], scale) for i, scale in enumerate(config["scales"])]
+    points += [("bits", i, b, config["at_scale"]) for i, b in enumerate(config["bits"])]
+    rows = [
+        (
+            f"b = {b}, logit scale {scale:g}",
+            *(metrics[panel][name][i] for name in ("arm", "reinforce", "disarm")),
+        )
+        for panel, i, b, scale in points
+    ]
+    print_table(("total variance, nats^2", "ARM", "REINFORCE-LOO", "DisARM"), rows, digits=2)
+    print_closing(result)
+
+
 def draw_hashing_curves(result: dict, folder: Path) -> None:
     """Train and test relative negative ELBO per epoch; for e1, b = 64, d = 0 with the published
     minima."""
@@ -119,7 +136,7 @@ SHOWN = {  # cells whose test curves are in the section's figure, by b
     "e3_b{}_d0_lr0.1": "e3, encoder's rate x 100",
 }
 ENCODERS, BITS, LAYERS = ("e1", "e2", "e3", "e4"), (8, 16, 32, 64), (0, 1, 2)
-COLOUR = dict(zip(("e1", "e3", "e2", "e4", "a1"), style.COLOURS, strict=False))
+COLOUR = dict(zip(("e1", "e3", "e2", "e4"), style.COLOURS, strict=False))
 BESIDE = {  # columns of Table 3 beside the report's protocol: ends of names, and what they are
     "chosen": (
         "_heldout0.1",
@@ -264,7 +281,6 @@ def draw_table3(grid: dict[tuple[str, int, int], dict], folder: Path) -> None:
     """
     figure, axis = plt.subplots(figsize=(5.2, 4.4))
     for i, encoder in enumerate(ENCODERS[:3]):
-        look = {"color": style.COLOURS[i], "marker": style.MARKERS[i], "linestyle": "none"}
         for key, filled, words in (
             ("test_min", True, "as trained"),
             ("test_counts_min", False, "fed counts"),
@@ -277,7 +293,13 @@ def draw_table3(grid: dict[tuple[str, int, int], dict], folder: Path) -> None:
             if points:
                 face = style.COLOURS[i] if filled else "none"
                 words = f"{encoder}, {words}" if encoder != "e1" else "e1"
-                axis.plot(*zip(*points, strict=True), **look, markerfacecolor=face, label=words)
+                axis.scatter(
+                    *zip(*points, strict=True),
+                    marker=style.MARKERS[i],
+                    edgecolors=style.COLOURS[i],
+                    facecolors=face,
+                    label=words,
+                )
     ends = [
         min(axis.get_xlim()[0], axis.get_ylim()[0]),
         max(axis.get_xlim()[1], axis.get_ylim()[1]),
@@ -367,7 +389,6 @@ def report_exact(result: dict, folder: Path) -> None:
         "gap",
         "factorization",
         "amortization",
-        "total_correlation",
     )
     for split in SPLITS:
         rows = [
@@ -453,12 +474,9 @@ TRAININGS = {  # names of the stages of `hashing.py exact`, after the encoder's 
     "likelihood": "decoder by likelihood",
     "likelihood_on": "decoder by likelihood, continued",
     "frozen": "encoder alone, exact ELBO",
-    "frozen_disarm": "encoder alone, DisARM",
     "regressed": "encoder alone, regression on the posterior",
     "joint": "both by the exact ELBO, from the encoder of the exact ELBO",
     "regressed_joint": "both by the exact ELBO, from the encoder of the regression",
-    "scratch": "both from scratch, DisARM",
-    "scratch_exact": "both from scratch, exact ELBO",
 }
 
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-HOUR = 3600
+HOUR = 3600.0
 # Of a cell of Section 5's grid on two cores: seconds per epoch with one pair of samples per step,
 # and with ten, by d.
 EPOCH = {0: (0.5, 2.6), 1: (2.0, 13.6), 2: (2.2, 14.4)}
@@ -190,24 +190,20 @@ def grids() -> Iterator[Step]:
 
 
 def exact() -> Iterator[Step]:
-    """`hashing.py exact`; with hidden layers the epochs are fewer, those from scratch last."""
-    deep = "--likelihood-epochs 60 --encoder-epochs 40 --joint-epochs 40 --scratch-epochs"
-    depths = ("", f"--decoder-layers 1 {deep} 60", f"--decoder-layers 2 {deep} 60")
-    once = ("--scratch-epochs 1", f"--decoder-layers 1 {deep} 1")
-    long = "--encoders e1 --decoder-layers 2 --likelihood-epochs 60 --encoder-epochs 200"
+    """`hashing.py exact`; with hidden layers the epochs are fewer."""
+    deep = "--likelihood-epochs 60 --encoder-epochs 40 --joint-epochs 40"
+    depths = ("", f"--decoder-layers 1 {deep}", f"--decoder-layers 2 {deep}")
     runs = {f"exact_d{d}": (options, HOUR) for d, options in enumerate(depths)}
-    runs["exact_long"] = (f"{long} --joint-epochs 40 --scratch-epochs 1", HOUR / 2)
-    for d in (0, 1):
-        runs[f"exact_richer_d{d}"] = (f"--encoders a1 {depths[d]}", 0.4 * HOUR)
+    long = "--encoders e1 --decoder-layers 2 --likelihood-epochs 60 --encoder-epochs 200"
+    runs["exact_long"] = (f"{long} --joint-epochs 40", HOUR / 2)
     for seed, encoders in ((2, "e1"), (3, "e1 e3")):
         for d, options in enumerate(depths):
             kinds = encoders if d < 2 else "e1"
-            runs[f"exact_seed{seed}_d{d}"] = (
-                f"--encoders {kinds} --seed {seed} {options}",
-                0.7 * HOUR,
-            )
+            command = f"--encoders {kinds} --seed {seed} {options}"
+            runs[f"exact_seed{seed}_d{d}"] = (command, 0.7 * HOUR)
     for d in (0, 1):
-        runs[f"exact_seed2_e3_d{d}"] = (f"--encoders e3 --seed 2 {once[d]}", HOUR / 2)
+        command = f"--encoders e3 --seed 2 {depths[d]}"
+        runs[f"exact_seed2_e3_d{d}"] = (command, HOUR / 2)
     for name, (options, seconds) in runs.items():
         yield Step(5, name, f"hashing.py exact {options} --out {{self}}", seconds)
 
@@ -271,7 +267,7 @@ def quick() -> Iterator[Step]:
     yield Step(5, "lengths/free_seed1", f"{command} --out {{self}}", 30)
     yield from grid(("e1", "e3", "e4"), (8,), (0,), epochs=(20, 0), options="--corpus docstrings")
     command = "hashing.py exact --corpus docstrings --encoders e1 --bits 6 --likelihood-epochs 20"
-    command += " --encoder-epochs 10 --joint-epochs 20 --scratch-epochs 20 --out {self}"
+    command += " --encoder-epochs 10 --joint-epochs 20 --out {self}"
     yield Step(5, "exact_d0", command, 79)
 
 

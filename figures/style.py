@@ -1,4 +1,4 @@
-"""One look for every figure: colour-blind-safe hues (Okabe and Ito, 2008), PNG with PDF."""
+"""One look for every figure: colour-blind-safe hues (Okabe and Ito, 2008)."""
 
 import contextlib
 import csv
@@ -21,6 +21,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 REFERENCE = "0.35"  # grey of lines that mark published values
 HEADING: list[str] = []  # lines over every figure and table; see `headed`
+KINDS = ["png"]  # of files of figures
 
 plt.rcParams.update(
     {
@@ -43,23 +44,29 @@ plt.rcParams.update(
 
 
 @contextlib.contextmanager
-def headed(line: str) -> Generator[None]:
-    """Everything written inside has this line on top; an empty line changes nothing."""
+def headed(line: str, pdf: bool = False) -> Generator[None]:
+    """Everything written inside has this line on top; an empty line changes nothing. pdf: figures
+    are written as PDF, too.
+    """
     HEADING.extend([line] if line else [])
+    KINDS.extend(["pdf"] if pdf else [])
     try:
         yield
     finally:
         HEADING.clear()
+        KINDS[1:] = []
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write `name`.png and `name`.pdf into `folder`. The files hold no date: the same result gives
-    the same bytes."""
+    """Write `name`.png into `folder`. The file holds no date: the same result gives the same
+    bytes.
+    """
     if HEADING:
         figure.suptitle("\n".join(filter(None, [*HEADING, figure.get_suptitle()])), fontsize=9)
-    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
+    for kind in KINDS:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata=metadata)
+        figure.savefig(buffer, format=kind, metadata=undated[kind])
         write_aside(folder / f"{name}.{kind}", buffer.getbuffer())
     plt.close(figure)
 

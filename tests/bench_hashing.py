@@ -127,10 +127,12 @@ def main() -> None:
                 times[name].append((time.perf_counter() - start) / (i + 1) * 1e3)
         print(f"b = 64, d = {layers}, {pairs} pair(s) a step")
         for name, values in times.items():
-            line = f"  {name}: median {statistics.median(values[1:]):.1f} ms a step (min {min(values[1:]):.1f})"
+            middle, least = statistics.median(values[1:]), min(values[1:])
+            line = f"  {name}: median {middle:.1f} ms a step (min {least:.1f})"
             if name.startswith("ours"):
                 ratios = [a / b for a, b in zip(times["dense"], values, strict=True)][1:]
-                line += f"; ratio: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}"
+                line += f"; ratio: median {statistics.median(ratios):.2f}, "
+                line += f"from {min(ratios):.2f} to {max(ratios):.2f}"
             print(line)
     print("distinct codes of 512 (one pair) and of 5,120 (ten), e1, before epochs 1, 6 and 21")
     for layers in (0, 1):

@@ -1,8 +1,6 @@
 """The GAN of Section 4: networks, Fréchet distance, training, resume, and bad input."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -17,7 +15,7 @@ from torch import nn
 from toy import complaint, main, the_one_line
 
 import dcgan
-from data import celeba, faces
+from data import faces
 from dcgan import Discriminator, Generator, Moments, frechet_distance, moments
 from figures import frechet
 
@@ -318,46 +316,3 @@ def test_losses_that_are_not_finite_stop_the_run(
 ) -> None:
     monkeypatch.setattr(dcgan.Trainer, "step", lambda self, real: torch.full((4,), float("nan")))
     assert "smaller --lr" in the_one_line(main(dcgan, *TINY, "--epochs", 1, "--out", tmp_path))
-
-
-def test_tensorboard_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    said = the_one_line(main(dcgan, *TINY, "--epochs", 1, "--tensorboard", "--out", tmp_path))
-    assert "pip install tensorboard" in said
-
-
-@pytest.fixture
-def logged(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict]:
-    calls: dict[str, list] = {}
-
-    class Writer:
-        def add_scalar(self, key: str, value: float, epoch: int) -> None:
-            calls.setdefault(key, []).append((epoch, value))
-
-        def close(self) -> None:
-            calls["closed"] = [True]
-
-        def add_image(self, key: str, image: torch.Tensor, epoch: int) -> None:
-            assert image.shape[0] == 3
-            calls.setdefault(key, []).append(epoch)
-
-    monkeypatch.setattr(dcgan, "writer_to", lambda folder: Writer())
-    return lambda: calls
-
-
-def test_tensorboard_gets_what_the_curves_show(tmp_path: Path, logged: Callable[[], dict]) -> None:
-    assert main(dcgan, *TINY, "--epochs", 2, "--tensorboard", "--out", tmp_path).returncode == 0
-    history = json.loads((tmp_path / "result.json").read_text())["history"]
-    calls = logged()
-    assert calls["generated"] == [1, 2]
-    assert calls["closed"]
-    for key, values in history.items():
-        assert calls[key] == list(enumerate(values, start=1))
-
-
-def test_celeba_images_go_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(celeba, "load", lambda images: faces.draw(60))
-    options = [value for value in TINY if value not in ("--data", "faces", "--faces", 60)]
-    done = main(dcgan, *options, "--epochs", 1, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "result.json").read_text())["data"] == celeba.NAME

@@ -168,7 +168,7 @@ def test_no_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def fail(root: str, download: bool) -> None:
         raise RuntimeError("no network\nat all")
 
-    monkeypatch.setattr(celeba, "CelebA", fail)
+    monkeypatch.setattr("torchvision.datasets.CelebA", fail)
     assert celeba.find(None, tmp_path) is None
     with pytest.raises(
         DataError, match=r"img_align_celeba\.zip from .*--images .*--data faces"
@@ -186,7 +186,7 @@ def test_an_interrupted_decoding_leaves_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(celeba, "PREPARE", stop)
+        patch.setattr(celeba, "_rgb", stop)
         with pytest.raises(KeyboardInterrupt):
             celeba.load(archive, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from toy import ROOT
 
-from figures import findings, law, make, section4
+from figures import findings, law, page, section4
 
 RESULTS = findings.read(ROOT / "figures" / "results")
 
@@ -24,23 +24,30 @@ def test_results_say_how_they_were_made(name: str) -> None:
 
 def test_committed_figures_redraw_and_each_is_committed(tmp_path: Path) -> None:
     (tmp_path / "results").symlink_to(ROOT / "figures" / "results")
-    assert make.render(tmp_path) == []
-    readme = tmp_path / "README.md"
+    assert page.draw(tmp_path) == []
+    page.write_pages(tmp_path, RESULTS, "report")
+    readme = tmp_path / "README"
     readme.write_bytes((ROOT / "README.md").read_bytes())
-    findings.write_pages(tmp_path, readme)
+    page.write_readme(RESULTS, readme)
     assert readme.read_bytes() == (ROOT / "README.md").read_bytes()
     readme.unlink()
-    drawn = {path.name for path in tmp_path.iterdir() if path.is_file()}
-    assert drawn == {
-        path.name for path in (ROOT / "figures").iterdir() if path.suffix not in (".py", ".j2", "")
-    }
-    for path in tmp_path.iterdir():
-        if path.suffix in (".md", ".csv", ".tex"):
-            assert path.read_bytes() == (ROOT / "figures" / path.name).read_bytes(), path.name
+
+    def files(folder: Path) -> set[str]:
+        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+        return {n for n in names if n.endswith((".md", ".csv", ".png")) and "results/" not in n}
+
+    assert files(tmp_path) == files(ROOT / "figures")
+    for name in files(tmp_path):
+        if not name.endswith(".png"):
+            assert (tmp_path / name).read_bytes() == (ROOT / "figures" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "tests/README.md", *(f"figures/{name}" for name in findings.PAGES)]
+    "page",
+    [
+        *("README.md", "tests/README.md", "figures/claims.md"),
+        *(f"figures/{name}/README.md" for name in page.SECTIONS),
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
@@ -49,28 +56,26 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_what_is_said_without_a_number() -> None:
-    values = findings.of_section5(RESULTS)
-    metrics = {name.rpartition("/")[2]: result["metrics"] for name, result in RESULTS.items()}
-    fid, joint_fid = (
-        metrics[f"{name}_report"]["frechet"]["inception"] for name in ("encoder", "joint")
+    values = findings.values(RESULTS)
+    m = values["m"]
+    fid, joint = (
+        m[f"celeba/{name}_report"]["frechet"]["inception"] for name in ("encoder", "joint")
     )
-    assert joint_fid["noise_on_one_side"] - fid["means"] < 2 * (fid["noise_alone"] - fid["means"])
-    halves = [
-        RESULTS[f"celeba/{name}_report"]["metrics"]["iterations"] for name in ("elbo", "joint")
-    ]
-    assert halves[0] * 2 == halves[1]  # "ran half as long"
-    of_e3 = values["readings"]("e3", *findings.LAYERS)
-    assert min(of_e3["frequencies_off"]) > 0  # "tested as trained, they are better"
-    assert (
-        min(values["readings"]("e2", *findings.LAYERS)["frequencies_off"]) > 5
-    )  # "frequencies are excluded"
-    short = [run for run in findings.claims(RESULTS) if "optimisation" in run.note]
-    assert {claim.quantity.partition(", ")[2] for claim in short} == {
-        "e1, d = 1",
-        "e1, d = 2",
-        "e3, d = 0",
-        "e3, d = 1",
-    }
+    released = [m[f"celeba/{n}_released"]["frechet"]["inception"] for n in ("encoder", "joint")]
+    assert fid["floor"] < joint["prior"]  # "own samples get worse, re-decodings better"
+    assert joint["means"] < fid["means"]
+    assert released[0]["means"] < released[1]["means"]  # "re-decodings get worse"
+    rise = joint["noise_on_one_side"] - fid["means"]
+    assert rise < 2 * (fid["noise_alone"] - fid["means"])  # "mostly noise"
+    assert min(values["readings"]("e3")["frequencies_off"]) > 0  # "tested as trained, better"
+    assert min(values["readings"]("e2")["frequencies_off"]) > 5  # "excludes frequencies"
+    assert max(map(abs, values["readings"]("e3")["counts_off"])) < 3
+    assert values["tuned_less_e1"] < 6  # "does nearly as well"
+    free = values["lengths"][0][1]
+    assert [cell.partition(" ")[0] for cell in free[3:]] == ["0.0000"]  # "pay nothing"
+    short = [claim for claim in findings.claims(RESULTS) if "optimisation" in claim.note]
+    quantities = {claim.quantity.partition(", ")[2] for claim in short}
+    assert quantities == {"e1, d = 1", "e1, d = 2", "e3, d = 0", "e3, d = 1"}
 
 
 def test_stages_have_results_of_their_names() -> None:

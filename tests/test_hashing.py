@@ -330,9 +330,8 @@ def test_step_leaves_the_exact_gradient_on_average() -> None:
     for i, expected in enumerate(exact):
         sampled = torch.stack([draw[i] for draw in draws])
         error = (sampled.mean(0) - expected).norm() / (sampled.std(0).norm() / draws_made**0.5)
-        assert (
-            error < 3
-        )  # chi over its root mean square; three bits make all of it, so the degrees of freedom are few
+        # Chi over its root mean square; three bits make all of it: few degrees of freedom.
+        assert error < 3
         assert expected.norm() > 3 * sampled.std(0).norm() / draws_made**0.5
 
 

@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from test_section4 import SIGMA, SMALL, ground_truth, linear_vae, read, small_vae  # noqa: F401 (a fixture)
+from test_section4 import SIGMA, SMALL, linear_vae, read, small_vae
+from test_section4 import ground_truth as ground_truth  # a fixture
 from torch import Tensor
 from toy import main, option_error, the_one_line
 
@@ -22,7 +22,7 @@ WITHOUT = ("--evidence-images", 3, "--evidence-samples", 20)
 
 
 @pytest.fixture(scope="module")
-def encoder(ground_truth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def encoder(ground_truth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder")
     assert (
         main(celeba_encoder, "--ground-truth", ground_truth, *SMALL, "--out", folder).returncode
@@ -203,27 +203,6 @@ def test_a_free_linear_decoder_turns_its_axes_and_loses_nothing(scale: float, lo
     likelihood, _ = best(torch.ones(3).double(), lambda s: start * s, 0.0)
     evidence, gap = best(torch.ones(3).double(), lambda s: start * s, 1.0)
     assert likelihood - evidence == pytest.approx(lost, abs=0.01)
-
-
-def test_the_closed_form_on_the_findings_page() -> None:
-    found = section4.linear_gaussian()
-    assert found["free"]["lost"] < 1e-6
-    assert found["free"]["gap"] < 1e-6 < 3 < found["truth"]["gap"]
-    assert found["scaled"]["lost"] == pytest.approx(0.699, abs=0.001)
-    # The same by torch, of scaled weights that are near the best.
-    rng = np.random.default_rng(0)
-    weight = torch.from_numpy(0.2 * rng.standard_normal((12, 3)))
-    weight += 3 * weight[:, :1]
-    normals = {}
-    for name, scales in (("truth", (1.0, 1.0, 1.0)), ("scaled", (1.0, 0.2, 0.2))):
-        w = weight * torch.tensor(scales, dtype=torch.float64)
-        covariance = w @ w.T + SIGMA**2 * torch.eye(12, dtype=torch.float64)
-        normals[name] = torch.distributions.MultivariateNormal(torch.zeros(12).double(), covariance)
-        if name == "truth":
-            assert factorized_gap(w).item() == pytest.approx(found["truth"]["gap"])
-        else:
-            divergence = torch.distributions.kl_divergence(normals["truth"], normals["scaled"])
-            assert divergence + factorized_gap(w) > found["scaled"]["lost"] + found["scaled"]["gap"]
 
 
 def test_what_a_run_loses_is_compared_with_full_gaussians_of_the_same_training() -> None:

@@ -89,7 +89,8 @@ def test_centres_are_found_where_no_step_helps(w: float) -> None:
 
 def test_section_3_obeys_the_law() -> None:
     options = mixture.Options(law_variances=(1.0,), law_weights=9, law_nodes=6)
-    cases = mixture.law_cases(options)
+    cases, seconds = mixture.law_cases(options)
+    assert seconds.keys() == {case["name"] for case in cases}
     assert len({case["name"] for case in cases}) == 2
     for case in cases:
         assert law.holds(case)

@@ -1,5 +1,6 @@
 """figures/make.py: steps kept, resumed and failed; drawing from what is there; the page."""
 
+import base64
 import csv
 import json
 import re
@@ -12,20 +13,23 @@ import pytest
 from toy import ROOT, SCRIPT, main, options_of, the_one_line
 
 import hashing
-from figures import findings, make, page, runner, section5, steps, style
+from figures import findings, make, runner, section5, steps, style
 from figures.cli import RunError
 from figures.steps import Step
 
 STEPS = (
-    Step("first", "script.py first --out {self}", 1),
+    Step(3, "first", "script.py first --out {self}", 1),
     Step(
+        4,
         "part/second",
         "script.py fails hangs --from {first}/model.pt --out {self}",
         1,
         needs=("first",),
     ),
-    Step("third", "script.py third --from {part/second} --out {self}", 1, needs=("part/second",)),
-    Step("fourth", "script.py fourth --out {self}", 1, resume=False),
+    Step(
+        4, "third", "script.py third --from {part/second} --out {self}", 1, needs=("part/second",)
+    ),
+    Step(5, "fourth", "script.py fourth --out {self}", 1, resume=False),
 )
 QUICK = make.Options()
 
@@ -63,7 +67,7 @@ def test_steps_run_in_order_go_on_after_a_failure_and_are_kept(house: Path, jobs
     assert {
         path.relative_to(house / "out/results").as_posix()
         for path in (house / "out/results").rglob("*.json")
-    } == {f"{step.name}.json" for step in STEPS}
+    } == {step.result for step in STEPS}
     said = (house / "out/steps/part/second/runs").read_text().split()
     assert said[-1] == "--resume"
     assert said[3] == str(house / "out/steps/first/model.pt")
@@ -76,12 +80,12 @@ def test_a_step_whose_command_has_changed_is_run_again_with_those_that_go_on_fro
     house: Path,
 ) -> None:
     make.run_steps(STEPS, house / "out", QUICK)
-    changed = Step("first", "script.py other --out {self}", 1)
+    changed = Step(3, "first", "script.py other --out {self}", 1)
     (house / "mood").write_text("fail")
     failed = make.run_steps([changed, *STEPS[1:]], house / "out", QUICK)
     assert failed == {"part/second": "exit code 3", "third": "goes on from part/second"}
-    assert json.loads((house / "out/results/first.json").read_text())["made_by"] == "other"
-    assert not (house / "out/results/part/second.json").exists()  # of the old first
+    assert json.loads((house / "out/results/section3/first.json").read_text())["made_by"] == "other"
+    assert not (house / "out/results/section4/part/second.json").exists()  # of the old first
     assert runs(house / "out") == {"first": 1, "part/second": 1, "third": 0, "fourth": 1}
     assert len(list((house / "out/steps").glob("first until *"))) == 1
     (house / "mood").unlink()
@@ -103,21 +107,39 @@ def test_a_script_that_leaves_no_result_has_failed(house: Path) -> None:
 
 def test_render_draws_what_a_folder_has_under_its_heading(house: Path) -> None:
     make.run_steps(STEPS, house / "out", QUICK)
-    shutil.copy(ROOT / "figures/results/disarm.json", house / "out/results")
-    shutil.copytree(ROOT / "figures/results/hashing", house / "out/results/hashing")
+    there = ROOT / "figures/results/section5"
+    shutil.copy(there / "disarm.json", house / "out/results/section5")
+    shutil.copytree(there / "hashing", house / "out/results/section5/hashing")
     done = main(make, "--render", "--out", house / "out")
     assert done.returncode == 1
-    assert "no results for figure1, mixture_gap" in the_one_line(done)
+    assert "section3/figure1, section3/mixture_gap" in the_one_line(done)
     assert "estimator_variance" not in the_one_line(done)
-    assert (house / "out/table3.md").read_text().startswith("Quick run")
-    assert not list(
-        (house / "out").glob("section?.md")
-    )  # the findings are of the committed results only
+    assert (house / "out/section5/table3.md").read_text().startswith("Quick run")
     text = (house / "out/index.html").read_text()
     assert "<table>" in text
-    assert "not run" in text
-    assert text.count("data:image/png;base64,") == len(set(re.findall(r'alt="(\w+)"', text))) > 1
+    assert "Not run" in text
+    assert text.count("data:image/png;base64,") == text.count("<img") > 1
     assert "http" not in text  # self-contained
+    for linked in re.findall(r'<a href="([^"#]+png)"', text):
+        assert (house / "out" / linked).exists()
+
+
+def test_text_of_results_is_no_html_and_reads_no_other_files(house: Path) -> None:
+    make.run_steps(STEPS, house / "out", QUICK)
+    (house / "secret.png").write_bytes(b"secret")
+    result = json.loads((ROOT / "figures/results/section5/disarm.json").read_text())
+    result["environment"]["processor"] = "<script>alert(1)</script> ![s](../secret.png)"
+    (house / "out/results/section5/disarm.json").write_text(json.dumps(result))
+    cell = json.loads((ROOT / "figures/results/section5/hashing/e1_b8_d0.json").read_text())
+    cell["corpus"] = "<script>alert(2)</script> ![s](../../secret.png)"
+    (house / "out/results/section5/hashing").mkdir()
+    (house / "out/results/section5/hashing/e1_b8_d0.json").write_text(json.dumps(cell))
+    assert main(make, "--render", "--out", house / "out").returncode == 1
+    text = (house / "out/index.html").read_text()
+    assert "alert(1)" in text
+    assert "alert(2)" in text
+    assert "<script" not in text
+    assert base64.b64encode(b"secret").decode() not in text
 
 
 def test_command_line_says_what_failed_and_what_is_not_drawn(house: Path) -> None:
@@ -128,9 +150,9 @@ def test_command_line_says_what_failed_and_what_is_not_drawn(house: Path) -> Non
     assert (
         "2 of 4 steps failed: part/second (exit code 3); third (goes on from part/second)" in line
     )
-    assert "not drawn: figure1" in line
+    assert "not drawn: law/one_law" in line
     assert (house / "out/index.html").as_uri() in done.stdout
-    assert (house / "out/faces.png").exists()
+    assert (house / "out/section4/faces.png").exists()
     dry = main(make, "--out", house / "other", "--dry-run")
     assert dry.returncode == 0
     assert "4 steps" in dry.stdout
@@ -147,7 +169,6 @@ def test_a_quick_run_says_so_on_everything(tmp_path: Path) -> None:
     assert figure.get_suptitle().splitlines() == [make.HEADINGS["quick"], "title"]
     for kind in ("md", "tex", "csv"):
         assert "Quick run" in (tmp_path / f"table.{kind}").read_text()
-    assert "not the report's protocol" in page.write(tmp_path, "quick").read_text()
     style.write_table(tmp_path / "table", "Caption.", ("a", "b"), [(1, 2)])
     assert (tmp_path / "table.md").read_text().startswith("Caption.")
 
@@ -166,7 +187,7 @@ def test_every_step_of_the_presets_is_a_command_that_its_script_takes() -> None:
 def test_the_claim_is_read_off_the_results() -> None:
     rows = [claim.row() for claim in findings.claims(findings.read(make.HERE / "results"))]
     assert [row[:2] for row in rows[:2]] == [("3", "ELBO"), ("3", "log p(x)")]
-    assert ("5", "log p(x), a1, d = 1") in [row[:2] for row in rows]
+    assert ("5", "log p(x), e3, d = 1") in [row[:2] for row in rows]
     verdicts = {row[-1].partition(";")[0] for row in rows}
     assert verdicts == {"yes", "yes, in one seed", "within chance"}
 
@@ -202,8 +223,32 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_parts_are_runs_of_the_best_preset() -> None:
-    read = options_of(f"{steps.BEST_HELD_OUT} --out parts")
-    assert read == replace(hashing.BEST, refine=0, last=False, held_out=0.1, out=Path("parts"))
+    (step,) = make.chosen(steps.STEPS["report"], ["parts/full"])
+    read = options_of(shlex.join(make.arguments(step, Path("out"))))
+    plain = replace(read, resume=False, out=hashing.BEST.out)
+    assert plain == replace(hashing.BEST, refine=0, last=False, held_out=0.1)
+
+
+def test_steps_are_chosen_by_name_with_those_they_go_on_from() -> None:
+    names = [step.name for step in make.chosen(STEPS, ["third"])]
+    assert names == ["first", "part/second", "third"]
+    assert [step.name for step in make.chosen(STEPS, ["f*"])] == ["first", "fourth"]
+    with pytest.raises(RunError, match="no step is named 'fifth'"):
+        make.chosen(STEPS, ["first", "fifth"])
+
+
+def test_cells_have_the_options_that_their_names_say() -> None:
+    cells = {step.name: step for step in steps.STEPS["report"] if "hashing/" in step.name}
+    for name, changes in {
+        "e1_b64_d0": {},
+        "e3_b8_d2_lr0.1": {"encoder": "e3", "bits": 8, "decoder_layers": 2, "encoder_lr": 0.1},
+        "e1_b64_d0_arm_seed3": {"estimator": "arm", "seed": 3},
+        "e2_b64_d0_heldout0.1": {"encoder": "e2", "held_out": 0.1},
+    }.items():
+        command = make.arguments(cells[f"hashing/{name}"], Path("out"))
+        read = replace(options_of(shlex.join(command)), resume=False, out=hashing.Options.out)
+        counts = {"test_counts": changes.get("encoder") in ("e2", "e3")}
+        assert read == replace(hashing.Options(), **changes, **counts), name
 
 
 def test_parts_are_compared_at_their_lowest_held_out_loss(tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ from toy import task
 from figures.cli import cli
 from figures.runner import ClusterOptions, run_tasks
 house = Path({house!r})
-tasks = [task(house, "first"), task(house, "second", "hangs"), task(house, "third", needs=("second",))]
+tasks = [task(house, "first"), task(house, "second", "hangs")]
+tasks.append(task(house, "third", needs=("second",)))
 cli("", ("drive", lambda options: print(run_tasks(tasks, options)), ClusterOptions(), ""))
 """
 

@@ -40,7 +40,10 @@ if mood == "hang" and "hangs" in sys.argv:
 if mood == "fail" and "fails" in sys.argv:
     print("the disk is full", file=sys.stderr)
     sys.exit(3)
-(out / "result.json").write_text(json.dumps({"made_by": sys.argv[1], "threads": os.environ["OMP_NUM_THREADS"]}))
+result = {"made_by": sys.argv[1], "threads": os.environ["OMP_NUM_THREADS"]}
+result |= {"config": {}, "metrics": {}, "history": {}, "seconds": 1}
+result["environment"] = dict.fromkeys(("processor", "device", "threads", "torch"), "toy")
+(out / "result.json").write_text(json.dumps(result))
 """
 # Adam's first step imports torch's compiler, which takes seconds of each process and is not used.
 UNCOMPILED = """
