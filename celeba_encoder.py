@@ -350,25 +350,25 @@ class Trainer:
         points = {round(total * i / options.track) for i in range(options.track + 1)}
         if checkpoint.exists():
             self.load(checkpoint)
-        with tqdm(total=total, initial=self.iteration, desc="training", unit="step") as bar:
+        every = options.checkpoint_every
+        with (
+            run.saving_at_sigterm() as told,
+            tqdm(total=total, initial=self.iteration, desc="training", unit="step") as bar,
+        ):
             while True:
                 if self.iteration in points and self.iteration not in self.history["iteration"]:
                     self.track()
                     bar.set_postfix_str(f"ELBO {self.history['elbo'][-1]:.0f}")
-                if self.iteration and (
-                    self.iteration % options.checkpoint_every == 0 or self.iteration == total
-                ):
+                due = self.iteration % every == 0 or self.iteration == total
+                if self.iteration and (due or told()):
                     self.save(checkpoint)
-                if self.iteration == total:
+                if self.iteration == total or told():
                     return
                 start = time.perf_counter()
-                stop = min(
-                    total,
-                    (self.iteration // options.checkpoint_every + 1) * options.checkpoint_every,
-                )
+                stop = min(total, (self.iteration // every + 1) * every)
                 stop = min([stop, *(point for point in points if point > self.iteration)])
                 with modes(self.vae, *batch_statistics, learning=True):
-                    while self.iteration < stop:
+                    while self.iteration < stop and not told():
                         self.sum = self.sum + self.step()
                         self.iteration += 1
                         bar.update()
@@ -421,7 +421,9 @@ def networks_of(
     discriminator.load_state_dict(state["discriminator"])
     for network in (generator, discriminator):
         network.to(device).eval().requires_grad_(False)
-    return generator, discriminator, {key: state[key] for key in ("width", "epoch", "data", "seed")}
+    origin = {key: state[key] for key in ("width", "epoch", "data", "seed")}
+    usual = celeba.NAME if origin["data"] == "celeba" else faces.NAME
+    return generator, discriminator, origin | {"images": state.get("images", usual)}
 
 
 def main(options: Options) -> None:
@@ -469,7 +471,7 @@ def finish(trainer: Trainer, metrics: dict, origin: Mapping, stage: str) -> None
     metrics |= {"iterations": trainer.iteration}
     result = run.save_result(
         *(options.out, options, device, seconds, metrics, trainer.history),
-        data=celeba.NAME if origin["data"] == "celeba" else faces.NAME,
+        data=origin["images"],
         ground_truth=dict(origin),
         seconds_per_step=trainer.seconds / trainer.iteration,
         strips=strips(vae, options, device),

@@ -81,7 +81,6 @@ from celeba_encoder import (
     normal,
     real_images,
 )
-from data import celeba, faces
 from figures import law, run
 from figures.cli import (
     Count,
@@ -552,7 +551,7 @@ def main(options: Options) -> None:
     last = {key: values[-1] for key, values in trainer.history.items() if values}
     result = run.save_result(
         *(options.out, options, device, trainer.seconds, last | changes, trainer.history),
-        data=celeba.NAME if origin["data"] == "celeba" else faces.NAME,
+        data=origin["images"],
         ground_truth=dict(origin),
         seconds_per_step=trainer.seconds / trainer.iteration,
         strips=strips_without_encoder(vae, options, device),

@@ -368,6 +368,15 @@ class Trainer:
             self.history, self.seconds = state["history"], state["seconds"]
 
 
+def data_name(options: Options) -> str:
+    """What results call the images."""
+    if options.data == "faces":
+        return faces.NAME
+    source = celeba.find(options.images)
+    usual = source is None or source.name in (celeba.ARCHIVE, celeba.FOLDER)
+    return celeba.NAME if usual else f"images of {source.name}"
+
+
 def selecting_features(options: Options, device: torch.device) -> tuple[Features, str]:
     """The feature space that selects the epoch, and its name."""
     if options.features == "inception":
@@ -416,6 +425,7 @@ def main(options: Options) -> None:
         trainer.generator.load_state_dict(networks["generator"])
     width = {key: getattr(options, key) for key in ("nz", "ngf", "ndf")}
     origin = {"width": width, "epoch": selected, "data": options.data, "seed": options.seed}
+    origin["images"] = data_name(options)
     run.save_torch(options.out / "ground_truth.pt", origin | networks)
     grid = png(torch.cat(list(trainer.generated(GRID))))
     write_aside(options.out / "grid.png", grid)
@@ -433,7 +443,7 @@ def main(options: Options) -> None:
         metrics,
         history,
         images=len(trainer.images),
-        data=celeba.NAME if options.data == "celeba" else faces.NAME,
+        data=data_name(options),
         space=space,
         grid=base64.b64encode(grid).decode(),
         seconds_per_step=trainer.seconds["training"] / (steps * trainer.epoch),

@@ -601,17 +601,17 @@ def train(options: Options, corpus: Corpus) -> dict[str, Any]:
     trainer = Trainer(options, corpus, device)
     if checkpoint.exists():
         trainer.load(checkpoint)
-    with tqdm(
-        total=options.epochs + options.fine_epochs,
-        initial=trainer.epoch,
-        desc="training",
-        unit="epoch",
-    ) as bar:
-        while not trainer.finished:
+    total = options.epochs + options.fine_epochs
+    with (
+        run.saving_at_sigterm() as told,
+        tqdm(total=total, initial=trainer.epoch, desc="training", unit="epoch") as bar,
+    ):
+        while not trainer.finished and not told():
             losses = trainer.run_epoch()
             bar.set_postfix_str(f"-ELBO train {losses['train']:.1f} test {losses['test']:.1f}")
             bar.update()
-            if trainer.epoch % options.checkpoint_every == 0 or trainer.finished:
+            due = trainer.epoch % options.checkpoint_every == 0
+            if due or trainer.finished or told():
                 trainer.save(checkpoint)
     start, history, selected = time.perf_counter(), trainer.history, trainer.selected_epoch
     best = int(np.argmin(history["test"]))
@@ -764,6 +764,8 @@ def search(options: SearchOptions) -> None:
         for i in order[: options.top]
     ]
     run.print_table(("distance", "group", "document", "characteristic words"), rows)
+    if (alike := int((distance == distance[order[len(rows) - 1]]).sum())) > len(rows):
+        print(f"{alike:,} documents are as near as the last: these codes do not tell them apart")
     print(f"{config['bits']} bits; {corpus.name}; {options.model}, epoch {saved['epoch']}")
 
 

@@ -1,14 +1,16 @@
 """Data sources, one module each. Downloads and parsed caches lie beside the modules and are ignored
 by git."""
 
+import contextlib
 import io
 import os
+import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import scipy.sparse
@@ -21,30 +23,50 @@ class DataError(ValueError):
     do."""
 
 
-def write_aside(path: Path, data: bytes | memoryview) -> None:
-    """Write under a temporary name, then rename: `path` is the old file or the new one, never a
-    part.
+STALE = 600  # seconds after its last change that a file aside is of a writer that is gone
 
-    Windows does not rename onto a file that another program has open, such as a virus scanner: it
-    is tried for 5 s."""
+
+@contextlib.contextmanager
+def aside(path: Path) -> Generator[BinaryIO]:
+    """A file to write in, which at the end takes the place of `path`: that is the old file or the
+    new one, never a part.
+
+    The file's name until then is that of no other process, here or on another host. What killed
+    processes have left of the same `path` is removed. Windows does not rename onto a file that
+    another program has open, such as a virus scanner: it is tried for 5 s.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE:
+                left.unlink()
+    number, name = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
+    written = Path(name)
     try:
-        with aside.open("wb") as file:
-            file.write(data)
+        with os.fdopen(number, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        written.chmod(0o666 & ~mask)  # as of any new file; mkstemp's is for its owner only
         for wait in (0.1, 0.4, 1.5, 3, 0):
             try:
-                aside.replace(path)
+                written.replace(path)
                 return
             except PermissionError:
                 if not wait:
                     raise
                 time.sleep(wait)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        written.unlink(missing_ok=True)
         raise
+
+
+def write_aside(path: Path, data: bytes | memoryview) -> None:
+    """Write a whole file, as `aside` does."""
+    with aside(path) as file:
+        file.write(data)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, aside, write_aside
 
 NAME = "CelebA"
 PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
@@ -34,6 +34,7 @@ ENVIRONMENT_VARIABLE = "CELEBA_IMAGES"
 SIZE = 64
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+LARGEST = 64 << 20  # bytes of an image file; a photograph of CelebA has 10 kB
 NAMED = 5  # unreadable images that are named; the others are counted
 
 
@@ -54,11 +55,8 @@ def load(images: Path | None = None, folder: Path = Path(__file__).parent) -> np
         if not names:
             raise DataError(f"{source}: no image in it ({', '.join(sorted(SUFFIXES))})")
         path = folder / f"celeba-{SIZE}-{fingerprint}.npy"
-        if path.is_file():
-            try:
-                return np.load(path, mmap_mode="r")
-            except (OSError, ValueError, EOFError) as error:
-                print(f"{path} cannot be read ({error}); making it again")
+        if path.is_file() and (kept := _cached(path)) is not None:
+            return kept
         _decode(source, names, read, path)
     return np.load(path, mmap_mode="r")
 
@@ -88,15 +86,28 @@ def _downloaded(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _opened(source: Path) -> Generator[tuple[list[str], str, Callable[[str], bytes]]]:
-    """The images' names, a digest that changes with the source, and what reads one."""
+def _opened(source: Path) -> Generator[tuple[list[str], str, Callable[[int], bytes]]]:
+    """The images' names, a digest that changes with the source, and what reads one by its number.
+
+    What reads raises ValueError for one that is too large.
+    """
     if source.is_dir():
-        paths = sorted(path for path in source.rglob("*") if _is_image(path.relative_to(source)))
+        paths = sorted(
+            path
+            for path in source.rglob("*")
+            if _is_image(path.relative_to(source)) and path.is_file()
+        )
         marks = [
             (str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns)
             for path in paths
         ]
-        yield [mark[0] for mark in marks], _digest(marks), lambda name: (source / name).read_bytes()
+
+        def read_file(number: int) -> bytes:
+            if marks[number][1] > LARGEST:
+                raise ValueError("too large")
+            return paths[number].read_bytes()
+
+        yield [mark[0] for mark in marks], _digest(marks), read_file
         return
     try:
         archive = zipfile.ZipFile(source)
@@ -121,14 +132,16 @@ def _opened(source: Path) -> Generator[tuple[list[str], str, Callable[[str], byt
                 )
         lock = threading.Lock()
 
-        def read(name: str) -> bytes:
-            with lock:  # one file position for all threads
-                return archive.read(name)
+        def read_member(number: int) -> bytes:
+            if members[number].file_size > LARGEST:
+                raise ValueError("too large")
+            with lock:  # one file position for all threads; by entry: a name may be there twice
+                return archive.read(members[number])
 
         yield (
             [m.filename for m in members],
             _digest([(m.filename, m.file_size, m.CRC) for m in members]),
-            read,
+            read_member,
         )
 
 
@@ -155,57 +168,41 @@ def _digest(marks: list[tuple]) -> str:
     return hashlib.sha256(repr(marks).encode()).hexdigest()[:12]
 
 
-def _decode(source: Path, names: list[str], read: Callable[[str], bytes], path: Path) -> None:
-    """Write the images of `source` to `path`, aside and then renamed; unreadable ones leave no
-    gap."""
+def _decode(source: Path, names: list[str], read: Callable[[int], bytes], path: Path) -> None:
+    """Write the images of `source` to `path`, and their digest beside it; unreadable ones leave no
+    gap.
+    """
     from torchvision import transforms
 
     prepare = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE)])
+    broken = (OSError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error)
 
-    def decoded(name: str) -> np.ndarray | None:
+    def decoded(number: int) -> np.ndarray | None:
         try:
-            with Image.open(io.BytesIO(read(name))) as image:
+            with Image.open(io.BytesIO(read(number))) as image:
                 return np.asarray(prepare(_rgb(image))).transpose(2, 0, 1)
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            zipfile.BadZipFile,
-            zlib.error,
-            Image.DecompressionBombError,
-        ):
+        except (*broken, Image.DecompressionBombError):
             return None
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     unreadable, count = [], 0
 
-    def write_header(
-        file: BinaryIO, images: int
-    ) -> None:  # of one length, whatever the number of images
+    def write_header(file: BinaryIO, images: int) -> None:  # of one length, whatever their number
         form = {"descr": "|u1", "fortran_order": False, "shape": (images, 3, SIZE, SIZE)}
         np.lib.format.write_array_header_1_0(file, form)
 
-    try:
-        with (
-            aside.open("wb") as file,
-            ThreadPoolExecutor() as pool,
-        ):  # decoding and resizing let other threads run
-            write_header(file, len(names))
-            images = tqdm(
-                pool.map(decoded, names),
-                total=len(names),
-                desc=f"decoding {source.name}",
-                unit="image",
-            )
-            for name, image in zip(names, images, strict=True):
-                if image is None:
-                    unreadable.append(name)
-                else:
-                    file.write(image.tobytes())
-                    count += 1
-            file.seek(0)
-            write_header(file, count)
+    # Decoding and resizing let other threads run.
+    with aside(path) as file, ThreadPoolExecutor() as pool:
+        write_header(file, len(names))
+        images = pool.map(decoded, range(len(names)))
+        images = tqdm(images, total=len(names), desc=f"decoding {source.name}", unit="image")
+        for name, image in zip(names, images, strict=True):
+            if image is None:
+                unreadable.append(name)
+            else:
+                file.write(image.tobytes())
+                count += 1
+        file.seek(0)
+        write_header(file, count)
         if not count:
             raise DataError(f"{source}: none of its {len(names)} images can be read")
         if unreadable:
@@ -214,6 +211,19 @@ def _decode(source: Path, names: list[str], read: Callable[[str], bytes], path: 
                 f"{source}: {len(unreadable)} of {len(names)} images cannot be read and are left "
                 f"out: {shown}"
             )
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    write_aside(path.with_suffix(".sha256"), digest.encode())
+
+
+def _cached(path: Path) -> np.ndarray | None:
+    """The images at `path`, memory-mapped, if they are those that were decoded."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if path.with_suffix(".sha256").read_text(encoding="utf-8") != digest:
+            raise ValueError("its digest is another")
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        print(f"{path} cannot be read ({error}); making it again")
+        return None

@@ -17,6 +17,7 @@ import re
 import sysconfig
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -106,13 +107,18 @@ def docstrings(file: tuple[Path, str]) -> list[Docstring]:
 
 def read(files: list[tuple[Path, str]]) -> list[Docstring]:
     """The docstrings of all files, in parallel."""
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        parts = pool.map(docstrings, files, chunksize=32)
-        return [
-            item
-            for part in tqdm(parts, total=len(files), desc="docstrings", unit="file")
-            for item in part
-        ]
+    try:
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            parts = pool.map(docstrings, files, chunksize=32)
+            return [
+                item
+                for part in tqdm(parts, total=len(files), desc="docstrings", unit="file")
+                for item in part
+            ]
+    except (BrokenProcessPool, BrokenPipeError) as error:
+        raise DataError(
+            "a process that reads docstrings was killed: is there too little memory?"
+        ) from error
 
 
 def build(documents: list[Docstring], name: str) -> Corpus:

@@ -36,6 +36,9 @@ FILES = {"train.data", "test.data", "train.label", "test.label", "train.map", WO
 SHA256 = {
     "train.data": "dc3bf23fa28511494ee406bd3baa6565ad156c0d48e56bc9aea247c4dd0b81be",
     "test.data": "2e739450e07c6201ae4eff90bb26cd69d26c45243bd923a29fc2caaae3a4c34a",
+    "train.label": "90e46f67c51005c7bb707a61cd4a49bd996bc98c5c2acaaa36fbd22dc179101f",
+    "test.label": "5eb0491245caaffb86980dcd7b707e65815ae0a600b214ac99e62fa5a713e6e1",
+    "train.map": "5a9320e52d18d67df8997fea5fd1f8ee8c904281edb514ccacaae059a902f9a3",
 }
 ALL_WORDS = 61_188
 VOCABULARY = 10_000
@@ -151,7 +154,7 @@ def parse_archive(
 ) -> Corpus:
     """Read the archive, or a folder of its files, in memory, check it, and cut the vocabulary.
 
-    sha256: the digests that the count files must have; None: those of SHA256. words: reads the list
+    sha256: the digests that the files must have; None: those of SHA256. words: reads the list
         of words where the archive has none.
     Raises DataError for an archive that is truncated, holds links or paths leading out of it, or
     differs in content; a malformed count file is named with its line.

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-GRACE = 5.0  # seconds for the script to stop by itself, as after SIGTERM
+GRACE = 25.0  # seconds for the script to save what it has, as after SIGTERM
 
 
 def stop_at_end_of_input() -> None:

@@ -15,6 +15,7 @@ import tyro
 from data import DataError
 
 ROOT = Path(__file__).parent.parent
+AT_END: list[Callable[[], None]] = []  # called when a command line has ended, well or not
 
 
 class RunError(Exception):
@@ -119,6 +120,9 @@ def cli(description: str | None, *runs: Run) -> None:
             stream.reconfigure(errors="replace")
     try:
         options = read_options(description, runs, script)
+        for name, value in vars(options).items():
+            if value == () and (default := getattr(type(options), name)):
+                raise RunError(f"--{name.replace('_', '-')} needs values, such as {default[0]}")
         function = {type(options): function for _, function, options, _ in runs}[type(options)]
         hint = "; go on from what was saved with --resume" if hasattr(options, "resume") else ""
         before = signal.signal(signal.SIGTERM, terminate)
@@ -126,7 +130,10 @@ def cli(description: str | None, *runs: Run) -> None:
             function(options)
         finally:
             signal.signal(signal.SIGTERM, before)
-        sys.stdout.flush()
+            for end in AT_END:
+                end()
+        if sys.stdout is not None:  # closed by the shell
+            sys.stdout.flush()
     except KeyboardInterrupt:
         fail(f"interrupted{hint}", 130)
     except Terminated:

@@ -1,8 +1,11 @@
 """Fréchet distances of sets of images: moments of features, Inception's network, and thumbnails
 (Section 4)."""
 
+import functools
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -82,10 +85,15 @@ def inception(dims: int, device: torch.device, precision: str = "float32") -> Fe
 
     Raises RunError, one line, if the weights cannot be had.
     """
+    from pytorch_fid import inception as package
     from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
 
+    # pytorch-fid would run code that stands in the weights, and does not look at the digest in
+    # their name.
+    load = functools.partial(package.load_state_dict_from_url, weights_only=True)
     try:
-        network = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
+        with mock.patch.object(package, "load_state_dict_from_url", load):
+            network = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
     except Exception as error:  # no network; or, of a broken file, TypeError to UnpicklingError
         where = Path(torch.hub.get_dir()) / "checkpoints"
         raise RunError(
@@ -93,6 +101,10 @@ def inception(dims: int, device: torch.device, precision: str = "float32") -> Fe
             f"{FID_WEIGHTS_URL} and put {FID_WEIGHTS_URL.rpartition('/')[2]} in {where}, which "
             "TORCH_HOME can move"
         ) from error
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / FID_WEIGHTS_URL.rpartition("/")[2]
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+    if not digest.startswith(weights.stem.rpartition("-")[2]):
+        print(f"{weights} has the digest {digest[:8]}: not pytorch-fid's weights, nor its FID")
     network = network.eval().requires_grad_(False)
     # torch's stub lacks this form.
     network = network.to(device, memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]

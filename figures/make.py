@@ -38,7 +38,7 @@ from tqdm import tqdm
 from data import celeba, newsgroups, write_aside
 from figures import law
 from figures.cli import RunError, cli
-from figures.run import pick_device, write_json
+from figures.run import claim, pick_device, write_json
 from figures.runner import ClusterOptions, Task, record, run_tasks
 from figures.steps import HOUR, STEPS, Step
 
@@ -103,6 +103,17 @@ def requirements(out: Path) -> list[str]:
     ]
 
 
+def preset_of(folder: Path) -> str:
+    """Of which preset a folder's results are. Raises RunError if that cannot be read."""
+    path = folder / PRESET
+    if not path.exists():
+        return "report"
+    try:
+        return str(json.loads(path.read_bytes())["preset"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} does not say which preset this folder is of") from error
+
+
 def arguments(step: Step, out: Path) -> tuple[str, ...]:
     """The words of a step's command, with --resume where the script has it."""
 
@@ -136,8 +147,9 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
     A step is finished if it was with the same command, and from the same runs of the steps that it
     goes on from. Raises RunError if `out` is of another preset.
     """
+    claim(out)
     path = out / PRESET
-    if path.exists() and (before := json.loads(path.read_bytes())["preset"]) != options.preset:
+    if path.exists() and (before := preset_of(out)) != options.preset:
         raise RunError(f"{out} holds a run of --preset {before}; choose another --out")
     write_json(path, {"preset": options.preset})
     finished, waiting = set(), []
@@ -209,8 +221,7 @@ def draw(folder: Path, preset: str, pdf: bool = False) -> list[str]:
 def main(options: Options) -> None:
     if options.render:
         folder = options.out or HERE
-        kept = folder / PRESET
-        preset = json.loads(kept.read_bytes())["preset"] if kept.exists() else "report"
+        preset = preset_of(folder)
         if missing := draw(folder, preset, pdf=True):
             raise RunError(
                 f"no results for {', '.join(missing)}; the other figures and tables are in {folder}"

@@ -9,35 +9,41 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import platform
+import signal
 import statistics
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 
 from data import write_aside
-from figures.cli import ROOT, RunError
+from figures.cli import AT_END, ROOT, RunError, Terminated
 
 LIBRARIES = ("torch", "numpy", "scipy", "matplotlib", "tyro")
 
 
 def _commit() -> str | None:
-    git = ["git", "-C", str(ROOT)]
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(ROOT), *words]
+        done = subprocess.run(command, capture_output=True, check=True)
+        return os.fsdecode(done.stdout).strip()
+
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changed = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
+        if not Path(git("rev-parse", "--show-toplevel")).samefile(ROOT):
+            return None  # a copy without its history, inside another repository
+        return git("rev-parse", "--short=10", "HEAD") + (
+            "+" if git("status", "--porcelain") else ""
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 COMMIT = _commit()  # at start: a long run may outlive the checkout it began in
@@ -61,6 +67,41 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
+LOCKS: dict[Path, filelock.BaseFileLock] = {}  # held by this process
+
+
+def release() -> None:
+    """Leave the folders to others."""
+    for path, lock in LOCKS.items():
+        path.with_name(".owner").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        lock.release()
+    LOCKS.clear()
+
+
+def claim(folder: Path) -> None:
+    """Keep other processes from running in this folder until this one ends, however it ends.
+
+    Raises RunError, which says who has it, if another one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve() / ".lock"
+    if path in LOCKS:
+        return
+    lock = filelock.FileLock(path)
+    owner = path.with_name(".owner")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+        raise RunError(f"{folder} is in use by {who}; choose another --out") from error
+    LOCKS[path] = lock
+    if release not in AT_END:
+        AT_END.append(release)
+    who = f"process {os.getpid()} on {platform.node()}"
+    write_aside(owner, who.encode())
+
+
 def begin(options: Any) -> tuple[torch.device, Path]:
     """Device and checkpoint of a run in --out that may begin or, with --resume, go on.
 
@@ -68,12 +109,31 @@ def begin(options: Any) -> tuple[torch.device, Path]:
     """
     device = pick_device(options.device)
     torch.set_flush_denormal(True)  # denormal numbers are slow
+    claim(options.out)
     checkpoint = options.out / "checkpoint.pt"
     if checkpoint.exists() and not options.resume:
         raise RunError(
             f"{options.out} already holds a run: go on with --resume, or choose another --out"
         )
     return device, checkpoint
+
+
+@contextlib.contextmanager
+def saving_at_sigterm() -> Generator[Callable[[], bool]]:
+    """Inside, SIGTERM, with which batch systems announce the end, waits: a training asks what is
+    yielded after each step, saves, and leaves; then Terminated is raised.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where there are no signals
+        yield lambda: False
+        return
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        yield lambda: bool(told)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if told:
+        raise Terminated
 
 
 def native_precision(device: torch.device) -> str:
@@ -163,6 +223,7 @@ def keep(
     same: what else must not have changed. Raises RunError if something is there and is not to be,
     or cannot be, taken."""
     config = as_config(options) | same
+    claim(options.out)
     if path.exists():
         if not options.resume:
             raise RunError(
@@ -209,11 +270,8 @@ def environment(device: torch.device) -> dict[str, Any]:
     changes)."""
     processor = platform.processor() or "unknown"
     with contextlib.suppress(OSError):  # of Linux
-        names = [
-            line
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        names = [line for line in text.splitlines() if line.startswith("model name")]
         processor = names[0].partition(":")[2].strip() if names else processor
     return {
         "python": platform.python_version(),

@@ -35,6 +35,7 @@ THREADS = (
     "OPENBLAS_NUM_THREADS",
 )  # Dask's nannies set each to 1
 TIMEOUT = 10  # seconds to find the scheduler
+PATIENCE = 5  # seconds without a worker before that is said
 CHILDREN: set[subprocess.Popen] = set()  # of this process
 
 
@@ -79,19 +80,23 @@ def record(folder: Path) -> dict[str, Any]:
     """What is recorded of a folder's last run: `command`, `session`, `begun`, `seconds` of all,
     `finished`; else {}."""
     try:
-        return json.loads((folder / RECORD).read_bytes())
+        entry = json.loads((folder / RECORD).read_bytes())
     except (OSError, ValueError):
         return {}
+    return entry if isinstance(entry, dict) else {}
 
 
 def run_task(
-    task: Task, session: str, before: Sequence[tuple[str, str | None]]
+    task: Task,
+    session: str,
+    before: Sequence[tuple[str, str | None]],
+    after: tuple[str, str | None] | None = None,
 ) -> tuple[str, str | None]:
     """Run the script; returns the task's name, and why it failed or could not begin, or None.
 
     session: of `run_tasks`. Dask runs a task again if the worker is lost that had its result,
     though not its files.
-    before: what this returned for the tasks that are needed.
+    before: what this returned for the tasks that are needed. after: of one that only comes first.
     """
     entry: dict[str, Any] = record(task.folder)
     if entry.get("session") == session and entry["finished"]:
@@ -168,7 +173,7 @@ def stop(child: subprocess.Popen) -> None:
     if child.stdin is not None:
         child.stdin.close()
     try:
-        child.wait(10)
+        child.wait(30)
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
@@ -204,6 +209,7 @@ def connected(options: ClusterOptions) -> Generator[Client]:
     if options.scheduler is None:
         settings = {
             "nthreads": options.jobs,
+            "memory_limit": 0,  # it only starts scripts, which the system looks after
             "resources": {options.resource: options.jobs} if options.resource else {},
         }
         scheduler = {
@@ -220,17 +226,35 @@ def connected(options: ClusterOptions) -> Generator[Client]:
         ):
             yield client
         return
-    named = (
-        {"scheduler_file": options.scheduler}
-        if Path(options.scheduler).exists()
-        else {"address": options.scheduler}
-    )
+    if "://" not in options.scheduler and not Path(options.scheduler).is_file():
+        raise RunError(
+            f"--scheduler: no file {options.scheduler!r}, and no address such as tcp://host:8786"
+        )
+    named = {"address": options.scheduler}
+    if Path(options.scheduler).is_file():
+        named = {"scheduler_file": options.scheduler}
     try:
         client = Client(**named, timeout=TIMEOUT)
     except (OSError, ValueError) as error:
         raise RunError(f"no Dask scheduler at {options.scheduler}: {error}") from error
     with client:
         yield client
+
+
+def say_if_nobody_comes(client: Client, resource: str | None) -> None:
+    """One line if after some seconds no worker can take a task."""
+
+    def able() -> bool:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        return any(resource is None or resource in worker["resources"] for worker in workers)
+
+    deadline = time.monotonic() + PATIENCE
+    while not able():
+        if time.monotonic() > deadline:
+            kind = "" if resource is None else f" with the resource {resource}"
+            print(f"no worker{kind} yet: tasks wait until one comes", file=sys.stderr)
+            return
+        time.sleep(0.2)
 
 
 def run_tasks(
@@ -248,18 +272,23 @@ def run_tasks(
     failed: dict[str, str] = {}
     with connected(options) as client:
         futures: dict[str, Any] = {}
-        resources, session = (
-            {options.resource: 1} if options.resource else None,
-            uuid.uuid4().hex[:8],
-        )
+        resources = {options.resource: 1} if options.resource else None
+        session, last = uuid.uuid4().hex[:8], None
         for i, task in enumerate(tasks):
             before = [futures[name] for name in task.needs if name in futures]
             key = f"{task.name}-{session}"
             task = replace(task, threads=options.threads)
-            futures[task.name] = client.submit(
-                run_task, task, session, before, key=key, priority=-i, resources=resources
+            last = client.submit(
+                *(run_task, task, session, before, last),
+                **{"key": key, "priority": -i, "resources": resources},
             )
+            futures[task.name] = last
+            if options.scheduler is not None or options.jobs > 1:
+                last = None  # only one at a time has to keep the order where there is a choice
         names = {future.key: name for name, future in futures.items()}
+        if options.scheduler is not None:
+            print(f"dashboard: {client.dashboard_link}; each task's log: {LOG} in its folder")
+            say_if_nobody_comes(client, options.resource)
         try:
             for future in as_completed(futures.values()):
                 error = future.exception()

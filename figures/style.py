@@ -3,13 +3,12 @@
 import contextlib
 import csv
 import io
+import os
 import re
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "Agg"  # before any import: figures are files, also in a notebook
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 

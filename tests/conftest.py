@@ -1,10 +1,12 @@
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data import newsgroups
+from figures.run import release
 
 # pytest-xdist runs one process per core: two of two threads each would slow each other down several
 # times.
@@ -15,6 +17,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # interrupt would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def unclaimed() -> Iterator[None]:
+    """Folders that a test ran in are left to other processes."""
+    yield
+    release()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """The GAN of Section 4: networks, Fréchet distance, training, resume, and bad input."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -11,13 +13,16 @@ import torch
 from PIL import Image
 from pytorch_fid import inception as pytorch_fid_inception
 from pytorch_fid.fid_score import calculate_activation_statistics
+from pytorch_fid.inception import FID_WEIGHTS_URL
 from torch import nn
 from toy import complaint, main, the_one_line
 
 import dcgan
-from data import faces
+from data import celeba, faces
 from dcgan import Discriminator, Generator, Moments, frechet_distance, moments
 from figures import frechet
+from figures.cli import RunError
+from figures.frechet import inception
 
 CPU = torch.device("cpu")
 TINY = (
@@ -152,7 +157,7 @@ def test_frechet_distance() -> None:
 
 def test_fid_is_that_of_pytorch_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    weights = tmp_path / "hub" / "checkpoints" / frechet.FID_WEIGHTS_URL.rpartition("/")[2]
+    weights = tmp_path / "hub" / "checkpoints" / FID_WEIGHTS_URL.rpartition("/")[2]
     weights.parent.mkdir(parents=True)
     with (
         monkeypatch.context() as patch
@@ -217,7 +222,7 @@ def test_without_weights_one_line_says_what_to_do(no_network: Path) -> None:
 def test_a_run_keeps_what_it_selected(tmp_path: Path) -> None:
     done = main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((tmp_path / "result.json").read_bytes())
     history, selected = result["history"], result["metrics"]["selected_epoch"]
     assert {len(values) for values in history.values()} == {3}
     assert history["frechet"][selected - 1] == min(history["frechet"])
@@ -254,7 +259,7 @@ def test_resume_is_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "parts", "--resume").returncode == 0
     )
     whole, parts = (
-        json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "parts")
+        json.loads((tmp_path / name / "result.json").read_bytes()) for name in ("whole", "parts")
     )
     assert whole["history"] == parts["history"]
     assert whole["metrics"] == parts["metrics"]
@@ -316,3 +321,25 @@ def test_losses_that_are_not_finite_stop_the_run(
 ) -> None:
     monkeypatch.setattr(dcgan.Trainer, "step", lambda self, real: torch.full((4,), float("nan")))
     assert "smaller --lr" in the_one_line(main(dcgan, *TINY, "--epochs", 1, "--out", tmp_path))
+
+
+def test_weights_with_code_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Command:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "was run"),)
+
+    name = FID_WEIGHTS_URL.rpartition("/")[2]
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    torch.save({"weight": Command()}, tmp_path / "hub/checkpoints" / name)
+    with pytest.raises(RunError, match="no Inception weights"):
+        inception(192, torch.device("cpu"))
+    assert not (tmp_path / "was run").exists()
+
+
+def test_other_images_are_called_what_they_are(tmp_path: Path) -> None:
+    folder = Path("runs") / "cats"
+    options = replace(dcgan.Options(), data="celeba", images=folder)
+    assert dcgan.data_name(options) == "images of cats"
+    assert dcgan.data_name(replace(options, images=tmp_path / celeba.ARCHIVE)) == celeba.NAME
+    assert dcgan.data_name(replace(options, data="faces", images=None)) == faces.NAME

@@ -1,5 +1,6 @@
 """The corpus of docstrings: what is read, what is left out, and that nothing is run."""
 
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,13 @@ def test_load_reads_in_parallel_and_caches(tmp_path: Path, monkeypatch: pytest.M
     again = docstrings.load(tmp_path)
     assert again.train_titles == corpus.train_titles
     assert (again.test != corpus.test).nnz == 0
+
+
+@pytest.mark.parametrize("error", [BrokenProcessPool, BrokenPipeError])
+def test_a_killed_reader_is_one_line(monkeypatch: pytest.MonkeyPatch, error: type) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise error("a process died")
+
+    monkeypatch.setattr(docstrings.ProcessPoolExecutor, "map", killed)
+    with pytest.raises(DataError, match="was killed"):
+        docstrings.read([])

@@ -180,7 +180,7 @@ def test_stages_repeat_resume_and_tell_what_they_should(
         SMALL, likelihood_epochs=40, encoder_epochs=40, joint_epochs=10, out=tmp_path / "a"
     )
     hashing.exact(options)
-    result = json.loads((tmp_path / "a" / "result.json").read_text())
+    result = json.loads((tmp_path / "a" / "result.json").read_bytes())
     stages = [f"{encoder}_{stage}" for encoder in ("e1", "e4") for stage in STAGES]
     assert set(result["metrics"]) == {
         "likelihood",
@@ -202,7 +202,7 @@ def test_stages_repeat_resume_and_tell_what_they_should(
     for stage in ("likelihood_on", "e4_joint"):
         (tmp_path / "a" / f"{stage}.pt").unlink()
     hashing.exact(replace(options, resume=True))
-    again = json.loads((tmp_path / "a" / "result.json").read_text())
+    again = json.loads((tmp_path / "a" / "result.json").read_bytes())
     assert (again["metrics"], again["history"]) == (result["metrics"], result["history"])
     (tmp_path / "a" / "likelihood.pt").write_bytes(b"no checkpoint")
     line = the_one_line(main(hashing, "exact", "--bits", 3, "--resume", "--out", tmp_path / "a"))

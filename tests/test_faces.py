@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
+from toy import posix
 
 from data import DataError, celeba, faces
 
@@ -212,3 +213,39 @@ def test_drawn_faces_are_the_same_by_seed_and_differ() -> None:
     distances = np.linalg.norm(pixels[:, None] - pixels[None], axis=2) / np.sqrt(pixels.shape[1])
     assert distances[~np.eye(70, dtype=bool)].min() > 10  # levels of 255: no two are alike
     assert pixels.std(0).min() > 15  # and no pixel is the same in all
+
+
+def test_a_cache_that_was_changed_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    archive = zipped(tmp_path / "a.zip", jpegs())
+    first = np.array(celeba.load(archive, tmp_path))
+    (cache,) = tmp_path.glob("*.npy")
+    data = bytearray(cache.read_bytes())
+    data[-1000:] = bytes(1000)  # of another process that wrote into it, say
+    cache.write_bytes(data)
+    np.testing.assert_array_equal(celeba.load(archive, tmp_path), first)
+    assert "digest is another" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_images_of_one_name_are_two_and_a_bomb_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(celeba, "LARGEST", 100_000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for grey in (10, 250):
+            buffer = io.BytesIO()
+            Image.new("RGB", (89, 109), (grey, grey, grey)).save(buffer, "png")
+            archive.writestr("a/1.png", buffer.getvalue())
+        archive.writestr("a/2.jpg", bytes(200_000))
+    images = celeba.load(tmp_path / "a.zip", tmp_path)
+    assert images[:, 0, 0, 0].tolist() == [10, 250]
+    assert "1 of 3 images cannot be read" in capsys.readouterr().out
+
+
+@posix
+def test_pipes_in_a_folder_are_no_images(tmp_path: Path) -> None:
+    folder = unpacked(tmp_path / "images", jpegs())
+    os.mkfifo(folder / "pipe.jpg")
+    assert len(celeba.load(folder, tmp_path / "cache")) == COUNT

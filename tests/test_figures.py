@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from toy import ROOT
 
-from figures import findings, law, page, section4
+from figures import findings, law, page, section4, style
+from figures.cli import RunError
 
 RESULTS = findings.read(ROOT / "figures" / "results")
 
@@ -22,7 +23,10 @@ def test_results_say_how_they_were_made(name: str) -> None:
     assert result["config"].get("protocol") in (None, "report", "released")
 
 
-def test_committed_figures_redraw_and_each_is_committed(tmp_path: Path) -> None:
+def test_committed_figures_redraw_and_each_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(style.plt.rcParams, "savefig.dpi", 20)  # fast
     (tmp_path / "results").symlink_to(ROOT / "figures" / "results")
     assert page.draw(tmp_path) == []
     page.write_pages(tmp_path, RESULTS, "report")
@@ -51,7 +55,7 @@ def test_committed_figures_redraw_and_each_is_committed(tmp_path: Path) -> None:
 )
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
-    for target in re.findall(r"\]\(([^):]+)\)", path.read_text()):
+    for target in re.findall(r"\]\(([^):]+)\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
 
 
@@ -92,3 +96,16 @@ def test_what_is_said_of_encoders_in_the_plane() -> None:
     )  # "costs what the family costs"
     assert costs["encoder4"] == pytest.approx(4 / 3 * costs["own"], rel=0.05)
     assert costs["encoder0"] > 3 * costs["own"]
+
+
+def test_what_is_no_result_is_named_or_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "section3").mkdir()
+    name = "section3/mixture.json"
+    whole = (ROOT / "figures/results" / name).read_bytes()
+    (tmp_path / name).write_bytes(whole)
+    (tmp_path / "section3/._mixture.json").write_bytes(b"\0macOS")
+    assert set(findings.read(tmp_path)) == {"mixture"}
+    for broken in (whole[:1000], b"[]", b"{}"):
+        (tmp_path / name).write_bytes(broken)
+        with pytest.raises(RunError, match=r"section3/mixture\.json is no result"):
+            findings.read(tmp_path)

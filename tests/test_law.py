@@ -152,7 +152,7 @@ def test_plane_through_the_command_line(tmp_path: Path) -> None:
     arguments = ("plane", "--sigmas", 0.8, "--weights", 3, "--out", tmp_path)
     done = main(celeba_joint, *arguments)
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "result.json").read_text())
+    result = json.loads((tmp_path / "result.json").read_bytes())
     cases = law.split(result)
     assert [case["metrics"]["value"] for case in cases.values()] == [0.8]
     for case in cases.values():
@@ -162,7 +162,7 @@ def test_plane_through_the_command_line(tmp_path: Path) -> None:
         assert law.cost(metrics) <= law.narrowing(metrics) + 1e-6
         assert metrics["finer_evidence"][1] == pytest.approx(metrics["evidence"][-1], abs=0.01)
     assert main(celeba_joint, *arguments, "--resume").returncode == 0
-    again = law.split(json.loads((tmp_path / "result.json").read_text()))
+    again = law.split(json.loads((tmp_path / "result.json").read_bytes()))
     assert {name: case["metrics"] for name, case in again.items()} == {
         n: c["metrics"] for n, c in cases.items()
     }
@@ -201,7 +201,7 @@ def test_lengths_through_the_command_line(
     )
     done = main(hashing, *arguments)
     assert done.returncode == 0, done.stderr
-    for case in law.split(json.loads((tmp_path / "result.json").read_text())).values():
+    for case in law.split(json.loads((tmp_path / "result.json").read_bytes())).values():
         metrics = case["metrics"]
         assert law.cost(metrics) <= law.narrowing(metrics) + 1e-6
         assert law.holds(metrics) or max(map(abs, metrics["ahead"])) > 1e-4

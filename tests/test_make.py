@@ -15,6 +15,7 @@ from toy import ROOT, SCRIPT, main, options_of, the_one_line
 import hashing
 from figures import findings, make, runner, section5, steps, style
 from figures.cli import RunError
+from figures.run import release
 from figures.steps import Step
 
 STEPS = (
@@ -47,7 +48,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def runs(out: Path) -> dict[str, int]:
     paths = {step.name: out / "steps" / step.name / "runs" for step in STEPS}
     return {
-        name: len(path.read_text().splitlines()) if path.exists() else 0
+        name: len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
         for name, path in paths.items()
     }
 
@@ -68,10 +69,10 @@ def test_steps_run_in_order_go_on_after_a_failure_and_are_kept(house: Path, jobs
         path.relative_to(house / "out/results").as_posix()
         for path in (house / "out/results").rglob("*.json")
     } == {step.result for step in STEPS}
-    said = (house / "out/steps/part/second/runs").read_text().split()
+    said = (house / "out/steps/part/second/runs").read_text(encoding="utf-8").split()
     assert said[-1] == "--resume"
     assert said[3] == str(house / "out/steps/first/model.pt")
-    assert "--resume" not in (house / "out/steps/fourth/runs").read_text()
+    assert "--resume" not in (house / "out/steps/fourth/runs").read_text(encoding="utf-8")
     with pytest.raises(RunError, match="a run of --preset quick"):
         make.run_steps(STEPS, house / "out", make.Options(preset="report"))
 
@@ -84,7 +85,9 @@ def test_a_step_whose_command_has_changed_is_run_again_with_those_that_go_on_fro
     (house / "mood").write_text("fail")
     failed = make.run_steps([changed, *STEPS[1:]], house / "out", QUICK)
     assert failed == {"part/second": "exit code 3", "third": "goes on from part/second"}
-    assert json.loads((house / "out/results/section3/first.json").read_text())["made_by"] == "other"
+    assert (
+        json.loads((house / "out/results/section3/first.json").read_bytes())["made_by"] == "other"
+    )
     assert not (house / "out/results/section4/part/second.json").exists()  # of the old first
     assert runs(house / "out") == {"first": 1, "part/second": 1, "third": 0, "fourth": 1}
     assert len(list((house / "out/steps").glob("first until *"))) == 1
@@ -95,6 +98,7 @@ def test_a_step_whose_command_has_changed_is_run_again_with_those_that_go_on_fro
 
 def test_a_run_that_was_moved_is_still_finished(house: Path) -> None:
     make.run_steps(STEPS, house / "out", QUICK)
+    release()
     (house / "out").rename(house / "elsewhere")
     assert make.run_steps(STEPS, house / "elsewhere", QUICK) == {}
     assert runs(house / "elsewhere") == {"first": 1, "part/second": 1, "third": 1, "fourth": 1}
@@ -114,8 +118,8 @@ def test_render_draws_what_a_folder_has_under_its_heading(house: Path) -> None:
     assert done.returncode == 1
     assert "section3/figure1, section3/mixture_gap" in the_one_line(done)
     assert "estimator_variance" not in the_one_line(done)
-    assert (house / "out/section5/table3.md").read_text().startswith("Quick run")
-    text = (house / "out/index.html").read_text()
+    assert (house / "out/section5/table3.md").read_text(encoding="utf-8").startswith("Quick run")
+    text = (house / "out/index.html").read_text(encoding="utf-8")
     assert "<table>" in text
     assert "Not run" in text
     assert text.count("data:image/png;base64,") == text.count("<img") > 1
@@ -127,15 +131,15 @@ def test_render_draws_what_a_folder_has_under_its_heading(house: Path) -> None:
 def test_text_of_results_is_no_html_and_reads_no_other_files(house: Path) -> None:
     make.run_steps(STEPS, house / "out", QUICK)
     (house / "secret.png").write_bytes(b"secret")
-    result = json.loads((ROOT / "figures/results/section5/disarm.json").read_text())
+    result = json.loads((ROOT / "figures/results/section5/disarm.json").read_bytes())
     result["environment"]["processor"] = "<script>alert(1)</script> ![s](../secret.png)"
     (house / "out/results/section5/disarm.json").write_text(json.dumps(result))
-    cell = json.loads((ROOT / "figures/results/section5/hashing/e1_b8_d0.json").read_text())
+    cell = json.loads((ROOT / "figures/results/section5/hashing/e1_b8_d0.json").read_bytes())
     cell["corpus"] = "<script>alert(2)</script> ![s](../../secret.png)"
     (house / "out/results/section5/hashing").mkdir()
     (house / "out/results/section5/hashing/e1_b8_d0.json").write_text(json.dumps(cell))
     assert main(make, "--render", "--out", house / "out").returncode == 1
-    text = (house / "out/index.html").read_text()
+    text = (house / "out/index.html").read_text(encoding="utf-8")
     assert "alert(1)" in text
     assert "alert(2)" in text
     assert "<script" not in text
@@ -168,9 +172,9 @@ def test_a_quick_run_says_so_on_everything(tmp_path: Path) -> None:
         style.save(figure, tmp_path, "figure")
     assert figure.get_suptitle().splitlines() == [make.HEADINGS["quick"], "title"]
     for kind in ("md", "tex", "csv"):
-        assert "Quick run" in (tmp_path / f"table.{kind}").read_text()
+        assert "Quick run" in (tmp_path / f"table.{kind}").read_text(encoding="utf-8")
     style.write_table(tmp_path / "table", "Caption.", ("a", "b"), [(1, 2)])
-    assert (tmp_path / "table.md").read_text().startswith("Caption.")
+    assert (tmp_path / "table.md").read_text(encoding="utf-8").startswith("Caption.")
 
 
 def test_every_step_of_the_presets_is_a_command_that_its_script_takes() -> None:
@@ -263,3 +267,14 @@ def test_parts_are_compared_at_their_lowest_held_out_loss(tmp_path: Path) -> Non
         ["nothing", "3.2", "-", "2", "3", "8.0"],
         ["autoregressive prior", "5.0", "+1.8", "2", "2", "2.0"],
     ]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_folder_of_no_preset_is_one_line(house: Path, text: str) -> None:
+    (house / "out").mkdir()
+    (house / "out/preset.json").write_text(text)
+    line = the_one_line(main(make, "--out", house / "out"))
+    assert "preset.json does not say which preset" in line
+    (house / "out/steps/first").mkdir(parents=True)
+    (house / "out/steps/first/step.json").write_text("[]")
+    assert runner.record(house / "out/steps/first") == {}

@@ -181,7 +181,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_a_run_leaves_result_and_figures(run: tuple[Path, str]) -> None:
     out, printed = run
-    result = json.loads((out / "result.json").read_text())
+    result = json.loads((out / "result.json").read_bytes())
     assert {"config", "metrics", "environment", "seconds", "history"} <= result.keys()
     assert {"torch", "device", "threads", "commit"} <= result["environment"].keys()
     for figure in ("figure1", "mixture_gap", "mixture_curves"):
@@ -200,12 +200,12 @@ def test_same_seed_same_metrics_and_resume_keeps_seeds(
     run: tuple[Path, str], tmp_path: Path
 ) -> None:
     out, _ = run
-    metrics = json.loads((out / "result.json").read_text())["metrics"]
+    metrics = json.loads((out / "result.json").read_bytes())["metrics"]
     kept = (out / "seed-0.pt").read_bytes()  # of an interrupted run: seed 0 is done, seed 1 is not
     (tmp_path / "seed-0.pt").write_bytes(kept)
     done = main(mixture, *QUICK, "--seeds", 2, "--resume", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "result.json").read_text())["metrics"] == metrics
+    assert json.loads((tmp_path / "result.json").read_bytes())["metrics"] == metrics
     assert (tmp_path / "seed-0.pt").read_bytes() == kept
     line = the_one_line(main(mixture, *QUICK, "--variance", 2, "--resume", "--out", tmp_path))
     assert "--variance 1.0, not 2.0" in line
@@ -230,4 +230,4 @@ def test_divergence_is_one_line_and_keeps_an_earlier_result(tmp_path: Path) -> N
     (tmp_path / "result.json").write_text("earlier")
     done = main(mixture, *QUICK, "--lr", 1e38, "--out", tmp_path)
     assert "ELBO is" in the_one_line(done)
-    assert (tmp_path / "result.json").read_text() == "earlier"
+    assert (tmp_path / "result.json").read_text(encoding="utf-8") == "earlier"

@@ -293,3 +293,12 @@ def test_reading_the_real_corpus_needs_little_memory(archive: Path) -> None:
     assert int(done.stdout) < 500_000, (
         done.stderr
     )  # kB; getrusage would count the parent's pages at the fork
+
+
+def test_labels_in_another_order_are_refused(tmp_path: Path) -> None:
+    digests = {name: hashlib.sha256(FILES[name]).hexdigest() for name in ("train.label",)}
+    newsgroups.parse_archive(pack(tmp_path / "a.tgz"), sha256=digests)
+    swapped = pack(tmp_path / "b.tgz", train_label=b"2\n2\n1\n")
+    with pytest.raises(DataError, match=r"train\.label has sha256"):
+        newsgroups.parse_archive(swapped, sha256=digests)
+    assert set(newsgroups.SHA256) == newsgroups.FILES - {newsgroups.WORDS}

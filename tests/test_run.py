@@ -1,9 +1,11 @@
 """Files written aside, environment, tables."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +14,18 @@ from types import ModuleType
 import pytest
 import scipy.stats
 import torch
-from toy import ROOT, main, options_of
+from toy import ROOT, main, options_of, posix, python, the_one_line
 
 import celeba_encoder
 import celeba_joint
 import dcgan
 import hashing
 import mixture
-from data import write_aside
-from figures import make
-from figures.cli import Run, RunError
+from data import aside, write_aside
+from figures import make, run
+from figures.cli import Run, RunError, Terminated, cli
 from figures.run import (
+    claim,
     environment,
     half_width,
     interval,
@@ -30,6 +33,7 @@ from figures.run import (
     pick_device,
     print_table,
     reading,
+    release,
     save_torch,
     write_json,
 )
@@ -56,7 +60,7 @@ def test_json_holds_no_nan(tmp_path: Path) -> None:
         write_json(tmp_path / "x.json", {"elbo": float("nan")})
     assert not (tmp_path / "x.json").exists()
     write_json(tmp_path / "x.json", {"elbo": 0.1 + 0.2})
-    assert json.loads((tmp_path / "x.json").read_text())["elbo"] == 0.1 + 0.2
+    assert json.loads((tmp_path / "x.json").read_bytes())["elbo"] == 0.1 + 0.2
 
 
 def test_device() -> None:
@@ -158,8 +162,10 @@ def test_help_explains_every_option(module: ModuleType, run: Run) -> None:
 
 def test_commands_of_docstrings_findings_and_readme_are_good_options() -> None:
     texts = [module.__doc__ for module in SCRIPTS]
-    texts += [(ROOT / name).read_text() for name in ("README.md", "tests/README.md")]
-    texts += [path.read_text() for path in (ROOT / "figures").glob("*/README.md")]
+    texts += [
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "tests/README.md")
+    ]
+    texts += [path.read_text(encoding="utf-8") for path in (ROOT / "figures").glob("*/README.md")]
     named: set[str] = set()
     for text in texts:
         text = re.sub(r"-\n", "-", text).replace("\\\n", "")
@@ -216,8 +222,105 @@ def test_the_variance_of_estimators_is_drawn(tmp_path: Path) -> None:
     )
     done = main(hashing, "variance", *small, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "result.json").read_text())["metrics"]
+    metrics = json.loads((tmp_path / "result.json").read_bytes())["metrics"]
     assert all(
         value > 0 for panel in metrics.values() for values in panel.values() for value in values
     )
     assert (tmp_path / "estimator_variance.png").stat().st_size > 5000
+
+
+def test_files_aside_are_of_one_writer_and_do_not_stay(tmp_path: Path) -> None:
+    path = tmp_path / "big.npy"
+    with aside(path) as first, aside(path) as second:
+        assert first.name != second.name
+        first.write(b"first")
+        second.write(b"second")
+    assert path.read_bytes() == b"first"  # renamed last
+    left, live = tmp_path / ".big.npy.x.part", tmp_path / ".big.npy.y.part"
+    for part in (left, live):
+        part.write_bytes(b"of a killed process")
+    os.utime(left, (0, 0))
+    write_aside(path, b"third")
+    assert {p.name for p in tmp_path.iterdir()} == {"big.npy", live.name}
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_folder_is_of_one_process_until_that_ends(tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
+    code += "from figures.run import claim; claim(Path(sys.argv[1])); print('mine', flush=True)\n"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code + "input()", tmp_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout.readline() == "mine\n"
+    line = the_one_line(main(mixture, "--out", tmp_path))
+    assert f"in use by process {other.pid} on " in line
+    other.kill()
+    other.wait()
+    claim(tmp_path)  # a killed process keeps nothing
+    claim(tmp_path)
+    release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commit_is_of_this_project_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy without its history inside another repository, and a file's name in Latin-1."""
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    subprocess.run([*git, "config", "core.quotepath", "false"], check=True)
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setattr(run, "ROOT", tmp_path / "copy")
+    assert run._commit() is None
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    assert re.fullmatch("[0-9a-f]{10}", run._commit())
+    with contextlib.suppress(OSError):  # where names are always Unicode
+        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"))).touch()
+        assert re.fullmatch("[0-9a-f]{10}[+]", run._commit())
+
+
+def test_an_option_of_a_list_wants_values() -> None:
+    assert "--variances needs values" in the_one_line(main(mixture, "--variances"))
+
+
+def test_no_standard_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Nothing:
+        pass
+
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "argv", ["nothing.py"])
+    cli("", ("run", lambda options: print("unheard"), Nothing(), ""))
+
+
+def test_figures_are_files_in_a_notebook_too() -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from figures import style; "
+    code += "print(style.plt.get_backend())"
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    assert python(code, env=environment).stdout.strip().lower() == "agg"
+
+
+@posix
+def test_sigterm_waits_for_a_training_to_save() -> None:
+    def train() -> None:
+        with run.saving_at_sigterm() as told:
+            assert not told()
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not told():
+                pass
+            saved.append("all of it")
+
+    saved: list[str] = []
+    with pytest.raises(Terminated):
+        train()
+    assert saved == ["all of it"]

@@ -20,7 +20,7 @@ import hashing
 from data import newsgroups
 from figures import runner
 from figures.cli import RunError
-from figures.runner import ClusterOptions, Task, run_tasks
+from figures.runner import ClusterOptions, Task, connected, run_tasks
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def house(tmp_path: Path) -> Path:
 
 def runs(house: Path, name: str) -> int:
     path = house / "out" / name / "runs"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
 def wait_for(ready: object, seconds: float = 180) -> None:
@@ -82,7 +82,7 @@ def test_tasks_run_in_order_and_those_that_need_a_failed_one_do_not(house: Path)
     }
     (house / "script.py").write_text(SCRIPT)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert json.loads((house / "out/first/result.json").read_text())["threads"] == str(
+    assert json.loads((house / "out/first/result.json").read_bytes())["threads"] == str(
         max(1, cores // 2)
     )
 
@@ -124,7 +124,7 @@ def test_a_stopped_command_leaves_no_process_and_only_what_is_missing_to_run(
     child = driver(house)
     wait_for((house / "out/second/hanging").exists)
     time.sleep(0.2)
-    pid = int((house / "out/second/pid").read_text())
+    pid = int((house / "out/second/pid").read_text(encoding="utf-8"))
     if stop == "SIGINT":
         os.killpg(child.pid, signal.SIGINT)  # as the terminal does
     else:
@@ -178,7 +178,7 @@ def test_a_lost_command_takes_its_script_along_on_the_cluster(house: Path, clust
     child = driver(house, "--scheduler", cluster[0])
     wait_for((house / "out/second/hanging").exists)
     time.sleep(0.2)
-    pid = int((house / "out/second/pid").read_text())
+    pid = int((house / "out/second/pid").read_text(encoding="utf-8"))
     child.kill()
     child.wait()
     wait_for(lambda: not is_running(pid), 30)
@@ -257,7 +257,7 @@ def test_cells_survive_lost_workers_bit_by_bit(
         )
         assert done.returncode == 0, done.stderr
         results = [
-            json.loads((house / f"{kind} {seed}" / "result.json").read_text())
+            json.loads((house / f"{kind} {seed}" / "result.json").read_bytes())
             for kind in ("cell", "whole")
         ]
         assert results[0]["metrics"] == results[1]["metrics"]
@@ -269,3 +269,21 @@ def test_cells_survive_lost_workers_bit_by_bit(
         for key, value in models[0].items():
             assert torch.equal(value, models[1][key])
     torch.set_num_threads(before)
+
+
+def test_wrong_schedulers_are_one_line(house: Path) -> None:
+    for wrong in ("", str(house / "none.json")):
+        with pytest.raises(RunError, match="--scheduler: no file"):
+            run_tasks([task(house, "first")], ClusterOptions(scheduler=wrong))
+
+
+@posix
+@pytest.mark.slow
+def test_waiting_for_a_worker_is_said(
+    house: Path, cluster: tuple, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(runner, "PATIENCE", 0)
+    options = ClusterOptions(scheduler=cluster[0], resource="GPU")
+    with ThreadPoolExecutor(1) as pool, connected(options) as client:
+        pool.submit(runner.say_if_nobody_comes, client, "GPU").result()
+    assert "no worker with the resource GPU yet" in capsys.readouterr().err

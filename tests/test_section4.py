@@ -97,7 +97,7 @@ def without_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
+    return json.loads((folder / "result.json").read_bytes())
 
 
 def small_vae(seed: int = 0) -> VAE:
@@ -534,11 +534,11 @@ def test_bad_files_are_one_line(ground_truth: Path, tmp_path: Path) -> None:
 def test_table1_says_what_was_not_run(encoders: dict[str, Path], tmp_path: Path) -> None:
     results = {"encoder_report": read(encoders["report"])}
     section4.write_table1({"images": 40, "data": "drawn faces"}, results, tmp_path)
-    text = (tmp_path / "table1.md").read_text()
+    text = (tmp_path / "table1.md").read_text(encoding="utf-8")
     assert text.startswith("Reduced run")
     assert "not run" in text
     assert "no FID" in text
     assert f"{results['encoder_report']['metrics']['elbo']:.1f}" in text
     assert "-19072.746" in text
     assert (tmp_path / "table1.tex").exists()
-    assert (tmp_path / "table1.csv").read_text().count("not run") > 3
+    assert (tmp_path / "table1.csv").read_text(encoding="utf-8").count("not run") > 3

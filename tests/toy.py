@@ -32,7 +32,7 @@ out.mkdir(parents=True, exist_ok=True)
 with (out / "runs").open("a") as file:
     file.write(" ".join(sys.argv[1:]) + chr(10))
 mood = Path(__file__).with_name("mood")
-mood = mood.read_text() if mood.exists() else ""
+mood = mood.read_text(encoding="utf-8") if mood.exists() else ""
 if mood == "hang" and "hangs" in sys.argv:
     (out / "pid").write_text(str(os.getpid()))
     (out / "hanging").touch()
