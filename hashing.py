@@ -1054,8 +1054,8 @@ def exact(options: ExactOptions) -> None:
 
 @dataclass(frozen=True)
 class LengthsOptions:
-    lengths: tuple[Count, ...] = (2, 4, 8, 16, 32, 64)
-    """words kept of each document, drawn without replacement"""
+    lengths: tuple[Natural, ...] = (2, 4, 8, 16, 32, 64, 0)
+    """words kept of each document, drawn without replacement; 0: all"""
     words: Count = 300
     """the most frequent words of the corpus, which documents consist of"""
     documents: Count = 1500
@@ -1090,9 +1090,12 @@ def some_words(
     counts: scipy.sparse.csr_array, n: int, most: int, rng: np.random.Generator
 ) -> scipy.sparse.csr_array:
     """n words, drawn without replacement, of each of `most` random documents that are as long, (N,
-    V)."""
-    long = np.flatnonzero(counts.sum(1) >= n)
+    V); if n is 0 all words, of documents that have some.
+    """
+    long = np.flatnonzero(counts.sum(1) >= max(1, n))
     long = np.sort(rng.permutation(long)[:most])
+    if not n:
+        return counts[long].astype(np.float64)
     rows = []
     for i in long:
         row = slice(*counts.indptr[i : i + 2])
@@ -1177,11 +1180,11 @@ def lengths(options: LengthsOptions) -> None:
     decoder and q."""
     corpus = load_corpus(options.corpus, options.archive)
     weights = law.weights(options.weights)
+    frequent = corpus.train[:, frequent_words(corpus.train, options.words)]
     cases, seconds = [], {}
     for n in tqdm(options.lengths, desc="lengths", unit="length"):
 
         def path(n: int = n) -> dict[str, Any]:
-            frequent = corpus.train[:, frequent_words(corpus.train, options.words)]
             counts = some_words(frequent, n, options.documents, np.random.default_rng(options.seed))
             short = Short(counts, options)
             return {
@@ -1191,8 +1194,10 @@ def lengths(options: LengthsOptions) -> None:
 
         free = {"lengths", "resume", "archive", "out"}
         state = run.keep(options.out / f"{n}.pt", options, free, path, documents=corpus.name)
-        name = f"hashing_{options.decoder}_b{options.bits}_n{n}_seed{options.seed}"
-        case = {"name": name, "section": 5, "knob": "words", "value": n, "seed": options.seed}
+        name = f"hashing_{options.decoder}_b{options.bits}_n{n or 'all'}_seed{options.seed}"
+        length = n or round(float(frequent.sum(1).mean()))  # of all words: the mean
+        case = {"name": name, "section": 5, "knob": "words", "value": length}
+        case["seed"] = options.seed
         case["of"] = f"{options.decoder} decoder, b = {options.bits}"
         cases.append(case | state["metrics"])
         seconds[name] = round(state["seconds"], 2)

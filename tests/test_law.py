@@ -170,6 +170,8 @@ def test_plane_through_the_command_line(tmp_path: Path) -> None:
 
 def test_words_are_drawn_from_each_document() -> None:
     counts = scipy.sparse.csr_array(np.array([[3, 0, 2], [1, 0, 0], [0, 4, 4]], np.float32))
+    whole = hashing.some_words(counts, 0, 99, np.random.default_rng(0)).toarray()
+    assert whole.tolist() == [row for row in counts.toarray().tolist() if sum(row)]
     found = hashing.some_words(counts, 4, 9, np.random.default_rng(0)).toarray()
     assert found.shape == (2, 3)  # one is too short
     assert (found.sum(1) == 4).all()
