@@ -342,6 +342,7 @@ class Trainer:
                 )
             self.history[key].append(value)
         self.sum = torch.zeros(())
+        run.note(options.out, **{key: h[-1] for key, h in self.history.items() if h})
 
     def run(self, batch_statistics: tuple[str, ...], checkpoint: Path) -> None:
         """Train to --iterations, from the checkpoint if there is one, with the named networks in
@@ -350,6 +351,7 @@ class Trainer:
         points = {round(total * i / options.track) for i in range(options.track + 1)}
         if checkpoint.exists():
             self.load(checkpoint)
+        run.take_back(options.out, "iteration", self.iteration)
         every = options.checkpoint_every
         with (
             run.saving_at_sigterm() as told,

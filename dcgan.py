@@ -397,6 +397,7 @@ def main(options: Options) -> None:
     trainer = Trainer(options, images, device, space)
     if checkpoint.exists():
         trainer.load(checkpoint)
+    run.take_back(options.out, "epoch", trainer.epoch)
     held_out = torch.from_numpy(np.array(trainer.held_out))
     real = moments(
         features,
@@ -409,6 +410,7 @@ def main(options: Options) -> None:
         while trainer.epoch < options.epochs:
             trainer.run_epoch(features, real, bar)
             epoch, history = trainer.epoch, trainer.history
+            run.note(options.out, epoch=epoch, **{key: h[-1] for key, h in history.items()})
             bar.set_postfix_str(
                 f"epoch {epoch} Fréchet {history['frechet'][-1]:.1f}, smallest "
                 f"{min(history['frechet']):.1f}"

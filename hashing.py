@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from data import SPLITS, Corpus, frequent_words, newsgroups
+from data import SPLITS, Corpus, frequent_words, newsgroups, texts
 from data.documents import (
     Batch,
     Documents,
@@ -109,8 +109,9 @@ class CommonOptions:
     """seed of initialisation, data order and samples"""
     device: str | None = None
     """where to train; None: the accelerator if there is one, else the CPU"""
-    corpus: Literal["newsgroups", "docstrings"] = "newsgroups"
-    """20 Newsgroups, or the docstrings of the installed libraries, which need no download"""
+    corpus: str = "newsgroups"
+    """newsgroups; docstrings, of the installed libraries, without a download; or own documents: a
+    folder of .txt files, a .csv or a .jsonl file with a column `text`"""
     archive: Path | None = None
     """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded
     there"""
@@ -601,6 +602,7 @@ def train(options: Options, corpus: Corpus) -> dict[str, Any]:
     trainer = Trainer(options, corpus, device)
     if checkpoint.exists():
         trainer.load(checkpoint)
+    run.take_back(options.out, "epoch", trainer.epoch)
     total = options.epochs + options.fine_epochs
     with (
         run.saving_at_sigterm() as told,
@@ -608,6 +610,7 @@ def train(options: Options, corpus: Corpus) -> dict[str, Any]:
     ):
         while not trainer.finished and not told():
             losses = trainer.run_epoch()
+            run.note(options.out, epoch=trainer.epoch, **losses)
             bar.set_postfix_str(f"-ELBO train {losses['train']:.1f} test {losses['test']:.1f}")
             bar.update()
             due = trainer.epoch % options.checkpoint_every == 0
@@ -759,11 +762,14 @@ def search(options: SearchOptions) -> None:
         i = options.document - 1
         order = order[order != i]
         print(f"{groups[i]}, {titles[i]}: {characteristic_words(i)}")
-    rows = [
-        (int(distance[i]), groups[i], titles[i], characteristic_words(i))
-        for i in order[: options.top]
-    ]
-    run.print_table(("distance", "group", "document", "characteristic words"), rows)
+    own = Path(config["corpus"])  # a folder of documents, whose lines can be shown
+    words = [corpus.words[j] for j in query.indices]
+    rows = []
+    for i in order[: options.top]:
+        line = texts.best_line(own, titles[i], words) if own.is_dir() else characteristic_words(i)
+        rows.append((int(distance[i]), groups[i], titles[i], line))
+    shown = "line that matches best" if own.is_dir() else "characteristic words"
+    run.print_table(("distance", "group", "document", shown), rows)
     if (alike := int((distance == distance[order[len(rows) - 1]]).sum())) > len(rows):
         print(f"{alike:,} documents are as near as the last: these codes do not tell them apart")
     print(f"{config['bits']} bits; {corpus.name}; {options.model}, epoch {saved['epoch']}")
@@ -1069,8 +1075,9 @@ class LengthsOptions:
     """points on the path from likelihood (w = 0) to the ELBO (w = 1), squares of equal steps"""
     iterations: Count = 1500
     """steps of L-BFGS at each point, at most"""
-    corpus: Literal["newsgroups", "docstrings"] = "newsgroups"
-    """20 Newsgroups, or the docstrings of the installed libraries, which need no download"""
+    corpus: str = "newsgroups"
+    """newsgroups; docstrings, of the installed libraries, without a download; or own documents: a
+    folder of .txt files, a .csv or a .jsonl file with a column `text`"""
     archive: Path | None = None
     """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded
     there"""

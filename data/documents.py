@@ -14,7 +14,6 @@ only dense work is the softmax's normaliser and its gradient. tests/test_hashing
 with these formulas, in float64."""
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,8 @@ import scipy.sparse
 import torch
 from torch import Tensor, nn
 
-from data import Corpus, DataError, docstrings, newsgroups
+from data import Corpus, DataError, docstrings, newsgroups, texts
+from data.texts import words_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def hold_out(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.nda
 def counts_of_text(text: str, words: list[str]) -> tuple[scipy.sparse.csr_array, list[str]]:
     """Counts (1, V) of the words of a text, and those of its words that are not among `words`."""
     index = {word: i for i, word in enumerate(words)}
-    tokens = re.findall(r"[^\W_]+", text.lower())
+    tokens = words_of(text)
     columns = np.array([index[token] for token in tokens if token in index], np.int64)
     row = np.bincount(columns, minlength=len(words)).astype(np.float32)
     return scipy.sparse.csr_array(row[None]), list(
@@ -95,15 +95,14 @@ def counts_of_text(text: str, words: list[str]) -> tuple[scipy.sparse.csr_array,
 
 
 def load_corpus(name: str, archive: Path | None) -> Corpus:
-    """20 Newsgroups from its archive, or docstrings. Raises DataError, one line, if it cannot be
-    had."""
-    if name == "docstrings":
-        if archive is not None:
-            raise DataError(
-                "--archive is of 20 Newsgroups; it does not go with --corpus docstrings"
-            )
-        return docstrings.load()
-    return newsgroups.load(archive)
+    """20 Newsgroups from its archive, docstrings, or a folder or file of own documents. Raises
+    DataError, one line, if it cannot be had.
+    """
+    if name == "newsgroups":
+        return newsgroups.load(archive)
+    if archive is not None:
+        raise DataError(f"--archive is of 20 Newsgroups; it does not go with --corpus {name}")
+    return docstrings.load() if name == "docstrings" else texts.load(Path(name))
 
 
 class Documents:

@@ -2,6 +2,7 @@
 fails."""
 
 import io
+import json
 import math
 import os
 import signal
@@ -70,6 +71,9 @@ Fraction = Annotated[float, _bounded(float, lambda x: 0 <= x < 1, ">=0,<1")]
 
 
 Run = tuple[str, Callable[[Any], None], Any, str]
+LIKE = """
+`--like RESULT.json` takes the options of a result instead, which others on the command line change,
+and says at the end whether the metrics are equal."""
 
 
 def read_options(
@@ -119,7 +123,18 @@ def cli(description: str | None, *runs: Run) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        options = read_options(description, runs, script)
+        before_now, args = None, sys.argv[1:]
+        if repeatable := any(hasattr(options, "seed") for _, _, options, _ in runs):
+            description = f"{description}\n{LIKE}"
+        if repeatable and "--like" in args[:-1]:
+            from figures import like
+
+            i = args.index("--like")
+            made, before_now = like.options_of(Path(args[i + 1]), runs)
+            run = next(run for run in runs if type(run[2]) is type(made))
+            args = [word for word in (*args[:i], *args[i + 2 :]) if word != run[0]]
+            runs = ((run[0], run[1], made, run[3]),)
+        options = read_options(description, runs, script, args)
         for name, value in vars(options).items():
             if value == () and (default := getattr(type(options), name)):
                 raise RunError(f"--{name.replace('_', '-')} needs values, such as {default[0]}")
@@ -128,6 +143,9 @@ def cli(description: str | None, *runs: Run) -> None:
         before = signal.signal(signal.SIGTERM, terminate)
         try:
             function(options)
+            if before_now is not None:
+                after = json.loads((options.out / "result.json").read_bytes())
+                like.compare(before_now, after)
         finally:
             signal.signal(signal.SIGTERM, before)
             for end in AT_END:
@@ -139,9 +157,8 @@ def cli(description: str | None, *runs: Run) -> None:
     except Terminated:
         fail(f"terminated{hint}", 143)
     except BrokenPipeError:  # as of `| head`
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # what is left unsaid goes there at exit
+        # What is left unsaid goes there at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (
         RunError,

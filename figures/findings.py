@@ -27,9 +27,8 @@ ARMS = (  # Section 4 without an encoder
 LAW_EXAMPLES = (  # rows of the README's table
     ("3: four Gaussians, variance 0.5", "mixture_0.5_3"),
     ("4: VAE in the plane, sigma 0.6", "plane3_factorized_own_0.6_seed0"),
-    ("4: the same, linear encoder", "plane3_factorized_encoder0_0.6_seed0"),
+    ("4: the same, a linear encoder", "plane3_factorized_encoder0_0.6_seed0"),
     ("5: documents of 2 words", "hashing_free_b4_n2_seed1"),
-    ("5: documents of 32 words", "hashing_free_b4_n32_seed1"),
 )
 
 

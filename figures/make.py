@@ -18,6 +18,13 @@ checkpoints, records and logs.
                                                           of that is missing
     uv run figures/make.py --preset report --only 'hashing/*_b64_*'
     uv run figures/make.py --render                       draw what is committed, from its results
+
+On many machines, Dask workers in a shared checkout run the steps. Whoever reaches the scheduler's
+port can run code as you: keep it inside, with --host.
+
+    uv run dask scheduler --port 0 --scheduler-file runs/scheduler.json
+    uv run dask worker --scheduler-file runs/scheduler.json --nthreads 1     on each machine
+    uv run figures/make.py --preset report --scheduler runs/scheduler.json
 """
 
 import fnmatch

@@ -170,6 +170,24 @@ def save_torch(path: Path, value: object) -> None:
     write_aside(path, buffer.getbuffer())
 
 
+HISTORY = "history.jsonl"
+
+
+def note(folder: Path, **values: Any) -> None:
+    """Add a line to folder/history.jsonl, with which a long run can be watched."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / HISTORY).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def take_back(folder: Path, key: str, last: int) -> None:
+    """Leave out of folder/history.jsonl what a run will say again that goes on from `last`."""
+    path = folder / HISTORY
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_aside(path, "".join(x for x in lines if json.loads(x)[key] <= last).encode())
+
+
 @contextlib.contextmanager
 def reading(path: Path, what: str) -> Generator[Any]:
     """What `save_torch` wrote at `path`, to be used inside. Raises RunError, one line, if it is
