@@ -22,6 +22,7 @@ The gap's parts, family and network, are those of Hoffman (2017), Cremer et al. 
 Hayes & Barber (2022); that a Gaussian VAE turns z, which is free, is in Lucas et al. (2019),
 Rolinek et al. (2019), Kumar & Poole (2020) and Reizinger et al. (2022)."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -130,6 +131,11 @@ def holds(metrics: dict) -> bool:
 # --- figure and table -----------------------------------------------------------------------------
 
 KNOBS = {3: "variance", 4: "sigma", 5: "words"}
+SHORT = {  # of what a case is of, in the figure's legend
+    "code words: (1,1) opposite (-1,0)": "(1,1) opposite (-1,0)",
+    "code words: (1,1) opposite (1,-1)": "(1,1) opposite (1,-1)",
+    "plane, 3 hidden units; factorized, best Gaussian of each point": "in the plane",
+}
 EXAMPLES = ("mixture_0.5_3", "plane3_factorized_own_0.6_seed0", "hashing_free_b4_n16_seed1")
 
 
@@ -159,16 +165,15 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
             face = None if case["settled"] else "white"
             axes[1].plot(area(case), cost(case), linestyle="none", markerfacecolor=face, **look)
         axes[1].plot([], [], linestyle="none", label=f"Section {section}", **look)
-        for kind in dict.fromkeys(case["of"] for case in here.values()):
-            of_kind = [
-                case for case in here.values() if case["of"] == kind and narrowing(case) > 1e-6
-            ]
-            values = sorted({case["value"] for case in of_kind})
-            ratio = [
-                np.mean([cost(c) / narrowing(c) for c in of_kind if c["value"] == v])
-                for v in values
-            ]
-            axes[2].plot(values, ratio, **look, linewidth=1)
+        kinds = dict.fromkeys(case["of"] for case in here.values())
+        for line, kind in zip(itertools.cycle(style.LINES), kinds, strict=False):
+            of_kind = [c for c in here.values() if c["of"] == kind and narrowing(c) > 1e-6]
+            paid: dict[float, list[float]] = {}
+            for case in sorted(of_kind, key=lambda case: case["value"]):
+                paid.setdefault(case["value"], []).append(cost(case) / narrowing(case))
+            label = f"{section}: {SHORT.get(kind, kind)}" if len(paid) > 1 else None
+            means = list(map(np.mean, paid.values()))
+            axes[2].plot(list(paid), means, **look, linestyle=line, linewidth=1, label=label)
     axes[0].set(
         xlabel="weight w",
         ylabel="gap G (nats)",
@@ -183,8 +188,9 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
         xscale="log", xlabel="variance, sigma, or words", ylabel="cost / narrowing", ylim=(0, None)
     )
     axes[2].set_title("(c) how much of it is paid")
-    axes[0].legend(fontsize=7)
-    axes[1].legend(fontsize=7)
+    for axis in axes:
+        axis.legend(fontsize=7)
+    axes[2].set_ylim(0, 1.45 * axes[2].get_ylim()[1])  # room for its legend
     style.save(figure, folder, "one_law")
 
 

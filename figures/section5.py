@@ -279,33 +279,36 @@ def draw_table3(grid: dict[tuple[str, int, int], dict], folder: Path) -> None:
     """Table 3: the report's test losses against ours, tested as trained (filled), and by an encoder
     that was trained on frequencies and is fed counts (hollow).
     """
-    figure, axis = plt.subplots(figsize=(5.2, 4.4))
+    figure, axis = plt.subplots(figsize=(4.8, 4.8))
     for i, encoder in enumerate(ENCODERS[:3]):
         for key, filled, words in (
             ("test_min", True, "as trained"),
             ("test_counts_min", False, "fed counts"),
         ):
             points = [
-                (reference.TABLE3[place], result["metrics"][key])
+                (
+                    reference.TABLE3[place],
+                    result["metrics"][key],
+                    36 if result["metrics"]["epochs"] == reference.SECTION5_EPOCHS else 10,
+                )
                 for place, result in grid.items()
                 if place[0] == encoder and place in reference.TABLE3 and key in result["metrics"]
             ]
             if points:
-                face = style.COLOURS[i] if filled else "none"
-                words = f"{encoder}, {words}" if encoder != "e1" else "e1"
-                axis.scatter(
-                    *zip(*points, strict=True),
-                    marker=style.MARKERS[i],
-                    edgecolors=style.COLOURS[i],
-                    facecolors=face,
-                    label=words,
-                )
-    ends = [
-        min(axis.get_xlim()[0], axis.get_ylim()[0]),
-        max(axis.get_xlim()[1], axis.get_ylim()[1]),
-    ]
-    axis.plot(ends, ends, color=style.REFERENCE, linewidth=1, zorder=0)
-    axis.set(xlabel="the report's test loss (nats per document)", ylabel="ours", aspect="equal")
+                x, y, sizes = zip(*points, strict=True)
+                marker, edge = style.MARKERS[i], style.COLOURS[i]
+                face = edge if filled else "none"
+                words = f"{encoder}, {words}" if i else encoder
+                for at, label in (((x, y, sizes), None), (([], [], 36), words)):
+                    axis.scatter(
+                        *at, marker=marker, edgecolors=edge, facecolors=face, zorder=3, label=label
+                    )
+    axis.scatter([], [], 10, color="0.35", label="small: fewer epochs than the report's")
+    low = min(axis.get_xlim()[0], axis.get_ylim()[0])
+    high = max(axis.get_xlim()[1], axis.get_ylim()[1])
+    axis.plot([low, high], [low, high], color=style.REFERENCE, linewidth=1, zorder=0)
+    axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    axis.set(xlabel="the report's test loss (nats per document)", ylabel="ours")
     axis.legend(fontsize=8)
     style.save(figure, folder, "table3")
 
