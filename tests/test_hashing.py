@@ -20,7 +20,7 @@ import hashing
 from data import DataError, documents, newsgroups
 from data.documents import Documents
 from data.newsgroups import Corpus
-from figures import findings, run
+from figures import run
 
 CPU = torch.device("cpu")
 SMALL = hashing.Options(
@@ -160,18 +160,6 @@ def test_bfloat16_logits_are_close_on_real_documents(
     assert error.mean().abs() < 2e-4
     for a, b in zip(gradients, rounded, strict=True):
         assert 0 < (a - b).norm() < 0.01 * a.norm()
-
-
-def test_loss_without_codes_is_the_one_in_the_findings(newsgroups_corpus: Corpus) -> None:
-    real = newsgroups_corpus
-    u = unigram(real.train)
-    decoder = hashing.Decoder(len(u), 1, 0).double().requires_grad_(False)
-    decoder.weight.zero_()
-    decoder.bias.copy_(u.log())
-    z = torch.zeros(1, 256, 1, dtype=u.dtype)
-    batches = Documents(real.test, u).batches(256)
-    loss = torch.stack([decoder(z[:, : len(batch)], batch).mean() for batch in batches]).mean()
-    assert f"{loss:.1f}" == f"{findings.WITHOUT_CODES:.1f}"
 
 
 def test_unigram_is_the_notes_smoothing() -> None:
