@@ -1,17 +1,16 @@
-"""An encoder fitted to a GAN's generator taken as ground truth (Section 4): the first row of Table
-1.
+"""An encoder fitted to a GAN's generator taken as ground truth (Section 4): Table 1, first row.
 
 Ground truth: z ~ N(0, I) in R^100, x ~ N(g*(z), sigma^2 I), sigma = 0.05, with g* the generator
 that `dcgan.py` selected. Encoder: q(z given x) = N(mu(x), diag s(x)^2), the discriminator's trunk
 and a 4x4 convolution to (mu, log s) that begins at zero. It is trained by maximising log q(z given
 x) on fresh pairs. What the report's text and its released code do differently is --protocol:
 
-                     report (default)                       released
-  batch norm of g*   evaluation mode: a fixed function      training mode: an image depends on its
-  batch ... in the tests   evaluation mode                        ELBO in both modes; images for FID
-  in training mode, one
-                                                            at a time
-  Adam               2e-4                                   2e-5, betas (0.5, 0.999)
+                     report (default)                released
+  batch norm of g*   evaluation mode: a fixed        training mode: an image depends on its batch
+                     function
+  ... in the tests   evaluation mode                 ELBO in both modes; images for FID in training
+                                                     mode, one at a time
+  Adam               2e-4                            2e-5, betas (0.5, 0.999)
 
 Under `report` the encoder's batch norm learns its statistics in training, then takes them anew from
 200 batches.
@@ -24,10 +23,9 @@ would lose of it.
 
 All quantities are in nats per image, of 12,288 dimensions.
 
-    uv run celeba_encoder.py                                                       after dcgan.py
-    uv run celeba_encoder.py --iterations 10000 --fid-images 5000 --fid-dims 768   a hundredth of
-    the training uv run celeba_encoder.py quick
-    after `dcgan.py quick`; no FID
+    uv run celeba_encoder.py                         after dcgan.py
+    uv run celeba_encoder.py --iterations 10000      a hundredth of the training
+    uv run celeba_encoder.py quick                   after `dcgan.py quick`; no FID
 """
 
 import base64
@@ -77,7 +75,8 @@ class TrainingOptions:
     """fresh samples per step"""
     lr: OptionalPositive = None
     """learning rate; None: that of the protocol, report 2e-4, released 2e-5 here and 1e-5 in
-    celeba_joint.py"""
+    celeba_joint.py
+    """
     test_images: Several = 10_000
     """fresh samples for ELBO and aggregate posterior"""
     bound_images: Count = 200
@@ -86,7 +85,8 @@ class TrainingOptions:
     """fresh samples for log p(x) from the Jacobian"""
     fid_images: Several = 200_000
     """images per side for Fréchet distances; of real ones as many as there are, of drawn faces
-    10,000 at most"""
+    10,000 at most
+    """
     fid_dims: Literal[0, 64, 192, 768, 2048] = 2048
     """which of Inception's features; 0: no FID"""
     track: Count = 20
@@ -97,7 +97,8 @@ class TrainingOptions:
     """real images to compare with, as in dcgan.py; CelebA is not downloaded for this"""
     precision: Literal["float32", "bfloat16"] | None = None
     """arithmetic of training and of Inception; None: bfloat16 on a CPU with instructions for it,
-    else float32"""
+    else float32
+    """
     checkpoint_every: Count = 1000
     """steps between checkpoints"""
     seed: Natural = 0
@@ -176,7 +177,8 @@ class VAE(nn.Module):
     """Ground truth g*, encoder, and the decoder g, which is g* itself until joint training.
 
     sigma: of the ground truth. log_sigma: of the decoder, a scalar; apart from it only with
-    --learn-sigma."""
+    --learn-sigma.
+    """
 
     def __init__(
         self,
@@ -205,7 +207,8 @@ class VAE(nn.Module):
         q and g(z).
 
         ELBO = log N(x; g(z), sigma^2 I) - KL(q(z given x) || N(0, I)), equation 1 of the report
-        rearranged."""
+        rearranged.
+        """
         mu, log_s = self.encoder(x)
         z = mu + log_s.exp() * normal(mu.shape, noise)
         decoded = widened(self.decoder(z))
@@ -229,7 +232,8 @@ def noise_surplus(x: Tensor, clean: Tensor, sigma: float) -> Tensor:
     dimensions) / 2.
 
     Its mean is zero and it is common to all log-likelihoods of x; added to them it takes away most
-    of their variance."""
+    of their variance.
+    """
     return 0.5 * ((((x - clean) / sigma) ** 2).flatten(1).sum(1) - clean[0].numel())
 
 
@@ -346,7 +350,8 @@ class Trainer:
 
     def run(self, batch_statistics: tuple[str, ...], checkpoint: Path) -> None:
         """Train to --iterations, from the checkpoint if there is one, with the named networks in
-        training mode."""
+        training mode.
+        """
         total, options = self.options.iterations, self.options
         points = {round(total * i / options.track) for i in range(options.track + 1)}
         if checkpoint.exists():
@@ -391,7 +396,8 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other
-        options."""
+        options.
+        """
         with run.reading(path, "checkpoint of such a run") as state:
             run.same_options(path, state["config"], run.as_config(self.options), FREE_ON_RESUME)
             if state["history"].keys() != self.history.keys():
@@ -413,7 +419,8 @@ def networks_of(
     state: Mapping, device: torch.device
 ) -> tuple[dcgan.Generator, dcgan.Discriminator, dict[str, Any]]:
     """Generator and discriminator as kept by dcgan.py, in evaluation mode, and what else it said of
-    them."""
+    them.
+    """
     width = state["width"]
     generator, discriminator = (
         dcgan.Generator(width["nz"], width["ngf"]),
@@ -467,7 +474,8 @@ def main(options: Options) -> None:
 
 def finish(trainer: Trainer, metrics: dict, origin: Mapping, stage: str) -> None:
     """Write result.json and the figure, and print the report, of a training that is done; stage: a
-    row of Table 1."""
+    row of Table 1.
+    """
     options, vae, device = trainer.options, trainer.tested, trainer.device
     seconds = trainer.seconds + metrics.pop("seconds")
     metrics |= {"iterations": trainer.iteration}
@@ -524,7 +532,8 @@ def mean_elbo(vae: VAE, count: int, options: Any, device: torch.device) -> dict[
 @torch.no_grad()
 def importance_bounds(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
     """Lower bounds of log p(x) under the decoder, for k = 1, 10, 100 samples of q (Burda et al.
-    2016, equation 8)."""
+    2016, equation 8).
+    """
     noise = torch.Generator(device).manual_seed(2_000_003 + options.seed)
     most = max(IMPORTANCE_SAMPLES)
     weights = []
@@ -550,7 +559,8 @@ def laplace(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
     x = g*(z) + sigma e its mode lies at z + H^-1 b, b = J'e / sigma - z, and
         log p(x) = log p(x, z) + b'H^-1 b / 2 + log(2 pi) nz / 2 - log det H / 2.
     The factorized Gaussian that is closest in KL has the precisions H_ii; it loses (sum log H_ii -
-    log det H) / 2."""
+    log det H) / 2.
+    """
     noise = torch.Generator(device).manual_seed(3_000_003 + options.seed)
     nz = vae.nz
     totals = {"evidence": 0.0, "factorization": 0.0, "log_det": 0.0}
@@ -588,7 +598,8 @@ class Images:
     """Streams of images for Fréchet distances; each call of one begins the same stream anew.
 
     one_by_one: the networks in training mode, an image at a time, as the released code makes the
-    images for FID."""
+    images for FID.
+    """
 
     def __init__(
         self,
@@ -690,7 +701,8 @@ def feature_spaces(
     options: Any, discriminator: dcgan.Discriminator, device: torch.device
 ) -> dict[str, Features]:
     """The trained discriminator's features; and Inception's, if its weights can be had and
-    --fid-dims is not 0."""
+    --fid-dims is not 0.
+    """
     spaces: dict[str, Features] = {"discriminator": discriminator.features}
     if options.fid_dims:
         try:
@@ -701,8 +713,7 @@ def feature_spaces(
 
 
 def real_images(options: Any, ground_truth: Mapping) -> np.ndarray | None:
-    """Images like those that the GAN learned, uint8 (N, 3, 64, 64), or None where there are
-    none."""
+    """Images like those that the GAN learned, uint8 (N, 3, 64, 64), or None where there is none."""
     if ground_truth["data"] == "faces":
         if options.images is not None:
             raise RunError("--images is of CelebA; the ground truth learned drawn faces")
@@ -720,7 +731,8 @@ def evaluate(
     device: torch.device,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Moments]]]:
     """All of the evaluation, and the moments of images that a later evaluation need not compute
-    again."""
+    again.
+    """
     start = time.perf_counter()
     with modes(vae):
         metrics = mean_elbo(vae, options.test_images, options, device)
@@ -749,7 +761,8 @@ def evaluate(
 
 def strips(vae: VAE, options: Any, device: torch.device) -> dict[str, str]:
     """Rows of images for the figure, as PNG in base64: x*, x, g(z') and g(z') with the decoder's
-    noise."""
+    noise.
+    """
     kinds = {
         kind: next(
             Images(vae, COLUMNS, COLUMNS, options.seed, device, options.protocol == "released")(

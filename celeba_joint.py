@@ -1,5 +1,4 @@
-"""Joint ELBO training of a fitted encoder and its true decoder (Section 4): the second row of Table
-1.
+"""Joint ELBO training of a fitted encoder and its true decoder (Section 4): Table 1, second row.
 
 It goes on from `celeba_encoder.py`: the encoder found there, a copy of g* as decoder, samples of
 the ground truth as data, and the ELBO, reparameterised, with the analytic KL, maximised over both.
@@ -9,10 +8,10 @@ from the decoder's own samples g(z) of other z.
 
 The protocol is that of the encoder's run:
 
-                     report                                 released
-  batch norm         evaluation mode: what is trained is    training mode in all networks; images
-                     for FID one at a what is tested                         time
-  Adam               2e-4                                   1e-5
+                     report                            released
+  batch norm         evaluation mode: what is          training mode in all networks; images for FID
+                     trained is what is tested         one at a time
+  Adam               2e-4                              1e-5
 
 --learn-sigma trains the standard deviation of the decoder's pixels too, which the report leaves
 out. The ground truth keeps its own. --freeze-decoder is the control that Table 1 lacks: its first
@@ -40,8 +39,8 @@ All quantities are in nats per image, of 12,288 dimensions.
     uv run celeba_joint.py                                      after celeba_encoder.py
     uv run celeba_joint.py --freeze-decoder --out runs/elbo     the control
     uv run celeba_joint.py --weight 1 --out runs/factorized     without an encoder
-    uv run celeba_joint.py quick                                after `celeba_encoder.py quick`; no
-                                                                FID
+    uv run celeba_joint.py plane                                small enough to be solved
+    uv run celeba_joint.py quick                                after `celeba_encoder.py quick`
 """
 
 import base64
@@ -108,20 +107,23 @@ ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (1e-5, (0.9, 0.999))}  # lea
 class Options(TrainingOptions):
     encoder: Path = Path("runs/celeba_encoder/model.pt")
     """encoder kept by celeba_encoder.py, or here by --freeze-decoder; its run fixes ground truth,
-    protocol and sigma"""
+    protocol and sigma
+    """
     schedule: Literal["constant", "falling"] = "constant"
-    """falling: the learning rate rises over the first tenth of the iterations, then falls to
-    zero"""
+    """falling: the learning rate rises over the first tenth of the iterations, then falls to zero
+    """
     learn_sigma: bool = False
     """train the decoder's sigma too"""
     freeze_decoder: bool = False
     """train the encoder only, by the same ELBO"""
     average: Fraction = 0.0
     """decay per step of an exponential moving average of the decoder, which is what is tracked and
-    kept; 0: none"""
+    kept; 0: none
+    """
     weight: OptionalShare = None
     """None: with the encoder; w: without it, (1 - w) ELBO of each image's best full Gaussian + w of
-    its factorized"""
+    its factorized
+    """
     reuse: Count = 1
     """without an encoder: steps that an image is used in; twice it divides --batch-size"""
     evidence_images: Natural = 256
@@ -129,8 +131,8 @@ class Options(TrainingOptions):
     evidence_samples: Several = 100
     """samples for each of these, a fifth as many for the gaps, ten times as many where few count"""
     sigma: OptionalPositive = None
-    """standard deviation of a pixel in training without an encoder; None: that of the encoder's
-    run"""
+    """standard deviation of a pixel in training without an encoder; None: that of the encoder's run
+    """
     out: Path = Path("runs/celeba_joint")
     """folder for model.pt, result.json and, with an encoder, the figure"""
 
@@ -186,7 +188,8 @@ class Posteriors(nn.Module):
 
     Its precision is that of Gauss and Newton, P = I + E_q[J'J] / sigma^2 with J the Jacobian of the
     decoder, and C is P^-1 (full) or diag(P)^-1 (factorized): where the decoder is linear, the best
-    Gaussian of the family."""
+    Gaussian of the family.
+    """
 
     x: Tensor
     mean: Tensor
@@ -217,8 +220,7 @@ class Posteriors(nn.Module):
 
     @torch.no_grad()
     def to_mode(self, vae: VAE, steps: int) -> None:
-        """Gauss-Newton steps to the largest log p(x, z), each halved until it does not lower
-        that."""
+        """Gauss-Newton steps to the largest log p(x, z), each halved until that does not fall."""
         for _ in range(steps):
             gradient, self.precision = curvature(vae, self.x, self.mean)
             step = torch.linalg.solve(self.precision, gradient)
@@ -257,7 +259,8 @@ class Posteriors(nn.Module):
 
     def settle(self, vae: VAE, noise: torch.Generator) -> None:
         """To the Gaussian of largest ELBO, from the mode: three steps, of the precisions too, at
-        falling rates."""
+        falling rates.
+        """
         for rate in (1 / 2, 1 / 3, 1 / 4):
             e = normal(self.mean.shape, noise).to(self.mean)
             _, precision = curvature(vae, self.x, self.sample(e[None])[0])
@@ -274,7 +277,8 @@ class Posteriors(nn.Module):
 
 def log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
     """log p(x, z) under the decoder, nats, (S, B), of images x (B, 3, 64, 64) and latents z (S, B,
-    nz)."""
+    nz).
+    """
     at_once = max(1, CHUNK // len(x))
     values = []
     for part in z.split(at_once):
@@ -290,7 +294,8 @@ def log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 def curvature(vae: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of log p(x, z) in z, (B, nz), and Gauss-Newton's precision I + J'J / sigma^2, (B,
-    nz, nz)."""
+    nz, nz).
+    """
     nz, gradients, precisions = z.shape[1], [], []
     for images, latents in zip(
         x.split(max(1, CHUNK // nz)), z.split(max(1, CHUNK // nz)), strict=True
@@ -311,7 +316,8 @@ def curvature(vae: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 class Evidence(nn.Module):
     """log p(x) under the present decoder, and how far ELBOs are below it, on held-out images of the
-    ground truth."""
+    ground truth.
+    """
 
     first: Tensor
     change: Tensor
@@ -337,7 +343,8 @@ class Evidence(nn.Module):
         """Means over the images, nats: `evidence`, and its change since the first call, paired by
         image, with the half width of its 95% interval; `gap_...` of the best factorized and full
         Gaussian, and of the encoder, below it; the smallest effective sample size of 100; and the
-        share of J'J, by its squared entries, off the diagonal."""
+        share of J'J, by its squared entries, off the diagonal.
+        """
         noise = torch.Generator(self.first.device).manual_seed(
             7_000_003 + self.seed
         )  # the same at each call
@@ -391,7 +398,8 @@ class Evidence(nn.Module):
 
 def estimate(log_w: Tensor) -> tuple[Tensor, Tensor]:
     """log of the mean weight, and the effective sample size of 100, each (N,), of log weights (S,
-    N)."""
+    N).
+    """
     total = log_w.logsumexp(0)
     return total - math.log(len(log_w)), (2 * total - (2 * log_w).logsumexp(0)).exp() * 100 / len(
         log_w
@@ -399,8 +407,7 @@ def estimate(log_w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Joint(Trainer):
-    """The joint training, with the evidence tracked, by an encoder or by Gaussians for each
-    image."""
+    """The joint training by an encoder or by Gaussians for each image, the evidence tracked."""
 
     def __init__(
         self, vae: VAE, options: "Continued", spaces: Mapping[str, Features], device: torch.device
@@ -455,7 +462,8 @@ class Joint(Trainer):
 
     def step(self) -> Tensor:
         """With an encoder, by the ELBO of one z for each of fresh images; else of the pair mean +-
-        R e."""
+        R e.
+        """
         options = self.options
         if options.schedule == "falling":
             done = (self.iteration + 0.5) / options.iterations
@@ -483,7 +491,8 @@ class Joint(Trainer):
 
     def elbo(self) -> dict[str, Any]:
         """Without an encoder: what is maximised, of held-out images, each with its best Gaussians;
-        no parts."""
+        no parts.
+        """
         measured = {}
         if self.evidence is not None:
             with modes(self.tested):
@@ -564,7 +573,8 @@ def main(options: Options) -> None:
 @torch.no_grad()
 def strips_without_encoder(vae: VAE, options: Continued, device: torch.device) -> dict[str, str]:
     """The rows of images that a run with an encoder keeps, of the same x, but for those with the
-    decoder's noise."""
+    decoder's noise.
+    """
     images = Images(vae, COLUMNS, COLUMNS, options.seed, device, one_by_one=False)
     rows = {kind: next(images(kind)) for kind in ("truth", "noisy")}
     noise = torch.Generator(device).manual_seed(options.seed + 4_000_037)
@@ -581,7 +591,8 @@ def known_moments(
     options: Continued, config: dict, device: torch.device
 ) -> dict[str, dict[str, Moments]]:
     """Moments of the ground truth's images from the encoder's run, if that took them as this run
-    would."""
+    would.
+    """
     path = options.encoder.with_name("moments.pt")
     same = ("seed", "batch_size", "fid_images", "fid_dims", "precision", "images")
     if not path.is_file() or any(run.as_config(options)[key] != config[key] for key in same):
@@ -613,7 +624,8 @@ class PlaneOptions:
     """points of the ground truth to train on"""
     encoder: OptionalNatural = None
     """None: each point has its own best Gaussian; else an encoder of so many hidden tanh units, 0:
-    a linear one"""
+    a linear one
+    """
     family: Literal["factorized", "full"] = "factorized"
     """covariance of the Gaussians q"""
     weights: Several = 9
@@ -635,7 +647,8 @@ class Plane:
 
     There log p(x) is a sum over a grid (spacing at most 0.23 sigma), and an ELBO one over
     Gauss-Hermite nodes, in float64. Parameters are flat vectors: theta of the decoder, phi of all
-    q."""
+    q.
+    """
 
     def __init__(self, options: PlaneOptions, sigma: float):
         self.options, self.sigma = options, sigma
@@ -706,8 +719,7 @@ class Plane:
         return torch.addmm(of_nodes, x / self.sigma**2, g.T).logsumexp(1) + of_points
 
     def gaussians(self, phi: Tensor, x: Tensor) -> Tensor:
-        """Mean (2), log standard deviations (2) and, with full covariance, shear of q, (N, 4 or
-        5)."""
+        """Mean (2), log standard deviations (2) and, if covariance is full, shear: (N, 4 or 5)."""
         if self.options.encoder is None:
             return phi.view(len(x), -1)
         weight, bias, *top = split(phi, self.layers)
@@ -784,7 +796,8 @@ def split(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 def plane(options: PlaneOptions) -> None:
     """What joint training costs where all can be summed: the law's path for a small Gaussian VAE in
-    the plane."""
+    the plane.
+    """
     cases, seconds = [], {}
     for sigma in tqdm(options.sigmas, desc="plane", unit="sigma"):
 

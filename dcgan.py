@@ -1,15 +1,13 @@
-"""A DCGAN on faces, whose generator is the ground truth of Section 4: the decoder g* that the VAEs
-start from.
+"""A DCGAN on faces (Section 4): its generator is the ground truth g* that the VAEs start from.
 
 Networks and hyper-parameters are those of the PyTorch DCGAN tutorial, as in the report: 64x64
 images in [-1, 1], 100 latents, batches of 128, Adam 2e-4 with betas (0.5, 0.999), 100 epochs. The
 losses are computed from logits.
 
 The report takes the generator of "one epoch before mode collapse", found by eye (epoch 44 in its
-code). Here a number
-finds it: after each epoch, the Fréchet distance between images from fixed latents, the generator in
-evaluation mode, and real images that are held out of the training, in the feature space of
---features. Its smallest value selects the epoch; a collapse shows in its curve.
+code). Here a number finds it: after each epoch, the Fréchet distance between images from fixed
+latents, the generator in evaluation mode, and real images that are held out of the training, in the
+feature space of --features. Its smallest value selects the epoch; a collapse shows in its curve.
 
   inception    pytorch-fid's Inception network; the distance is the FID, at --fid-dims
   thumbnails   the images at 16x16, 768 numbers each: coarse, but the same on every machine, with
@@ -19,10 +17,9 @@ evaluation mode, and real images that are held out of the training, in the featu
 full width), `ground_truth.pt` with those of the selected one, which `celeba_encoder.py` starts
 from, and `result.json`.
 
-    uv run dcgan.py --images img_align_celeba.zip                    the report's GAN, on your copy
-    of CelebA uv run dcgan.py --ngf 32 --ndf 32 --epochs 50 --fid-dims 192     half as wide, half as
-    long uv run dcgan.py quick                                            drawn faces, a minute or
-    two
+    uv run dcgan.py --images img_align_celeba.zip     the report's GAN, on your copy of CelebA
+    uv run dcgan.py --ngf 32 --ndf 32 --epochs 50     half as wide, half as long
+    uv run dcgan.py quick                             drawn faces, a minute or two
 """
 
 import base64
@@ -64,12 +61,14 @@ class Options:
     """CelebA, or drawn faces for machines without it"""
     images: Path | None = None
     """img_align_celeba.zip or a folder of images; None: $CELEBA_IMAGES, else data/, else it is
-    downloaded there"""
+    downloaded there
+    """
     faces: Count = 10_000
     """faces drawn with --data faces"""
     held_out: Several = 1000
     """number of images, the last, held out of the training to select the epoch; as many are
-    generated to compare"""
+    generated to compare
+    """
     ngf: Count = 64
     """channels of the generator's last hidden layer; those before have 2, 4 and 8 times as many"""
     ndf: Count = 64
@@ -85,13 +84,14 @@ class Options:
     beta1: Fraction = 0.5
     """first beta of both Adams"""
     features: Literal["inception", "thumbnails"] = "inception"
-    """space of the Fréchet distance that selects the epoch; without Inception's weights:
-    thumbnails"""
+    """space of the Fréchet distance that selects the epoch; without Inception's weights: thumbnails
+    """
     fid_dims: Literal[64, 192, 768, 2048] = 2048
     """which of Inception's features"""
     precision: Literal["float32", "bfloat16"] | None = None
     """arithmetic of training and of Inception; None: bfloat16 on a CPU with instructions for it,
-    else float32"""
+    else float32
+    """
     seed: Natural = 0
     """seed of initialisation, data order, latents and drawn faces"""
     device: str | None = None
@@ -123,7 +123,8 @@ QUICK = Options(
 
 def initialise(module: nn.Module) -> None:
     """DCGAN's initial weights: convolutions N(0, 0.02), scales of batch norm N(1, 0.02), its shifts
-    0."""
+    0.
+    """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -272,7 +273,8 @@ class Trainer:
 
     def step(self, real: Tensor) -> Tensor:
         """One step of the discriminator, then one of the generator; both losses, D(real), D(fake),
-        shape (4,)."""
+        shape (4,).
+        """
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"
         )
@@ -349,7 +351,8 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other
-        options or images."""
+        options or images.
+        """
         with run.reading(path, "checkpoint of dcgan.py") as state:
             run.same_options(path, state["config"], run.as_config(self.options), FREE_ON_RESUME)
             if state["count"] != self.count:

@@ -57,7 +57,8 @@ def reinforce(f: Objective, logits: Tensor, generator: torch.Generator | None = 
 
 def enumeration(f: Objective, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """The exact expectation and gradient, a sum over all 2^b codes; for small b. Draws nothing from
-    `generator`."""
+    `generator`.
+    """
     bits = logits.shape[-1]
     z = codes(bits, logits).reshape(-1, *(1,) * (logits.dim() - 1), bits).expand(-1, *logits.shape)
     return (log_bernoulli(z, logits).exp() * f(z)).sum(0)
@@ -68,7 +69,8 @@ ESTIMATORS = {"disarm": disarm, "arm": arm, "reinforce": reinforce, "enumeration
 
 def codes(bits: int, like: Tensor) -> Tensor:
     """All binary codes, shape (2^bits, bits), in counting order with the first bit the most
-    significant."""
+    significant.
+    """
     numbers = torch.arange(2**bits, device=like.device)
     return ((numbers[:, None] >> torch.arange(bits - 1, -1, -1, device=like.device)) & 1).to(
         like.dtype
@@ -86,8 +88,7 @@ def log_posterior(logits: Tensor, z: Tensor) -> Tensor:
 
 
 def exact_elbo(logits: Tensor, joint: Tensor, z: Tensor) -> Tensor:
-    """The ELBO of each document, (B,), summed over all codes z (K, b); joint: log p(x, z), (B,
-    K)."""
+    """The ELBO of each document, (B,), over all codes z (K, b); joint: log p(x, z), (B, K)."""
     log_q = log_posterior(logits, z)
     return (log_q.exp() * (joint - log_q)).sum(1)
 
@@ -101,7 +102,8 @@ def best_factorized(
     Coordinate ascent on the ELBO: given the other bits, the best logit of a bit is the expected
     difference that it makes to log p(x, z). From three starts: `start` (N, b), the marginals of the
     posterior, and its mode; from `start` alone unless `anew`. What is found is a local optimum,
-    never below `start`."""
+    never below `start`.
+    """
     bits = z.shape[1]
     number = torch.arange(len(z), device=z.device)
     ones = [number[z[:, i] == 1] for i in range(bits)]
@@ -151,5 +153,6 @@ def _difference(values: Tensor) -> Tensor:
 
 def _with_gradient(value: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
     """`value`, made to pass `gradient` on to the logits: the added term is zero and has that
-    derivative."""
+    derivative.
+    """
     return value + (gradient * (logits - logits.detach())).sum(-1)

@@ -1,5 +1,4 @@
-"""Semantic hashing of 20 Newsgroups with a Bernoulli VAE (Section 5): documents become codes of b
-bits.
+"""Semantic hashing with a Bernoulli VAE (Section 5): documents become codes of b bits.
 
 Encoder: q(z given x) = prod_i Bernoulli(z_i; sigmoid(logits_i(x))), where the logits are
 
@@ -111,10 +110,11 @@ class CommonOptions:
     """where to train; None: the accelerator if there is one, else the CPU"""
     corpus: str = "newsgroups"
     """newsgroups; docstrings, of the installed libraries, without a download; or own documents: a
-    folder of .txt files, a .csv or a .jsonl file with a column `text`"""
+    folder of .txt files, a .csv or a .jsonl file with a column `text`
+    """
     archive: Path | None = None
-    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded
-    there"""
+    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there
+    """
     resume: bool = False
     """go on from what an interrupted run left in --out, bit by bit as if never stopped"""
 
@@ -123,7 +123,8 @@ class CommonOptions:
 class Options(CommonOptions):
     encoder: EncoderKind = "e1"
     """e1: linear in counts; e2: hidden layer, frequencies; e3: linear in frequencies; e4: these
-    times mean length"""
+    times mean length
+    """
     bits: Count = 64
     """b, number of Bernoulli latents"""
     estimator: Literal["disarm", "arm", "reinforce"] = "disarm"
@@ -142,30 +143,38 @@ class Options(CommonOptions):
     """L2 penalty, as Adam's `weight_decay`, of the weights over the vocabulary"""
     word_dropout: Fraction = 0.0
     """fraction of a document's distinct words hidden from the encoder in training; the others are
-    scaled up"""
+    scaled up
+    """
     average: Fraction = 0.0
     """decay per step of an exponential moving average of the weights, which is what is tested; 0:
-    no average"""
+    no average
+    """
     prior: Literal["uniform", "autoregressive"] = "uniform"
     """autoregressive: in the fine epochs, each bit's logit is a trained linear function of the bits
-    before it"""
+    before it
+    """
     refine: Natural = 0
     """at the end, improve each test document's posterior by so many steps of Adam (0.3, falling to
-    0)"""
+    0)
+    """
     held_out: Fraction = 0.0
     """fraction of the training documents kept for selecting the epoch; 0: the test set selects, as
-    in the report"""
+    in the report
+    """
     last: bool = False
     """keep the last epoch, not the one of lowest loss: when another run has chosen the number of
-    epochs"""
+    epochs
+    """
     patience: OptionalCount = None
     """stop when the selecting loss has had no new minimum for so many epochs; None: never"""
     test_counts: bool = False
     """test a second time with counts fed to an encoder trained on frequencies, as the released code
-    does"""
+    does
+    """
     precision: Literal["float32", "bfloat16"] | None = None
     """arithmetic of training on the CPU, not of tests; None: bfloat16 where there are instructions
-    for it"""
+    for it
+    """
     checkpoint_every: Count = 10
     """epochs between checkpoints"""
     out: Path = Path("runs/hashing")
@@ -218,7 +227,8 @@ class Encoder(nn.Module):
     for e2.
 
     length: mean length of the training documents, in words, smoothing included; e4's features are
-    in this unit."""
+    in this unit.
+    """
 
     scale: Tensor
 
@@ -260,7 +270,8 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, batch: Batch, dtype: torch.dtype | None = None) -> Tensor:
         """z: (..., B, b) -> relative NLL, nats, (..., B). dtype: of the arithmetic over the
-        vocabulary; None: z's."""
+        vocabulary; None: z's.
+        """
         distinct, which = distinct_codes(z.flatten(0, -2))
         nll = RelativeNLL.apply(
             self.hidden(distinct), self.weight, self.bias, batch, self.workspace, dtype or z.dtype
@@ -270,7 +281,8 @@ class Decoder(nn.Module):
 
 class Prior(nn.Module):
     """p(z) = prod_i Bernoulli(z_i; sigmoid(bias_i + sum_{j < i} weight_ij z_j)); uniform at the
-    start, all zero."""
+    start, all zero.
+    """
 
     def __init__(self, kind: str, bits: int):
         super().__init__()
@@ -316,7 +328,8 @@ class VAE(nn.Module):
 
         Both have the relative negative ELBO as their mean over q. The first is what the estimators
         differentiate: in it the logits of q, (B, b), are detached, as they want it. The second has
-        the KL in closed form, and no gradient."""
+        the KL in closed form, and no gradient.
+        """
         nll = self.decoder(z, batch, dtype)
         with torch.no_grad():
             loss = nll + self.prior.kl(logits, z)
@@ -326,8 +339,7 @@ class VAE(nn.Module):
     def sampled_loss(
         self, logits: Tensor, batch: Batch, noise: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Loss of each document from one sample of q, and its KL part; relative, nats, (B,)
-        both."""
+        """Loss of each document by one sample of q, and its KL part; relative, nats, (B,) both."""
         p = torch.sigmoid(logits)
         z = (torch.rand(p.shape, generator=noise, device=p.device) < p).to(p.dtype)
         kl = self.prior.kl(logits, z)
@@ -409,7 +421,8 @@ class Trainer:
     @property
     def selecting(self) -> list[float]:
         """The loss per epoch that selects the epoch: of held-out documents if there are any, else
-        of the test set."""
+        of the test set.
+        """
         return self.history["held_out" if self.options.held_out else "test"]
 
     @property
@@ -436,7 +449,8 @@ class Trainer:
         pairs' own values.
 
         Each code of a pair is a sample of q, so their mean loss is unbiased, and no decoder pass is
-        spent on reporting."""
+        spent on reporting.
+        """
         losses: list[Tensor] = []
         # Few bits: the pairs share most codes, decoded once. Many: a CPU's caches do not hold the
         # logits of all pairs.
@@ -463,7 +477,8 @@ class Trainer:
 
     def run_epoch(self) -> dict[str, float]:
         """Train on every document once, then test; returns the losses. FloatingPointError if one is
-        not finite."""
+        not finite.
+        """
         start, options = time.perf_counter(), self.options
         fine = self.epoch >= options.epochs
         # From the start, a trained prior would settle on the few bits that are used first.
@@ -500,7 +515,8 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, documents: Documents, counts: bool = False) -> dict[str, float]:
         """Loss from one sample per document: as in the report, mean over batches; mean over
-        documents; and the KL."""
+        documents; and the KL.
+        """
         # Several batches at once: with few bits, they share most codes, which are decoded once.
         sampled = [
             self.tested.sampled_loss(
@@ -518,7 +534,8 @@ class Trainer:
 
     def refined(self, documents: Documents) -> float:
         """Loss, mean over batches, after `--refine` steps on the posterior of each document, from
-        the encoder's on."""
+        the encoder's on.
+        """
         model, steps, noise = (
             self.tested.requires_grad_(False),
             self.options.refine,
@@ -564,7 +581,8 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other
-        options or documents."""
+        options or documents.
+        """
         options = self.options
         with run.reading(path, "checkpoint of hashing.py") as state:
             before, epoch = state["config"], len(state["history"]["train"])
@@ -597,7 +615,8 @@ def train(options: Options, corpus: Corpus) -> dict[str, Any]:
     returns the result.
 
     Raises RunError if --out holds another run or an option cannot be met, FloatingPointError if a
-    loss is not finite."""
+    loss is not finite.
+    """
     device, checkpoint = run.begin(options)
     trainer = Trainer(options, corpus, device)
     if checkpoint.exists():
@@ -711,19 +730,21 @@ class SearchOptions:
     """a text file to search with"""
     document: int | None = None
     """a document of the corpus to search with, counted from 1 through the training and then the
-    test documents"""
+    test documents
+    """
     model: Path = Path("runs/hashing/model.pt")
     """model.pt of a trained run"""
     top: Count = 10
     """number of documents to show"""
     archive: Path | None = None
-    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded
-    there"""
+    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there
+    """
 
 
 def search(options: SearchOptions) -> None:
     """Find the documents whose codes are nearest to that of words, a text file or a document, by a
-    trained model."""
+    trained model.
+    """
     with run.reading(options.model, "model of hashing.py") as saved:
         config = saved["config"]
         architecture = {key: config[key] for key in ("encoder", "bits", "decoder_layers", "prior")}
@@ -833,7 +854,8 @@ class ExactOptions(CommonOptions):
 @dataclass(frozen=True)
 class Stage:
     """One training of `exact`: what it trains, by which objective, and from which earlier stages it
-    goes on."""
+    goes on.
+    """
 
     name: str
     encoder: EncoderKind
@@ -846,7 +868,8 @@ class Stage:
 
 def stages(options: ExactOptions) -> list[Stage]:
     """Does joint ELBO training lower the likelihood that a decoder had reached? And which part of
-    it does?"""
+    it does?
+    """
     first, on = options.likelihood_epochs, options.joint_epochs
     alone, both = ("encoder",), ("encoder", "decoder")
     plan = [
@@ -893,7 +916,8 @@ class Exact:
 
     def log_joint(self, log_p: Tensor, batch: Batch) -> Tensor:
         """log p(x, z), relative to the document's entropy, for all codes: log_p, of `log_decoder`,
-        (V, K) -> (B, K)."""
+        (V, K) -> (B, K).
+        """
         return (
             SmoothedProduct.apply(log_p, batch)
             - self.options.bits * math.log(2)
@@ -916,7 +940,8 @@ class Exact:
         epoch.
 
         The train values are means over the epoch's batches, each before its step; the test values
-        are after the epoch."""
+        are after the epoch.
+        """
         options, train = self.options, self.documents["train"]
         parts = [getattr(model.requires_grad_(False), part) for part in stage.trains]
         parameters = [p.requires_grad_(True) for part in parts for p in part.parameters()]
@@ -956,7 +981,8 @@ class Exact:
         regression, all at once.
 
         Unlike the ELBO, this cross-entropy is convex for a linear encoder, so that L-BFGS, `epochs`
-        times 20 iterations, shows what the encoder can do. Returns a history of one entry."""
+        times 20 iterations, shows what the encoder can do. Returns a history of one entry.
+        """
         model.encoder.requires_grad_(True)
         train = self.documents["train"].batch(np.arange(len(self.documents["train"])))
         with torch.no_grad():
@@ -1015,7 +1041,8 @@ class Exact:
 
     def run(self, stage: Stage, before: dict[str, dict]) -> dict[str, Any]:
         """Train one stage, from the models of those `before` that it goes on from; returns its own,
-        and its numbers."""
+        and its numbers.
+        """
         model = self.model(stage.encoder)
         for part, origin in (("decoder", stage.decoder_from), ("encoder", stage.encoder_from)):
             if origin is not None:
@@ -1033,7 +1060,8 @@ class Exact:
 
 def exact(options: ExactOptions) -> None:
     """Train with sums over all 2^b codes: does joint ELBO training lower the likelihood that a
-    decoder had reached?"""
+    decoder had reached?
+    """
     corpus = load_corpus(options.corpus, options.archive)
     device = run.pick_device(options.device)
     torch.set_flush_denormal(True)
@@ -1070,17 +1098,19 @@ class LengthsOptions:
     """b, number of Bernoulli latents, 8 at most; all 2^b codes are summed over"""
     decoder: Literal["linear", "free"] = "linear"
     """linear: d = 0; free: a distribution of its own for each code, the most that hidden layers
-    could reach"""
+    could reach
+    """
     weights: Several = 5
     """points on the path from likelihood (w = 0) to the ELBO (w = 1), squares of equal steps"""
     iterations: Count = 1500
     """steps of L-BFGS at each point, at most"""
     corpus: str = "newsgroups"
     """newsgroups; docstrings, of the installed libraries, without a download; or own documents: a
-    folder of .txt files, a .csv or a .jsonl file with a column `text`"""
+    folder of .txt files, a .csv or a .jsonl file with a column `text`
+    """
     archive: Path | None = None
-    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded
-    there"""
+    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there
+    """
     seed: Natural = 1
     """seed of the words that are drawn, and of the first decoder"""
     resume: bool = False
@@ -1122,7 +1152,8 @@ class Short:
     best factorized q.
 
     The decoder is a table of logits, words by codes: parameters (V, m) times features of the code
-    (m, K)."""
+    (m, K).
+    """
 
     def __init__(self, counts: scipy.sparse.csr_array, options: LengthsOptions):
         self.options, self.z = options, codes(options.bits, torch.empty(0, dtype=torch.float64))
@@ -1154,7 +1185,8 @@ class Short:
 
     def ascend(self, parameters: Tensor, w: float) -> tuple[Tensor, float, float]:
         """Uphill on E - w G by L-BFGS, with the best factorized q at each step; parameters, E and G
-        there."""
+        there.
+        """
         import scipy.optimize
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -1184,7 +1216,8 @@ class Short:
 
 def lengths(options: LengthsOptions) -> None:
     """Where the family of q matters: the law's path for documents of n words, at the optimum of
-    decoder and q."""
+    decoder and q.
+    """
     corpus = load_corpus(options.corpus, options.archive)
     weights = law.weights(options.weights)
     frequent = corpus.train[:, frequent_words(corpus.train, options.words)]

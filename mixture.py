@@ -1,5 +1,4 @@
-"""Four Gaussians in the plane and an encoder of two independent bits (Section 3): joint training
-spoils a true decoder.
+"""Four Gaussians, an encoder of two independent bits (Section 3): joint training spoils a decoder.
 
 Ground truth: p*(z) = 1/4 over code words z in {00, 01, 10, 11}, p*(x given z) = N(mu_z, variance
 I). Encoder: q(z given x) proportional to exp<g(x), z>, g a ReLU network 2-64-64-2: the two bits of
@@ -7,7 +6,7 @@ z are independent given x. The true posterior is not of that form. One run goes 
 section, and past it:
 
   frozen       the encoder alone, trained with the ELBO under the true decoder: the gap is the
-  approximation error
+               approximation error
   joint        both, from there: the ELBO rises, the decoder's centres leave the data
   consistent   the report's remedy, not in the released code: q = softmax(W x + c), one linear layer
                2 -> 4. It holds the true posterior exactly; trained alone, then jointly, its KL
@@ -16,8 +15,7 @@ section, and past it:
                is what the factorization costs; the rest of the frozen gap is the network's. Also
                with the decoder's centres fitted to it, which is where joint training of a perfect
                network would end
-  assignments  the three ways to lay code words on components: which component is diagonally
-  opposite which
+  assignments  the three ways to lay code words on components: which is diagonally opposite which
   variances    the oracle's gap for variances 0.01 to 4, and networks trained at a few of them
   law          the oracle's optimum followed from likelihood to the ELBO: what joint training costs
                is an area
@@ -29,10 +27,9 @@ its released code has 2,000 points for each component and 1e-4 for joint trainin
 
 All quantities are in nats per point.
 
-    uv run mixture.py                                                          the settings of the
-    report's text uv run mixture.py --points-per-component 2000 --joint-lr 1e-4              those
-    of its released code uv run mixture.py quick
-    a fifth of the steps, half a minute
+    uv run mixture.py           the settings of the report's text
+    uv run mixture.py quick     a fifth of the steps, half a minute
+    uv run mixture.py --points-per-component 2000 --joint-lr 1e-4     those of its released code
 """
 
 import itertools
@@ -78,7 +75,8 @@ class Options:
     """training points, z drawn first and then x, as the report's text says"""
     points_per_component: OptionalCount = None
     """points for each of the four components, instead of --points; 2000 is what the released code
-    has"""
+    has
+    """
     variance: Positive = 1.0
     """variance of each component; the report's text says 0.01, its numbers need 1"""
     steps: Count = 10_000
@@ -128,7 +126,8 @@ QUICK = Options(
 
 def sample(options: Options, seed: int, device: torch.device) -> Tensor:
     """Training points of the ground truth, float32, (N, 2). The same seed gives the same noise at
-    every variance."""
+    every variance.
+    """
     generator = torch.Generator().manual_seed(seed)
     if options.points_per_component is None:
         z = torch.randint(4, (options.points,), generator=generator)
@@ -173,7 +172,8 @@ class Elbo:
     def __call__(self, log_q: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log_q (4, N), means (4, 2) -> ELBO at each x (N,), and the gradients of their *sum* in
         the unnormalised log_q (4, N) and in the means (4, 2). The first two are overwritten by the
-        next call."""
+        next call.
+        """
         q = torch.exp(log_q, out=self.q)
         r = torch.addmm(
             log_q, natural_parameters(means, self.variance), self.statistics, beta=-1, out=self.r
@@ -195,7 +195,8 @@ class Encoder:
 
     The gradient is written out, and `training_on` allocates every array of N rows once: on a full
     batch, autograd's new arrays cost about as much as the matrix products. All parameters lie in
-    one vector `theta`, for Adam in one kernel."""
+    one vector `theta`, for Adam in one kernel.
+    """
 
     def __init__(self, sizes: tuple[int, ...], statistics: Tensor):
         self.statistics = statistics
@@ -236,7 +237,8 @@ class Encoder:
         forward pass.
 
         Hidden layers have one width. Each output is overwritten on the way, by the gradient of the
-        layer below."""
+        layer below.
+        """
         grad = torch.mm(grad.T, self.statistics, out=self.grad_top)
         spare = self.spare
         for i in reversed(range(len(self.layers))):
@@ -309,7 +311,8 @@ def oracle(log_p: Tensor) -> Tensor:
     Coordinate ascent over the two bits. Given P(z_2 = 1) the best log-odds of z_1 are b_1 + c P(z_2
     = 1), and likewise for z_2, where log p(x, z) = a + b_1 z_1 + b_2 z_2 + c z_1 z_2. One sweep is
     a monotone map of P(z_2 = 1), so the starts 0 and 1 lead to the outermost fixed points; 1/2 is a
-    third start. float64 throughout."""
+    third start. float64 throughout.
+    """
     f00, f01, f10, f11 = log_p.double()
     b1, b2, c = f10 - f00, f01 - f00, f11 - f10 - f01 + f00
     candidates = []
@@ -341,7 +344,8 @@ def exact(log_p: Tensor) -> Tensor:
 
 def quadrature(variance: float, side: int) -> tuple[Tensor, Tensor]:
     """Points (4 side^2, 2) and their masses for means under p*(x): Gauss-Hermite nodes about each
-    centre, float64."""
+    centre, float64.
+    """
     nodes, masses = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(side))
     x = torch.tensor(CENTRES).double()[:, None] + math.sqrt(variance) * torch.cartesian_prod(
         nodes, nodes
@@ -386,7 +390,8 @@ def fit_means(
 def law_cases(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The law (figures/law.py) under p* itself: theta(w) of the oracle at each of --law-variances,
     and of the two classes of assignments that are no mirror images of each other. And the seconds
-    of each."""
+    of each.
+    """
     cases, seconds = [], {}
     points = [(v, name) for v in options.law_variances for name in list(ASSIGNMENTS)[:2]]
     for variance, name in tqdm(points, desc="law", unit="case"):
@@ -423,7 +428,8 @@ def measure(
     x: Tensor, log_q: Tensor, means: Tensor, truth: Tensor, variance: float
 ) -> dict[str, Any]:
     """ELBO, log evidence and KLs of one state, in float64, and how far each centre is from the true
-    one."""
+    one.
+    """
     x, log_q, means, truth = x.double(), log_q.double(), means.double(), truth.double()
     log_p = log_joint(x, means, variance)
     elbo = (log_q.exp() * (log_p - log_q)).sum(0).mean().item()
@@ -443,7 +449,8 @@ def picture(
     posterior: Callable[[Tensor], Tensor], means: Tensor, x: Tensor, extent: list[float]
 ) -> dict:
     """What one panel of Figure 1 shows: the arg max of the posterior at the points and on a grid,
-    and the centres."""
+    and the centres.
+    """
     left, right, bottom, top = extent
     grid = (
         torch.cartesian_prod(torch.linspace(bottom, top, GRID), torch.linspace(left, right, GRID))
@@ -551,7 +558,8 @@ def against_variance(
     options: Options, device: torch.device, bar: tqdm
 ) -> tuple[list[dict], list[dict]]:
     """The oracle's gap on fresh points at each of --variances; networks trained at each of
-    --trained-variances."""
+    --trained-variances.
+    """
     gaps, networks = [], []
     truth = torch.tensor(CENTRES, device=device)
     for variance in options.variances:
@@ -573,7 +581,8 @@ def against_variance(
 
 def one_seed(options: Options, seed: int, device: torch.device, bar: tqdm) -> dict[str, Any]:
     """`section` for one seed, kept in --out as soon as it is finished, and taken from there with
-    --resume."""
+    --resume.
+    """
     before = bar.n
     path, free = options.out / f"seed-{seed}.pt", {"seed", "seeds", "resume", "out"}
     of_seed = run.keep(path, options, free, lambda: section(options, seed, device, bar))

@@ -1,5 +1,6 @@
 """Data sources, one module each. Downloads and parsed caches lie beside the modules and are ignored
-by git."""
+by git.
+"""
 
 import contextlib
 import io
@@ -20,7 +21,8 @@ SPLITS = ("train", "test")
 
 class DataError(ValueError):
     """A data set is missing or is not what it should be; the message is one line that says what to
-    do."""
+    do.
+    """
 
 
 STALE = 600  # seconds after its last change that a file aside is of a writer that is gone
@@ -94,7 +96,8 @@ class Corpus:
 
 def cached(path: Path, make: Callable[[], Corpus]) -> Corpus:
     """The corpus kept at `path`; if there is none that can be read, what `make` returns, kept there
-    from now on."""
+    from now on.
+    """
     if path.is_file():
         try:
             return _read(path)
@@ -148,7 +151,6 @@ def _read(path: Path) -> Corpus:
 
 
 def frequent_words(counts: scipy.sparse.csr_array, size: int) -> np.ndarray:
-    """The `size` columns with the highest document frequency, ties to the smaller index;
-    ascending."""
+    """The `size` columns of highest document frequency, ties to the smaller index; ascending."""
     frequency = np.bincount(counts.indices, minlength=counts.shape[1])
     return np.sort(np.argsort(-frequency, kind="stable")[:size])

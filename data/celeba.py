@@ -45,8 +45,8 @@ def load(images: Path | None = None, folder: Path = Path(__file__).parent) -> np
     images: img_align_celeba.zip, or a folder with the images anywhere in it. None looks at the
         environment variable CELEBA_IMAGES, then for the zip or the folder img_align_celeba in
         `folder`, then has torchvision download it.
-    Unreadable images are left out, named and counted on the terminal.
-    Raises DataError, one line, if there are no images.
+    Unreadable images are left out, named and counted on the terminal. Raises DataError, one line,
+    if there are no images.
     """
     source = find(images, folder) or _downloaded(folder)
     if not source.exists():
@@ -63,7 +63,8 @@ def load(images: Path | None = None, folder: Path = Path(__file__).parent) -> np
 
 def find(images: Path | None = None, folder: Path = Path(__file__).parent) -> Path | None:
     """Where the images are or, if `images` or the environment variable says so, should be; None:
-    they are nowhere."""
+    they are nowhere.
+    """
     named = images or os.environ.get(ENVIRONMENT_VARIABLE)
     places = [folder / part / name for part in ("", "celeba") for name in (ARCHIVE, FOLDER)]
     return Path(named) if named else next((path for path in places if path.exists()), None)

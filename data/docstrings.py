@@ -122,8 +122,7 @@ def read(files: list[tuple[Path, str]]) -> list[Docstring]:
 
 
 def build(documents: list[Docstring], name: str) -> Corpus:
-    """Corpus of the documents, without those whose words stand in an earlier one (by name)
-    already."""
+    """Corpus of the documents, without those whose words are those of an earlier one, by name."""
     texts: dict[tuple[str, ...], str] = {}
     for title, text in sorted(documents):
         texts.setdefault(tuple(WORD.findall(text.lower())), title)

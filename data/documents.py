@@ -11,7 +11,8 @@ the first layer of an encoder, and the reconstruction term of the loss, relative
 own entropy. Here x
 is never made: products with c touch its non-zeros only, and the smoothing is a rank-one term. The
 only dense work is the softmax's normaliser and its gradient. tests/test_hashing.py compares both
-with these formulas, in float64."""
+with these formulas, in float64.
+"""
 
 import math
 from collections.abc import Iterator
@@ -45,8 +46,7 @@ class Batch:
 
 
 class Counts:
-    """Sparse counts c (B, V), and products with them, as weighted sums of rows of the other
-    factor."""
+    """Sparse counts c (B, V); products with them are weighted sums of the other factor's rows."""
 
     def __init__(self, counts: scipy.sparse.csr_array, device: torch.device):
         self.parts = [
@@ -59,7 +59,8 @@ class Counts:
 
     def product(self, dense: Tensor, transposed: bool = False) -> Tensor:
         """c @ dense, (B, V) times (V, k) -> (B, k); transposed: c.T @ dense, (V, B) times (B, k) ->
-        (V, k)."""
+        (V, k).
+        """
         indices, offsets, values = self.parts[transposed]
         return nn.functional.embedding_bag(
             indices, dense, offsets, mode="sum", per_sample_weights=values, include_last_offset=True
@@ -68,14 +69,16 @@ class Counts:
 
 def unigram(counts: scipy.sparse.csr_array) -> np.ndarray:
     """The smoothing distribution u, shape (V,): the training counts, 1/10,000 added to each word,
-    normalised."""
+    normalised.
+    """
     total = counts.sum(0, dtype=np.float64) + 1e-4
     return total / total.sum()
 
 
 def hold_out(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Which of `count` documents to train on, and which to hold out, ascending. Raises DataError if
-    one has none."""
+    one has none.
+    """
     order = np.random.default_rng(seed).permutation(count)
     size = round(fraction * count)
     if not 0 < size < count:
@@ -129,7 +132,8 @@ class Documents:
         self, documents: np.ndarray, dropout: float = 0.0, generator: torch.Generator | None = None
     ) -> Batch:
         """dropout: hide this fraction of each document's distinct words from the encoder, and scale
-        up the others."""
+        up the others.
+        """
         device = self.u.device
         part = self.counts[documents]
         seen = part
@@ -153,7 +157,8 @@ class SmoothedProduct(torch.autograd.Function):
     """x @ weight for a batch of documents x, (B, V) times (V, k) -> (B, k).
 
     Only the non-zeros of c, and u once, are multiplied; the gradient in the weight is dense, for
-    Adam."""
+    Adam.
+    """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, batch: Batch) -> Tensor:
@@ -173,7 +178,8 @@ class Workspace:
     much as the products.
 
     One call of RelativeNLL uses it at a time, until its backward pass is done; autograd raises
-    RuntimeError else."""
+    RuntimeError else.
+    """
 
     def __init__(self) -> None:
         # A block of almost 32 MiB, freed at once: from then on glibc's malloc keeps freed blocks of
@@ -285,7 +291,8 @@ def distinct_codes(z: Tensor) -> tuple[Tensor, Tensor]:
     The first row of z fills up to a multiple of 64: products of a shape not met before have to be
     compiled. On the CPU
     only: elsewhere the program would have to wait for the number of codes; there every row stands
-    for itself."""
+    for itself.
+    """
     rows = torch.arange(len(z), device=z.device)
     if z.device.type != "cpu":
         return z, rows
@@ -299,7 +306,8 @@ def distinct_codes(z: Tensor) -> tuple[Tensor, Tensor]:
 
 def _exponentiate_and_sum(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """Put exp(logits) in the place of the logits (V, K); their sums over the words, (K,), in
-    `dtype`."""
+    `dtype`.
+    """
     # Some words at a time, as bfloat16 rounds each sum; a sum in another type would copy all of
     # them.
     parts = [part.sum(0).to(dtype) for part in logits.exp_().split(2560)]

@@ -44,7 +44,8 @@ NOSE, MOUTH, BOTTOM = slice(24, 52), slice(34, 60), slice(36, 64)
 
 def draw(count: int, seed: int = 0) -> np.ndarray:
     """`count` portraits, uint8, shape (count, 3, 64, 64), red green blue; more of a seed begin with
-    the same ones."""
+    the same ones.
+    """
     images = np.empty((count, 3, SIZE, SIZE), np.uint8)
 
     def fill(start: int) -> None:
@@ -58,7 +59,8 @@ def draw(count: int, seed: int = 0) -> np.ndarray:
 
 class _Canvas:
     """CHUNK images, and where their pixels lie on the head: x to the right, y down, a face being
-    about 1.6 wide."""
+    about 1.6 wide.
+    """
 
     def __init__(self, scale: np.ndarray, roll: np.ndarray, right: np.ndarray, down: np.ndarray):
         row, column = np.mgrid[:SIZE, :SIZE].astype(np.float32)[:, None]
@@ -70,7 +72,8 @@ class _Canvas:
 
     def inside(self, distance: np.ndarray) -> np.ndarray:
         """Coverage of pixels by a shape, given the signed distance from its contour, negative
-        inside."""
+        inside.
+        """
         return np.clip(0.5 - distance * self.scale, 0, 1)
 
     def ellipse(self, rows: slice, cx, cy, rx, ry, tilt=0.0) -> np.ndarray:
@@ -85,8 +88,7 @@ class _Canvas:
         colour: np.ndarray,
         shade: np.ndarray | float = 1.0,
     ) -> None:
-        """Lay a colour, (CHUNK, 3) or (3,), over the pixels of `rows`, as far as they are
-        covered."""
+        """Lay a colour, (CHUNK, 3) or (3,), over the pixels of `rows` where they are covered."""
         for c in range(3):
             part = self.image[:, c, rows]
             target = np.broadcast_to(colour, (CHUNK, 3))[:, c, None, None] * shade

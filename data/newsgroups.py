@@ -53,7 +53,8 @@ def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> C
         variable NEWSGROUPS_ARCHIVE, then in `folder`, then for a cache, and then downloads it
         there, with the vocabulary.
     Raises DataError, one line, if the archive cannot be had or any part of it is not as it should
-    be."""
+    be.
+    """
     source = find(archive, folder)
     if source is not None and not source.exists():
         raise DataError(f"no 20 Newsgroups archive at {source}; it can be had from {PAGE}")
@@ -106,7 +107,8 @@ def _cache(source: Path, folder: Path) -> Path:
 
 def _vocabulary(source: Path, folder: Path) -> bytes | None:
     """The list of words where the archive has none: beside it, in `folder`, or downloaded there;
-    else None."""
+    else None.
+    """
     path = next(
         (place / WORDS for place in (source.parent, folder) if (place / WORDS).is_file()), None
     )
@@ -118,7 +120,8 @@ def _vocabulary(source: Path, folder: Path) -> bytes | None:
 
 def find(archive: Path | None = None, folder: Path = Path(__file__).parent) -> Path | None:
     """Where the archive is or, if `archive` or the environment variable says so, should be; None:
-    it is nowhere."""
+    it is nowhere.
+    """
     named = archive or os.environ.get(ENVIRONMENT_VARIABLE)
     path = folder / ARCHIVE
     return Path(named) if named else path if path.is_file() else None
@@ -252,7 +255,8 @@ def parse_counts(text: bytes, name: str, documents: int, words: int) -> scipy.sp
     """Lines `document word count`, 1-based, as a CSR table of shape (documents, words), float32.
 
     Raises DataError naming `name` and the line: a wrong number of columns, a count below 1, an
-    index out of range."""
+    index out of range.
+    """
     entries = _integers(text, name, 3)
     for column, (what, most) in enumerate(
         (("document", documents), ("word", words), ("count", 2**24))
@@ -274,7 +278,8 @@ def parse_counts(text: bytes, name: str, documents: int, words: int) -> scipy.sp
 
 def _integers(text: bytes, name: str, columns: int) -> np.ndarray:
     """A table of integers with exactly `columns` columns in every line; int64, shape (lines,
-    columns)."""
+    columns).
+    """
     if not text.strip():
         raise DataError(f"{name}: no lines")
     try:

@@ -1,2 +1,3 @@
 """Everything after the numbers: result files, published values, tables, figures, and the committed
-ones."""
+ones.
+"""

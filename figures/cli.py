@@ -1,5 +1,6 @@
 """Command lines: bounds of options, subcommands by tyro, and one line for anything foreseeable that
-fails."""
+fails.
+"""
 
 import io
 import json
@@ -25,7 +26,8 @@ class RunError(Exception):
 
 class Terminated(BaseException):
     """SIGTERM, as `kill`, `timeout` and batch systems send it, made an exception: what was started
-    can be stopped."""
+    can be stopped.
+    """
 
 
 def _bounded(
@@ -106,7 +108,8 @@ def cli(description: str | None, *runs: Run) -> None:
     one line.
 
     Exit codes: 0 done, 1 failed or nobody reads the output, 2 bad options, 130 interrupted, 143
-    terminated."""
+    terminated.
+    """
     path = Path(sys.argv[0]).absolute()
     script = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
     hint = ""

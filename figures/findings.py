@@ -97,7 +97,8 @@ class Claim(NamedTuple):
 
 def exact_runs(results: Mapping[str, dict], stage: str, layers: int) -> list[str]:
     """Runs of `hashing.py exact` with d hidden layers that have a stage, by seed; not those of
-    other lengths."""
+    other lengths.
+    """
     found = [
         name
         for name, result in results.items()
@@ -110,7 +111,8 @@ def exact_runs(results: Mapping[str, dict], stage: str, layers: int) -> list[str
 def shortfalls(runs: Sequence[dict], encoder: str) -> list[float]:
     """Train ELBO of joint training from an encoder fitted by the ELBO, less that from one fitted by
     regression, in the runs of `hashing.py exact` that have both: below zero, the first was not at
-    its optimum."""
+    its optimum.
+    """
     pairs = [[run.get(f"{encoder}{stage}_joint") for stage in ("", "_regressed")] for run in runs]
     return [a["elbo"] - b["elbo"] for a, b in pairs if a is not None and b is not None]
 

@@ -1,5 +1,6 @@
 """Fréchet distances of sets of images: moments of features, Inception's network, and thumbnails
-(Section 4)."""
+(Section 4).
+"""
 
 import functools
 import hashlib
@@ -46,7 +47,8 @@ class Moments:
 @torch.no_grad()
 def moments(features: Features, batches: Iterable[Tensor]) -> Moments:
     """Moments of the features of images, rounded to 8 bits first, as they would be in the PNG files
-    of pytorch-fid."""
+    of pytorch-fid.
+    """
     result = Moments()
     for images in batches:
         result.add(features(as_bytes(images).float() / 127.5 - 1))
@@ -58,7 +60,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     The trace of the square root of the covariances' product is the sum of the singular values of
     the product of their own square roots, which are real however few the images. Raises RunError
-    for moments that are not finite."""
+    for moments that are not finite.
+    """
     import scipy.linalg
 
     (mean, covariance), (other_mean, other) = a.statistics(), b.statistics()

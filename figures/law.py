@@ -20,7 +20,8 @@ older than VAEs (Hinton, 2000, "even if this gives lower log probability"; MacKa
 Sahani, 2011). As estimators, optima of E - G are profile M-estimators (Westling & McCormick, 2019).
 The gap's parts, family and network, are those of Hoffman (2017), Cremer et al. (2018) and Zhang,
 Hayes & Barber (2022); that a Gaussian VAE turns z, which is free, is in Lucas et al. (2019),
-Rolinek et al. (2019), Kumar & Poole (2020) and Reizinger et al. (2022)."""
+Rolinek et al. (2019), Kumar & Poole (2020) and Reizinger et al. (2022).
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -108,7 +109,8 @@ def split(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     case is of.
 
     Where the law does not hold a better optimum was met at one end than on the way: the case is not
-    settled."""
+    settled.
+    """
     cases = {}
     for case in result.get("metrics", {}).get("cases", ()):
         metrics = {key: value for key, value in case.items() if key != "name"}
@@ -141,7 +143,8 @@ EXAMPLES = ("mixture_0.5_3", "plane3_factorized_own_0.6_seed0", "hashing_free_b4
 
 def draw(cases: dict[str, dict], folder: Path) -> None:
     """One law: gaps against w with the area, cost against area, and cost over narrowing against the
-    knob."""
+    knob.
+    """
     import matplotlib.pyplot as plt
 
     from figures import style

@@ -138,7 +138,8 @@ def saving_at_sigterm() -> Generator[Callable[[], bool]]:
 
 def native_precision(device: torch.device) -> str:
     """bfloat16 on a CPU with instructions for it that torch was not told to leave alone, else
-    float32."""
+    float32.
+    """
     capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     used = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return "bfloat16" if used and capabilities.get("avx512_bf16") else "float32"
@@ -219,7 +220,8 @@ def same_options(
     path: Path, before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]
 ) -> None:
     """Raise RunError if a result or checkpoint at `path` was made with other options, but for the
-    `free` ones."""
+    `free` ones.
+    """
     for key in sorted((before.keys() | now.keys()) - set(free)):
         if before.get(key) != now.get(key):
             if key == "documents":
@@ -239,7 +241,8 @@ def keep(
     already.
 
     same: what else must not have changed. Raises RunError if something is there and is not to be,
-    or cannot be, taken."""
+    or cannot be, taken.
+    """
     config = as_config(options) | same
     claim(options.out)
     if path.exists():
@@ -285,7 +288,8 @@ def save_result(
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Library versions, processor, device, threads, and the commit the code ran from ("+": with
-    changes)."""
+    changes).
+    """
     processor = platform.processor() or "unknown"
     with contextlib.suppress(OSError):  # of Linux
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -4,7 +4,8 @@ already up.
 Each task is one script, run as a process of its own. Tasks that need others wait for them; one that
 fails does not stop the others. A worker that is lost has its task run by another one, where a
 script with --resume goes on from its checkpoint, provided that all see the same folders. No process
-outlives the worker or the command that it belongs to."""
+outlives the worker or the command that it belongs to.
+"""
 
 import contextlib
 import json
@@ -45,19 +46,20 @@ class ClusterOptions:
     """scripts run at a time on this machine, which share its cores"""
     threads: OptionalCount = None
     """threads of each script; None: the machine's cores, divided by --jobs or by the --nthreads of
-    the Dask worker"""
+    the Dask worker
+    """
     scheduler: str | None = None
-    """address (tcp://host:8786) or scheduler file of a Dask cluster to run on; None: this
-    machine"""
+    """address (tcp://host:8786) or scheduler file of a Dask cluster to run on; None: this machine
+    """
     resource: str | None = None
     """what each script takes one of from its worker, such as GPU for workers begun with --resources
-    GPU=1"""
+    GPU=1
+    """
 
 
 @dataclass(frozen=True)
 class Task:
-    """A script with its arguments, to be run in the repository; its record and log go to
-    `folder`."""
+    """A script with its arguments, run in the repository; its record and log go to `folder`."""
 
     name: str
     command: tuple[str, ...]
@@ -78,7 +80,8 @@ def cores() -> int:
 
 def record(folder: Path) -> dict[str, Any]:
     """What is recorded of a folder's last run: `command`, `session`, `begun`, `seconds` of all,
-    `finished`; else {}."""
+    `finished`; else {}.
+    """
     try:
         entry = json.loads((folder / RECORD).read_bytes())
     except (OSError, ValueError):

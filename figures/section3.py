@@ -21,7 +21,8 @@ CURVES = {
 
 def draw_figure1(result: dict, folder: Path) -> None:
     """Figure 1 (a-c) of the report, and (d) the consistent VAE: points and regions by the arg max
-    of the posterior."""
+    of the posterior.
+    """
     panels, metrics = result["panels"], result["metrics"]
     titles = {
         "truth": "(a) true posterior",
@@ -100,7 +101,8 @@ def _lighter(colour: str) -> tuple[float, ...]:
 
 def draw_gap(result: dict, folder: Path) -> None:
     """The gap between log evidence and ELBO against the components' variance: oracle, and trained
-    networks."""
+    networks.
+    """
     metrics, config = result["metrics"], result["config"]
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
     gaps = metrics["variances"]
@@ -182,8 +184,7 @@ def draw_curves(result: dict, folder: Path) -> None:
 
 
 def scalars(metrics: dict, prefix: str = "") -> dict[str, float]:
-    """The numbers of nested metrics by dotted name; of `drift` the largest; centres are left
-    out."""
+    """Numbers of nested metrics by dotted name; of `drift` the largest; centres are left out."""
     numbers = {}
     for key, value in metrics.items():
         if isinstance(value, dict):
@@ -197,7 +198,8 @@ def scalars(metrics: dict, prefix: str = "") -> dict[str, float]:
 
 def report_mixture(result: dict, folder: Path) -> None:
     """Draw the figures, and print the stages beside the report's numbers, then assignments and
-    variances."""
+    variances.
+    """
     for draw in (draw_figure1, draw_gap, draw_curves):
         draw(result, folder)
     metrics = result["metrics"]

@@ -15,8 +15,7 @@ from figures.run import half_width, print_closing, print_table
 
 
 def draw_dcgan(result: dict, folder: Path) -> None:
-    """Losses of the GAN, and the Fréchet distance to held-out real images that selects the
-    epoch."""
+    """Losses of the GAN, and the Fréchet distance to held-out images that selects the epoch."""
     history, selected = result["history"], result["metrics"]["selected_epoch"]
     epochs = range(1, len(history["frechet"]) + 1)
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
@@ -91,7 +90,8 @@ def draw_training(result: dict, folder: Path) -> None:
 
 def report_training(result: dict, folder: Path, stage: str) -> None:
     """Draw one training, and print what was measured beside the report's numbers; stage: a row of
-    Table 1."""
+    Table 1.
+    """
     draw_training(result, folder)
     metrics, config = result["metrics"], result["config"]
     report = reference.TABLE1.get(stage, {})
@@ -165,15 +165,15 @@ def own_gap(result: dict) -> list[float]:
 
 
 def lost(result: dict) -> tuple[float, float]:
-    """By how much log p(x) of held-out images fell, and the half width of its 95% interval,
-    nats."""
+    """By how much log p(x) of held-out images fell, and its 95% interval's half width, nats."""
     changes = result["metrics"]["evidence_changes"]
     return -statistics.mean(changes), half_width(changes)
 
 
 def beyond_full(result: dict, results: Mapping[str, dict]) -> tuple[float, float] | None:
     """How much more was lost than by the run with full Gaussians, paired by image, and its half
-    width."""
+    width.
+    """
     same = ("sigma", "seed", "iterations", "lr", "schedule", "batch_size", "evidence_images")
     for other in results.values():
         alike = (
@@ -196,7 +196,8 @@ def inference_name(result: dict) -> str:
 
 def last_quarter(result: dict) -> float:
     """By how much log p(x) changed since three quarters of the training, or since the last point
-    but one."""
+    but one.
+    """
     steps, change = (result["history"][key] for key in ("iteration", "evidence_change"))
     first = min(i for i, step in enumerate(steps) if step >= 0.75 * steps[-1])
     return change[-1] - change[min(first, len(steps) - 2)]
@@ -416,7 +417,8 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
 
 def draw_rows(results: dict[str, dict], folder: Path) -> None:
     """Rows of generated images: x*, x, and for each decoder g(z'), z' ~ q(z given x), and that with
-    its noise."""
+    its noise.
+    """
     first = results["encoder_report"]["strips"]
     rows = {label: first[kind] for kind, label in ROWS.items()}
     for name in ("encoder_report", "elbo_report", "joint_report", "joint_report_sigma"):
@@ -465,7 +467,8 @@ def draw_contact_sheet(folder: Path) -> None:
 
 def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
     """Table 1: ELBO and FID of the report beside ours, in the two protocols; "not run" where that
-    is so."""
+    is so.
+    """
     some = next(iter(results.values()))
     config, width = some["config"], some["ground_truth"]["width"]
     experiments = {

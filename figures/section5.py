@@ -61,7 +61,8 @@ def report_variance(result: dict, folder: Path) -> None:
 
 def draw_hashing_curves(result: dict, folder: Path) -> None:
     """Train and test relative negative ELBO per epoch; for e1, b = 64, d = 0 with the published
-    minima."""
+    minima.
+    """
     config, history = result["config"], result["history"]
     epochs = range(1, len(history["train"]) + 1)
     figure, axis = plt.subplots(figsize=(6, 3.4))
@@ -177,7 +178,8 @@ def of_the_report(cells: dict[str, dict], end: str = "") -> dict[tuple[str, int,
 
 def _corpora(cells: dict[str, dict]) -> tuple[bool, str]:
     """Whether the documents are those of the report, else nothing published stands beside them; and
-    their names."""
+    their names.
+    """
     names = sorted({result["corpus"] for result in cells.values()})
     return set(names) <= {newsgroups.NAME}, ", ".join(names) or "no cell run"
 
@@ -315,7 +317,8 @@ def draw_table3(grid: dict[tuple[str, int, int], dict], folder: Path) -> None:
 
 def write_retrieval(cells: dict[str, dict], folder: Path) -> None:
     """retrieval.md, .tex and .csv: precision@100 of the cells of Tables 2 and 3, beside a published
-    one."""
+    one.
+    """
     grid, rows = of_the_report(cells), []
     published, corpora = _corpora(cells)
     for bits, layers in itertools.product(BITS, LAYERS):
@@ -407,7 +410,8 @@ def report_exact(result: dict, folder: Path) -> None:
 
 def draw_exact(result: dict, folder: Path) -> None:
     """Exact log-likelihood and ELBO through the stages, for each encoder; the train set above, the
-    test set below."""
+    test set below.
+    """
     config = result["config"]
     encoders = config["encoders"]
     figure, axes = plt.subplots(
@@ -433,7 +437,8 @@ def draw_exact(result: dict, folder: Path) -> None:
 
 def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
     """One panel of the three stages: the decoder by maximum likelihood, the encoder alone, both by
-    the ELBO."""
+    the ELBO.
+    """
     config, history = result["config"], result["history"]
     ends = np.cumsum(
         [config["likelihood_epochs"], config["encoder_epochs"], config["joint_epochs"]]
@@ -523,7 +528,8 @@ PARTS = {  # what is left out of `hashing.py best` in runs on nine tenths of the
 
 def write_parts(results: Mapping[str, dict], folder: Path) -> None:
     """best_parts.md, .tex, .csv: what held-out documents say of the parts of `hashing.py best`;
-    results: by PARTS."""
+    results: by PARTS.
+    """
     header = (
         "left out",
         "held-out loss",

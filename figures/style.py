@@ -57,9 +57,7 @@ def headed(line: str, pdf: bool = False) -> Generator[None]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write `name`.png into `folder`. The file holds no date: the same result gives the same
-    bytes.
-    """
+    """Write `name`.png into `folder`, without a date: the same result gives the same bytes."""
     if HEADING:
         figure.suptitle("\n".join(filter(None, [*HEADING, figure.get_suptitle()])), fontsize=9)
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}}

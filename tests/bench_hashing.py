@@ -8,7 +8,8 @@ train loss, autograd through log-softmax, default Adam, float32. Ours runs in fl
 processor multiplies it natively, in bfloat16, then the default of the script. All make their
 batches from the same sparse table and run in turns; the ratio is taken round by round. Then, how
 many codes of a step are distinct, along training. Last, the seconds of an epoch, its test included,
-for every b and d."""
+for every b and d.
+"""
 
 import math
 import statistics
@@ -72,7 +73,8 @@ def products(
     trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int
 ) -> Callable[[int], None]:
     """Our step's matrix products over the vocabulary alone, forward and backward: the floor for
-    this arithmetic."""
+    this arithmetic.
+    """
     k, words, rows = len(trainer.model.decoder.weight[0]), len(trainer.u), 2 * len(batches[0])
     hidden, weight, logits, grad = (
         torch.rand(shape) for shape in ((rows, k), (words, k), (rows, words), (words, k))

@@ -28,8 +28,7 @@ def unclaimed() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def archive() -> Path:
-    """The real 20 Newsgroups archive; tests that need it are skipped, by name, where it is
-    absent."""
+    """The real 20 Newsgroups archive; tests that need it are skipped, by name, without it."""
     named = os.environ.get(newsgroups.ENVIRONMENT_VARIABLE)
     path = Path(named) if named else Path(newsgroups.__file__).with_name(newsgroups.ARCHIVE)
     if not path.is_file():

@@ -122,7 +122,8 @@ def test_zips_that_cannot_be_read_say_what_to_do(
     tmp_path: Path, offset: int, value: int, said: str
 ) -> None:
     """Deflate64, as Windows Explorer writes above 2 GB, and encryption: both only marked so, in the
-    directory."""
+    directory.
+    """
     archive = zipped(tmp_path / "a.zip", jpegs())
     data = bytearray(archive.read_bytes())
     data[data.index(b"PK\x01\x02") + offset] = value

@@ -1,5 +1,6 @@
 """What is committed: every figure, table and page redraws from its results, and the README's
-numbers are theirs."""
+numbers are theirs.
+"""
 
 import re
 from pathlib import Path

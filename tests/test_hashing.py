@@ -341,7 +341,8 @@ def test_a_step_of_several_pairs_is_the_mean_of_steps_of_one(
     bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same noise; codes that repeat are decoded once in the first, and as often as they come in
-    the others."""
+    the others.
+    """
     options = replace(SMALL, bits=bits, decoder_layers=1, lr=1e-30, precision="float32")
     trainer = hashing.Trainer(options, corpus(), CPU)
     batch, noise = trainer.train.batch(np.arange(16)), trainer.generators["noise"].get_state()

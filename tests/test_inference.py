@@ -1,5 +1,6 @@
 """Section 4 without an encoder: Gaussians of each image, log p(x) by importance sampling, against
-closed forms."""
+closed forms.
+"""
 
 import math
 from collections.abc import Callable
@@ -166,7 +167,8 @@ def test_maximum_likelihood_is_where_full_posteriors_stay() -> None:
 def test_a_free_linear_decoder_turns_its_axes_and_loses_nothing(scale: float, lost: float) -> None:
     """Maximising the factorized ELBO: free weights end at the maximum likelihood; weights that may
     only change their scale end below it, the further the weaker the data, at last with only one
-    latent in use."""
+    latent in use.
+    """
     generator = torch.Generator().manual_seed(0)
     start = scale * torch.randn(12, 3, generator=generator, dtype=torch.float64)
     start += 3 * start[:, :1]
@@ -178,7 +180,8 @@ def test_a_free_linear_decoder_turns_its_axes_and_loses_nothing(scale: float, lo
         parameter: Tensor, weight: Callable[[Tensor], Tensor], gap: float
     ) -> tuple[float, float]:
         """Where the mean evidence less `gap` times the factorized gap is largest: the evidence, and
-        the gap."""
+        the gap.
+        """
         parameter = parameter.clone().requires_grad_(True)
         optimizer = torch.optim.LBFGS(
             [parameter], max_iter=500, tolerance_change=1e-13, line_search_fn="strong_wolfe"
@@ -288,7 +291,8 @@ def test_images_of_which_few_samples_count_get_more(monkeypatch: pytest.MonkeyPa
 
     def worse(self: Posteriors, vae: VAE, e: Tensor) -> Tensor:
         """As if the second image's proposal were bad: one sample has nearly all the weight of
-        forty."""
+        forty.
+        """
         values, bad = (
             log_weights(self, vae, e),
             (self.x == evidence.best["full"].x[1]).flatten(1).all(1),

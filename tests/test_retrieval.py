@@ -14,8 +14,7 @@ from data import newsgroups
 
 @pytest.mark.parametrize("k", [1, 5, 40, 100])
 def test_precision_equals_a_plain_count(k: int) -> None:
-    """Sorting all documents, ties in random order, many times, by hand; and without ties,
-    exactly."""
+    """All documents sorted, ties in random order, many times, by hand; without ties, exactly."""
     rng = np.random.default_rng(0)
     queries, database = rng.integers(2, size=(6, 5)), rng.integers(2, size=(50, 5))
     query_labels, labels = rng.integers(3, size=6), rng.integers(3, size=50)

@@ -141,7 +141,8 @@ def test_a_stopped_command_leaves_no_process_and_only_what_is_missing_to_run(
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
     """A scheduler and two workers with nannies, as from the shell; the scheduler's file, and the
-    nannies."""
+    nannies.
+    """
     file = tmp_path / "scheduler.json"
     common = ["--scheduler-file", str(file), "--no-dashboard", "--host", "127.0.0.1"]
     commands = [["scheduler", *common, "--port", "0"]]
@@ -213,7 +214,8 @@ def test_cells_survive_lost_workers_bit_by_bit(
     house: Path, cluster: tuple[str, list[psutil.Process]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three cells; a worker is killed, and later its nanny with it: all end as those of a run
-    without faults."""
+    without faults.
+    """
     script = house / "cell.py"
     script.write_text(HASHING)
     tasks = []

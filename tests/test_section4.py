@@ -1,5 +1,6 @@
 """The VAE of Section 4: ELBO, bounds, Laplace, normalisation, the two trainings, resume, and bad
-input."""
+input.
+"""
 
 import json
 import math
@@ -141,7 +142,8 @@ class LinearEncoder(nn.Module):
 
 def linear_vae(orthogonal: bool) -> tuple[VAE, Tensor, Tensor]:
     """The VAE with the best factorized encoder, W, and the posterior's precision. With orthogonal W
-    it is exact."""
+    it is exact.
+    """
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(12, 3, generator=generator, dtype=torch.float64)
     if orthogonal:

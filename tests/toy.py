@@ -110,7 +110,8 @@ def script(name: str, *arguments: object, **options: object) -> subprocess.Compl
 
 def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
     """The script's command line in this process, which spares the start of an interpreter with
-    torch."""
+    torch.
+    """
     argv = [module.__file__, *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
     code = 0
@@ -143,7 +144,8 @@ def complaint(done: subprocess.CompletedProcess) -> str:
 
 def the_one_line(done: subprocess.CompletedProcess) -> str:
     """The error of a failed run, which must be the last line on stderr, with no traceback before
-    it."""
+    it.
+    """
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
