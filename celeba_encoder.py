@@ -56,12 +56,8 @@ FREE_ON_RESUME = {"resume", "checkpoint_every", "images", "out"}
 IMPORTANCE_SAMPLES = (1, 10, 100)
 NETWORKS = ("truth", "encoder", "decoder")  # of a VAE
 COLUMNS = 8  # images in the figure
-SHARED = {
-    "truth",
-    "noisy",
-    "truth_prior",
-    "real",
-}  # streams of images that joint training does not change
+# Streams of images that joint training does not change.
+SHARED = {"truth", "noisy", "truth_prior", "real"}
 CALIBRATION = 200  # batches from which the encoder's batch norm takes its statistics
 
 
@@ -444,9 +440,8 @@ def main(options: Options) -> None:
     vae = VAE(
         truth, Encoder(origin["width"]["nz"], origin["width"]["ndf"]).to(device), options.sigma
     ).to(device)
-    real = real_images(
-        options, origin
-    )  # before Inception's weights are fetched: what is wrong shows first
+    # Before Inception's weights are fetched: what is wrong shows first.
+    real = real_images(options, origin)
     spaces = feature_spaces(options, discriminator, device)
 
     def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
@@ -578,9 +573,8 @@ def laplace(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
             torch.eye(nz, dtype=torch.float64, device=device) + jacobian @ jacobian.T / vae.sigma**2
         )
         b = jacobian @ e.flatten().double() / vae.sigma - z[0].double()
-        expected = (
-            -0.5 * e.numel() * (1 + math.log(2 * math.pi * vae.sigma**2))
-        )  # of log N(x; x*, sigma^2 I)
+        # Of log N(x; x*, sigma^2 I).
+        expected = -0.5 * e.numel() * (1 + math.log(2 * math.pi * vae.sigma**2))
         log_joint = expected + log_normal(z, 0 * z, 0 * z)
         log_det = torch.logdet(precision)
         totals["evidence"] += (

@@ -334,9 +334,8 @@ class Evidence(nn.Module):
         self.register_buffer(
             "first", torch.full((n,), math.nan, dtype=torch.float64, device=device)
         )
-        self.register_buffer(
-            "change", torch.zeros_like(self.first)
-        )  # at the last call, of each image
+        # At the last call, of each image.
+        self.register_buffer("change", torch.zeros_like(self.first))
 
     @torch.no_grad()
     def measure(self, vae: VAE) -> dict[str, float]:
@@ -345,9 +344,8 @@ class Evidence(nn.Module):
         Gaussian, and of the encoder, below it; the smallest effective sample size of 100; and the
         share of J'J, by its squared entries, off the diagonal.
         """
-        noise = torch.Generator(self.first.device).manual_seed(
-            7_000_003 + self.seed
-        )  # the same at each call
+        # The same at each call.
+        noise = torch.Generator(self.first.device).manual_seed(7_000_003 + self.seed)
         starting = bool(self.first.isnan().any())
         full, factorized = self.best["full"], self.best["factorized"]
         assert isinstance(full, Posteriors)
@@ -450,9 +448,8 @@ class Joint(Trainer):
         # but cancels.
         modes_of = Posteriors("full", torch.cat([x, 2 * clean - x]), torch.cat([z, z]))
         pairs = normal((3, fresh, self.vae.nz), self.noise)
-        modes_of.to_mode(
-            self.vae, 1
-        )  # its precision, of the true z, is all but one sample of the posterior's mean
+        # Its precision, of the true z, is all but one sample of the posterior's mean.
+        modes_of.to_mode(self.vae, 1)
         for family, images in self.images.items():
             new = Posteriors(family, modes_of.x, modes_of.mean)
             new.precision = modes_of.precision
@@ -530,9 +527,8 @@ def main(options: Options) -> None:
     decoder.to(memory_format=torch.channels_last)  # a fifth faster
     vae = VAE(truth, encoder.to(device), options.sigma, decoder).to(device).eval()
     vae.log_sigma.requires_grad_(options.learn_sigma)
-    real = real_images(
-        options, origin
-    )  # before Inception's weights are fetched: what is wrong shows first
+    # Before Inception's weights are fetched: what is wrong shows first.
+    real = real_images(options, origin)
     spaces = feature_spaces(options, discriminator, device)
     trainer = Joint(vae, options, spaces, device)
     trainer.run(NETWORKS if options.protocol == "released" else (), checkpoint)
@@ -671,9 +667,8 @@ class Plane:
             torch.cartesian_prod(nodes, nodes),
             (masses[:, None] * masses).ravel() / (2 * math.pi),
         )
-        self.statistics = (
-            4 if options.family == "factorized" else 5
-        )  # mean, log standard deviations, (shear)
+        # Mean, log standard deviations, (shear).
+        self.statistics = 4 if options.family == "factorized" else 5
         widths = [pixels, *([options.encoder] if options.encoder else []), self.statistics]
         self.layers = [
             shape
@@ -813,9 +808,8 @@ def plane(options: PlaneOptions) -> None:
                 "fresh": ends,
                 "fresh_truth": small.evidence(small.truth, small.fresh).mean().item(),
             }
-            small.draw_grid(
-                2 * math.ceil(9 * REACH / sigma)
-            )  # an optimiser finds what a coarse grid does not see
+            # An optimiser finds what a coarse grid does not see.
+            small.draw_grid(2 * math.ceil(9 * REACH / sigma))
             finer = [
                 small.ascend(state, w)[1:] for state, w in ((states[0], 0.0), (states[-1], 1.0))
             ]

@@ -60,14 +60,7 @@ from data.documents import (
     load_corpus,
     unigram,
 )
-from disarm import (
-    ESTIMATORS,
-    best_factorized,
-    codes,
-    disarm,
-    exact_elbo,
-    log_bernoulli,
-)
+from disarm import ESTIMATORS, best_factorized, codes, disarm, exact_elbo, log_bernoulli
 from figures import law, run
 from figures.cli import (
     Count,
@@ -751,9 +744,8 @@ def search(options: SearchOptions) -> None:
         model = VAE(Options(**architecture), len(saved["words"]))
         model.load_state_dict(saved["model"])
     corpus = load_corpus(config["corpus"], options.archive)
-    if corpus.words != saved["words"] and not newsgroups.unnamed(
-        saved["words"]
-    ):  # the list may have come since
+    # The list may have come since.
+    if corpus.words != saved["words"] and not newsgroups.unnamed(saved["words"]):
         raise RunError(
             f"{options.model} was trained on {saved['corpus']} with other words than "
             f"{corpus.name} has here"
@@ -766,9 +758,8 @@ def search(options: SearchOptions) -> None:
         logits = model.encoder(Documents(query, saved["u"]).batch(np.arange(1)))[0]
     database = model.codes(Documents(counts, saved["u"]))
     distance = (database != (logits > 0).numpy()).sum(1)
-    likely = (
-        database @ logits.numpy()
-    )  # log q of each code given the query, but for a constant: orders equal distances
+    # Log q of each code given the query, but for a constant: orders equal distances.
+    likely = database @ logits.numpy()
     order = np.lexsort((-likely, distance))
     document_frequency = np.maximum(1, np.bincount(counts.indices, minlength=counts.shape[1]))
     weight = np.log(len(titles) / document_frequency)

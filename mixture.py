@@ -49,12 +49,8 @@ from disarm import codes
 from figures import law, run
 from figures.cli import Count, Natural, OptionalCount, Positive, Several, cli
 
-CENTRES = (
-    (1.0, 1.0),
-    (1.0, -1.0),
-    (0.0, 0.0),
-    (-1.0, 0.0),
-)  # of code words 00, 01, 10, 11, as in the released code
+# Of code words 00, 01, 10, 11, as in the released code.
+CENTRES = ((1.0, 1.0), (1.0, -1.0), (0.0, 0.0), (-1.0, 0.0))
 # For each class of assignments, the component (index into CENTRES) of each code word; 00 is
 # opposite 11, 01 to 10.
 ASSIGNMENTS = {
@@ -244,9 +240,8 @@ class Encoder:
         for i in reversed(range(len(self.layers))):
             below = self.outputs[i - 1] if i else x
             grad_weight, grad_bias = self.grads[i]
-            if (
-                grad.shape[1] < below.shape[1]
-            ):  # the narrow factor first: over N rows that is several times faster
+            # The narrow factor first: over N rows that is several times faster.
+            if grad.shape[1] < below.shape[1]:
                 torch.mm(grad.T, below, out=grad_weight)
             else:
                 grad_weight.copy_(torch.mm(below.T, grad).T)
@@ -373,9 +368,8 @@ def fit_means(
         log_p = log_joint(x, mu, variance)
         value, gradient = 0.0, torch.zeros_like(mu)
         for share, posterior in ((1 - w, exact), (w, oracle)):
-            if (
-                share
-            ):  # q is at its optimum, so its own change with the means adds nothing to the gradient
+            # Q is at its optimum, so its own change with the means adds nothing to the gradient.
+            if share:
                 log_q = posterior(log_p)
                 q = mass * log_q.exp()
                 value += share * (q * (log_p - log_q)).sum().item()

@@ -61,9 +61,8 @@ def sources() -> list[tuple[Path, str]]:
     """Source files, each with the dotted name of its module."""
     roots = [(Path(sysconfig.get_path("stdlib")), "")]
     for library in LIBRARIES:
-        spec = importlib.util.find_spec(
-            library
-        )  # of a top-level name: looks it up, imports nothing
+        # Of a top-level name: looks it up, imports nothing.
+        spec = importlib.util.find_spec(library)
         if spec is not None:
             roots += [(Path(place), library) for place in spec.submodule_search_locations or []]
     files = []

@@ -83,9 +83,8 @@ def _loaded(source: Path | None, folder: Path) -> Corpus:
     if path.is_file():
         return cached(path, lambda: _parsed(source, folder))
     corpus = _parsed(source, folder)
-    return cached(
-        _cache(source, folder), lambda: corpus
-    )  # of the vocabulary, too, if that has just been downloaded
+    # Of the vocabulary, too, if that has just been downloaded.
+    return cached(_cache(source, folder), lambda: corpus)
 
 
 def _parsed(source: Path, folder: Path) -> Corpus:
@@ -136,9 +135,8 @@ def _downloaded(name: str, folder: Path) -> Path:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)
     try:
-        torch.hub.download_url_to_file(
-            PAGE + name, str(path)
-        )  # to a temporary name beside it, then renamed
+        # To a temporary name beside it, then renamed.
+        torch.hub.download_url_to_file(PAGE + name, str(path))
     except OSError as error:
         raise DataError(
             f"no 20 Newsgroups archive and no download ({getattr(error, 'reason', error)}): get "
@@ -231,9 +229,8 @@ def _members(path: Path) -> dict[str, bytes]:
                 name = Path(member.name).name
                 if name in FILES and (file := archive.extractfile(member)) is not None:
                     files[name] = file.read()
-            while archive.fileobj and archive.fileobj.read(
-                1 << 20
-            ):  # to the end, where gzip checks its sum
+            # To the end, where gzip checks its sum.
+            while archive.fileobj and archive.fileobj.read(1 << 20):
                 pass
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise DataError(

@@ -19,9 +19,8 @@ GRACE = 25.0  # seconds for the script to save what it has, as after SIGTERM
 def stop_at_end_of_input() -> None:
     while os.read(0, 1024):
         pass
-    os.kill(
-        os.getpid(), signal.SIGTERM
-    )  # which ends the process at once where nothing handles it, as on Windows
+    # Which ends the process at once where nothing handles it, as on Windows.
+    os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os._exit(143)
 

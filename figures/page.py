@@ -124,9 +124,7 @@ def fill(template: str, results: Mapping[str, dict], preset: str) -> str:
     figures/findings.py computes of several.
     """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["f"] = findings.fixed
     text = environment.get_template(template).render(findings.values(results), preset=preset)

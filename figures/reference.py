@@ -58,7 +58,4 @@ SECTION4_ITERATIONS = 1_000_000
 SECTION4_FID_IMAGES = 200_000
 # Table 1. ELBO: a running mean in training; FID: 2048 dimensions, 200,000 images per side, noise on
 # the joint side.
-TABLE1 = {
-    "frozen": {"elbo": -19072.746, "fid": 1.311},
-    "joint": {"elbo": 5137.171, "fid": 71.852},
-}
+TABLE1 = {"frozen": {"elbo": -19072.746, "fid": 1.311}, "joint": {"elbo": 5137.171, "fid": 71.852}}

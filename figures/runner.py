@@ -30,11 +30,8 @@ from figures.cli import ROOT, Count, OptionalCount, RunError
 from figures.run import write_json
 
 RECORD, LOG = "step.json", "log.txt"
-THREADS = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-)  # Dask's nannies set each to 1
+# Dask's nannies set each to 1.
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 TIMEOUT = 10  # seconds to find the scheduler
 PATIENCE = 5  # seconds without a worker before that is said
 CHILDREN: set[subprocess.Popen] = set()  # of this process

@@ -252,10 +252,7 @@ def report_mixture(result: dict, folder: Path) -> None:
     print_table(("nats per point", "report", "released code", "ours", *seeds), rows)
     quantities = ("oracle.kl", "frozen.kl", "oracle_joint.elbo", "joint.elbo")
     rows = [
-        (
-            name,
-            *(flat[f"assignments.{name}.{key}"] for key in quantities),
-        )
+        (name, *(flat[f"assignments.{name}.{key}"] for key in quantities))
         for name in metrics["assignments"]
     ]
     print_table(("assignment", "oracle gap", "frozen gap", "best joint ELBO", "joint ELBO"), rows)

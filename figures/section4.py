@@ -229,9 +229,8 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
                 point, value, error, linestyle="none", markerfacecolor=face, **looks[name]
             )
             if (sigma := result["config"]["sigma"]) != usual:
-                offset = (
-                    (7, -2) if name == "factorized" and sigma < usual else (-5, -10)
-                )  # below that one are others
+                # Below that one are others.
+                offset = (7, -2) if name == "factorized" and sigma < usual else (-5, -10)
                 axes[1].annotate(
                     f"$\\sigma$ {sigma:g}",
                     (point, value),
@@ -252,9 +251,8 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
         )
     axes[1].set_xscale("symlog", linthresh=1)
     axes[1].xaxis.get_major_locator().set_params(numticks=4)  # labels apart over six decades, too
-    axes[1].set(
-        xlim=(0, None), ylim=(-0.08 * axes[1].get_ylim()[1], None)
-    )  # room for labels below points
+    # Room for labels below points.
+    axes[1].set(xlim=(0, None), ylim=(-0.08 * axes[1].get_ylim()[1], None))
     for ticks in (axes[0].yaxis, axes[1].xaxis):
         ticks.set_major_formatter("{x:,g}")
     axes[1].set(xlabel="gap at the start (nats)", ylabel="log p(x) lost (nats per image)")

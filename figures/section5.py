@@ -112,9 +112,8 @@ def draw_hashing_curves(result: dict, folder: Path) -> None:
             ha="right",
             fontsize=8,
         )
-    top = sorted(history["test"])[
-        -max(1, len(history["test"]) // 50)
-    ]  # the first few epochs would flatten the rest
+    # The first few epochs would flatten the rest.
+    top = sorted(history["test"])[-max(1, len(history["test"]) // 50)]
     axis.set(
         xlabel="epoch",
         ylabel="relative negative ELBO\n(nats per document)",
@@ -144,10 +143,7 @@ BESIDE = {  # columns of Table 3 beside the report's protocol: ends of names, an
         "trained on nine tenths of the training documents, tested at the epoch (in brackets) "
         "that the other tenth chooses, of the epochs that hashing_cells has",
     ),
-    "rate 0.1": (
-        "_lr0.1",
-        "Adam's for the encoder, instead of 1e-3; the minimum (epochs)",
-    ),
+    "rate 0.1": ("_lr0.1", "Adam's for the encoder, instead of 1e-3; the minimum (epochs)"),
 }
 
 
@@ -363,9 +359,8 @@ def report_hashing(result: dict, folder: Path) -> None:
         if config["held_out"]
         else None
     )
-    noisy = (
-        config["average"] or config["word_dropout"]
-    )  # "train" is then of another model, or with words hidden
+    # "train" is then of another model, or with words hidden.
+    noisy = config["average"] or config["word_dropout"]
     train = "train, last epoch" + " (while training)" * bool(noisy)
     rows = [
         ("test, minimum over epochs", reference.TABLE3.get(cell), original, metrics["test_min"]),
@@ -389,13 +384,7 @@ def report_hashing(result: dict, folder: Path) -> None:
 def report_exact(result: dict, folder: Path) -> None:
     """Draw the stages of one run of `hashing.py exact`, and print what was measured after each."""
     draw_exact(result, folder)
-    columns = (
-        "log_likelihood",
-        "elbo",
-        "gap",
-        "factorization",
-        "amortization",
-    )
+    columns = ("log_likelihood", "elbo", "gap", "factorization", "amortization")
     for split in SPLITS:
         rows = [
             (name, *(m[split].get(key) for key in columns)) for name, m in result["metrics"].items()
@@ -459,9 +448,8 @@ def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
     axis.plot(epochs[ends[0] :], elbo, color=style.COLOURS[1], linestyle="--", label="ELBO")
     axis.fill_between(epochs[ends[0] :], elbo, both[ends[0] :], color="0.92")
     low, high = min(elbo[len(frozen["train_elbo"]) // 3 :]), max(*both, *alone)
-    axis.set_ylim(
-        low - 0.3 * (high - low), high + 0.35 * (high - low)
-    )  # room for the legend and for the stages
+    # Room for the legend and for the stages.
+    axis.set_ylim(low - 0.3 * (high - low), high + 0.35 * (high - low))
     shown = max(1, ends[0] - 2 * (ends[2] - ends[0]) // 5)  # of the first stage, its end
     axis.set_xlim(shown, ends[-1])
     parts = ("decoder:\nlikelihood", "encoder:\nELBO", "both:\nELBO")
@@ -569,9 +557,8 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     joint training against the gap before it, hollow where a regression had fitted the encoder; (d)
     test curves of counts, frequencies, and frequencies in the scale of counts.
     """
-    first = {
-        result["config"]["decoder_layers"]: result for result in reversed(results)
-    }  # the first of each d
+    # The first of each d.
+    first = {result["config"]["decoder_layers"]: result for result in reversed(results)}
     figure, axes = plt.subplots(2, 2, figsize=(7.6, 6))
     for axis, panel, encoder, result in zip(
         axes[0], "ab", ("e3", "e1"), (first[min(first)], first[max(first)]), strict=True

@@ -159,9 +159,8 @@ def test_fid_is_that_of_pytorch_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     weights = tmp_path / "hub" / "checkpoints" / FID_WEIGHTS_URL.rpartition("/")[2]
     weights.parent.mkdir(parents=True)
-    with (
-        monkeypatch.context() as patch
-    ):  # random weights, under the name that pytorch-fid looks for
+    # Random weights, under the name that pytorch-fid looks for.
+    with monkeypatch.context() as patch:
         patch.setattr(pytorch_fid_inception, "load_state_dict_from_url", lambda *_, **__: None)
         kept = {}
         patch.setattr(nn.Module, "load_state_dict", lambda self, _: kept.update(self.state_dict()))

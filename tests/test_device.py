@@ -87,9 +87,8 @@ class Pretence(TorchFunctionMode):
                     raise TypeError(f"can't convert {tensor.device} device type tensor to numpy")
                 ones = np.ones(tensor.shape, str(tensor.dtype).removeprefix("torch."))
                 return ones if name == "numpy" else ones.tolist()
-        if (
-            name == "tensor"
-        ):  # else FakeTensorMode would keep its value, and want a kernel to move it
+        # Else FakeTensorMode would keep its value, and want a kernel to move it.
+        if name == "tensor":
             plain = function(*args, **kwargs | {"device": None})
             return torch.empty(plain.shape, dtype=plain.dtype, device=kwargs.get("device"))
         return function(*args, **kwargs)

@@ -50,9 +50,8 @@ def doubled(
 def test_joint_of_all_codes_is_the_dense_formula(layers: int) -> None:
     sums, model, batch = doubled(layers=layers)
     found = sums.log_joint(hashing.log_decoder(model, sums.z), batch)
-    nll = model.decoder(
-        sums.z[:, None].expand(-1, len(batch), -1), batch
-    )  # what the sampled training uses
+    # What the sampled training uses.
+    nll = model.decoder(sums.z[:, None].expand(-1, len(batch), -1), batch)
     torch.testing.assert_close(found, -nll.T - 3 * np.log(2))
     x = torch.from_numpy(corpus().train[:12].toarray()).double() + sums.u
     log_p = torch.log_softmax(
@@ -187,12 +186,7 @@ def test_stages_repeat_resume_and_tell_what_they_should(
     hashing.exact(options)
     result = json.loads((tmp_path / "a" / "result.json").read_bytes())
     stages = [f"{encoder}_{stage}" for encoder in ("e1", "e4") for stage in STAGES]
-    assert set(result["metrics"]) == {
-        "likelihood",
-        "likelihood_on",
-        "e1_regressed_joint",
-        *stages,
-    }
+    assert set(result["metrics"]) == {"likelihood", "likelihood_on", "e1_regressed_joint", *stages}
     train = {name: stage["train"] for name, stage in result["metrics"].items()}
     assert train["likelihood_on"]["log_likelihood"] > train["likelihood"]["log_likelihood"]
     assert "elbo" not in train["likelihood"]

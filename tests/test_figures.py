@@ -92,9 +92,8 @@ def test_what_is_said_of_encoders_in_the_plane() -> None:
         encoder: law.cost(RESULTS[f"law/plane3_factorized_{encoder}_0.6_seed0"]["metrics"])
         for encoder in ("own", "encoder16", "encoder4", "encoder0")
     }
-    assert costs["encoder16"] == pytest.approx(
-        costs["own"], rel=0.02
-    )  # "costs what the family costs"
+    # "costs what the family costs".
+    assert costs["encoder16"] == pytest.approx(costs["own"], rel=0.02)
     assert costs["encoder4"] == pytest.approx(4 / 3 * costs["own"], rel=0.05)
     assert costs["encoder0"] > 3 * costs["own"]
 

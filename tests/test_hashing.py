@@ -481,12 +481,8 @@ def test_resume_can_add_epochs_but_not_change_the_model(tmp_path: Path) -> None:
         hashing.train(replace(options, fine_epochs=2, resume=True), corpus())["metrics"]["epochs"]
         == 4
     )
-    for epochs, fine_epochs in (
-        (3, 0),
-        (3, 2),
-        (6, 0),
-        (2, 1),
-    ):  # of 2 and 2, where these runs never pass
+    # Of 2 and 2, where these runs never pass.
+    for epochs, fine_epochs in ((3, 0), (3, 2), (6, 0), (2, 1)):
         with pytest.raises(hashing.RunError, match="never passes through that state"):
             hashing.train(
                 replace(options, epochs=epochs, fine_epochs=fine_epochs, resume=True), corpus()

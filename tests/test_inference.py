@@ -251,9 +251,8 @@ def test_evidence_is_that_of_a_linear_decoder() -> None:
     expected = log_evidence(weight.detach(), x).mean().item() + evidence.surplus.mean().item()
     assert first["evidence"] == pytest.approx(expected, abs=1e-3)
     assert first["gap_factorized"] == pytest.approx(factorized_gap(weight).item(), abs=0.02)
-    assert first["gap_encoder"] == pytest.approx(
-        factorized_gap(weight).item(), abs=0.05
-    )  # it is the best factorized
+    # It is the best factorized.
+    assert first["gap_encoder"] == pytest.approx(factorized_gap(weight).item(), abs=0.05)
     assert abs(first["gap_full"]) < 1e-3
     assert first["effective_samples"] > 99.9
     assert first["evidence_change"] == 0
@@ -276,9 +275,8 @@ def test_importance_weights_against_a_known_mean() -> None:
     )
     mean, effective = celeba_joint.estimate(log_w)
     assert mean.abs().max() < 0.02  # of a log-normal variable with mean 1
-    torch.testing.assert_close(
-        effective, torch.full((2,), 100 / math.e).double(), atol=1.0, rtol=0
-    )  # 1 / E[w^2]
+    # 1 / E[w^2].
+    torch.testing.assert_close(effective, torch.full((2,), 100 / math.e).double(), atol=1.0, rtol=0)
     assert celeba_joint.estimate(torch.tensor([[0.0], [-1000.0]]))[1] == pytest.approx(50)
 
 

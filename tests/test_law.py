@@ -126,9 +126,10 @@ def test_evidence_and_bounds_in_the_plane() -> None:
     weight = w2 @ w1
     covariance = weight @ weight.T + 0.25 * torch.eye(6).double()
     normal = torch.distributions.MultivariateNormal(torch.zeros(6).double(), covariance)
+    # The grid ends.
     torch.testing.assert_close(
         small.evidence(theta, small.x), normal.log_prob(small.x), atol=1e-4, rtol=0
-    )  # the grid ends
+    )
     gaps = {}
     for family in ("factorized", "full"):
         same = celeba_joint.Plane(celeba_joint.PlaneOptions(points=30, family=family), 0.5)

@@ -28,9 +28,8 @@ FILES = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.delenv(newsgroups.ENVIRONMENT_VARIABLE, raising=False)
-    monkeypatch.setattr(
-        newsgroups, "PAGE", "http://127.0.0.1:9/"
-    )  # nothing listens on the discard port
+    # Nothing listens on the discard port.
+    monkeypatch.setattr(newsgroups, "PAGE", "http://127.0.0.1:9/")
     if "real" not in request.keywords:
         monkeypatch.setattr(newsgroups, "ALL_WORDS", 5)
         monkeypatch.setattr(newsgroups, "VOCABULARY", 3)
@@ -292,9 +291,8 @@ def test_reading_the_real_corpus_needs_little_memory(archive: Path) -> None:
         "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])",
         archive,
     )
-    assert int(done.stdout) < 500_000, (
-        done.stderr
-    )  # kB; getrusage would count the parent's pages at the fork
+    # KB; getrusage would count the parent's pages at the fork.
+    assert int(done.stdout) < 500_000, done.stderr
 
 
 def test_labels_in_another_order_are_refused(tmp_path: Path) -> None:

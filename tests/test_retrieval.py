@@ -33,9 +33,8 @@ def test_precision_equals_a_plain_count(k: int) -> None:
 
 
 def test_precision_without_ties_is_exact() -> None:
-    database = np.tri(
-        21, 20, -1, dtype=int
-    )  # the i-th code has i ones: all distances from zero differ
+    # The i-th code has i ones: all distances from zero differ.
+    database = np.tri(21, 20, -1, dtype=int)
     labels = np.arange(21) % 3
     for k in (1, 4, 10, 21):
         expected = np.mean(labels[:k] == 1)
@@ -71,12 +70,10 @@ def test_search(trained: Path, tmp_path: Path) -> None:
         line for line in same.stdout.splitlines() if "document " in line and line[0].isdigit()
     ] == lines
     own = main(hashing, "search", "--document", 3, "--top", 70, "--model", trained)
-    assert (
-        sum("document 2 " in line for line in own.stdout.splitlines()[1:]) == 1
-    )  # of the test set; not itself
-    assert (
-        len([line for line in own.stdout.splitlines() if line[:1].isdigit()]) == 71
-    )  # 70 and the closing line
+    # Of the test set; not itself.
+    assert sum("document 2 " in line for line in own.stdout.splitlines()[1:]) == 1
+    # 70 and the closing line.
+    assert len([line for line in own.stdout.splitlines() if line[:1].isdigit()]) == 71
 
 
 def test_searching_finds_the_nearest_codes(trained: Path) -> None:

@@ -89,9 +89,8 @@ def test_what_cannot_be_read_or_used_is_one_line_of_our_own(tmp_path: Path) -> N
         path.write_bytes(content)
         with pytest.raises(RunError) as error, reading(path, "checkpoint"):
             pass
-        assert (
-            str(error.value) == f"{path} is no checkpoint"
-        )  # never a library's advice on loading it otherwise
+        # Never a library's advice on loading it otherwise.
+        assert str(error.value) == f"{path} is no checkpoint"
     save_torch(path, {"a": 1})
     with reading(path, "checkpoint") as state:
         assert state == {"a": 1}
