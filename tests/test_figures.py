@@ -98,6 +98,16 @@ def test_what_is_said_of_encoders_in_the_plane() -> None:
     assert costs["encoder0"] > 3 * costs["own"]
 
 
+def test_the_family_costs_no_more_than_the_gap_narrows() -> None:
+    """The bound, of every arm on faces and photographs; and an interval over seeds above zero."""
+    values = findings.values(RESULTS)
+    for _, names in values["arms"]:
+        for name in names:
+            assert values["beyond"](name)[0] < values["bound"](name)
+    assert values["holds"](values["eight"])
+    assert abs(values["mean"](values["eight"], values["late"])) < 0.1  # "settled"
+
+
 def test_what_is_no_result_is_named_or_passed_over(tmp_path: Path) -> None:
     (tmp_path / "section3").mkdir()
     name = "section3/mixture.json"
