@@ -237,7 +237,7 @@ def of_section4(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
     alike: dict[tuple, list[dict]] = {}
     for case in plane:
         alike.setdefault((case["of"], case["value"]), []).append(case)
-    quantities = {"gap": lambda c: c["gap"][0], "narrowing": law.narrowing}
+    quantities = {"narrowing": law.narrowing}
     quantities |= {"cost": law.cost, "area": law.area}
     return {
         "arms": [(words, names) for words, names in arms if names],
@@ -328,7 +328,6 @@ def of_section5(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
         found |= {
             "behind": behind,
             "e4_less_e1": max(abs(lowest(f"e4_{end}") - loss) for end, loss in e1.items()),
-            "tuned_less_e1": max(lowest(f"e3_{end}_lr0.1") - loss for end, loss in e1.items()),
             "e1_misfit": max(abs(minima[p] - reference.TABLE3["e1", *p]) for p in places),
             "chosen": [m["test_selected"] - m["test_min"] for m in held],
             "arm_gain": paired(seeds("e1_b64_d0"), seeds("e1_b64_d0_arm")),

@@ -75,7 +75,6 @@ def test_what_is_said_without_a_number() -> None:
     assert min(values["readings"]("e3")["frequencies_off"]) > 0  # "tested as trained, better"
     assert min(values["readings"]("e2")["frequencies_off"]) > 5  # "excludes frequencies"
     assert max(map(abs, values["readings"]("e3")["counts_off"])) < 3
-    assert values["tuned_less_e1"] < 6  # "does nearly as well"
     free = values["lengths"][0][1]
     assert [cell.partition(" ")[0] for cell in free[3:]] == ["0.0000"]  # "pay nothing"
     short = [claim for claim in findings.claims(RESULTS) if "optimisation" in claim.note]
