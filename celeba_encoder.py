@@ -271,6 +271,8 @@ class Trainer:
     objective: a loss, nats per image, of latents z (N, nz), images x, and the noise's stream.
     """
 
+    KEPT = ("vae", "optimizer", "noise", "history", "iteration", "sum", "seconds")
+
     def __init__(
         self,
         vae: VAE,
@@ -364,7 +366,7 @@ class Trainer:
                     bar.set_postfix_str(f"ELBO {self.history['elbo'][-1]:.0f}")
                 due = self.iteration % every == 0 or self.iteration == total
                 if self.iteration and (due or told()):
-                    self.save(checkpoint)
+                    run.save_trainer(checkpoint, self)
                 if self.iteration == total or told():
                     return
                 start = time.perf_counter()
@@ -376,19 +378,6 @@ class Trainer:
                         self.iteration += 1
                         bar.update()
                 self.seconds += time.perf_counter() - start
-
-    def save(self, path: Path) -> None:
-        state = {
-            "config": run.as_config(self.options),
-            "vae": self.vae.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "noise": self.noise.get_state(),
-            "history": self.history,
-            "iteration": self.iteration,
-            "sum": self.sum,
-            "seconds": self.seconds,
-        }
-        run.save_torch(path, state)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other
@@ -404,11 +393,7 @@ class Trainer:
             truth = self.vae.truth.named_parameters()
             if not all(torch.equal(state["vae"][f"truth.{name}"], p.cpu()) for name, p in truth):
                 raise RunError(f"--resume: {path} is of another ground truth")
-            self.vae.load_state_dict(state["vae"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.noise.set_state(state["noise"])
-            self.history, self.iteration = state["history"], state["iteration"]
-            self.sum, self.seconds = state["sum"].to(self.device), state["seconds"]
+            run.restore(self, state)
 
 
 def networks_of(

@@ -220,6 +220,8 @@ def png(images: Tensor, columns: int = 8) -> bytes:
 class Trainer:
     """Both networks, their optimisers, random streams and history: all that a checkpoint holds."""
 
+    KEPT = ("count", "space", "networks", "optimizers", "generators", "history", "seconds")
+
     def __init__(self, options: Options, images: np.ndarray, device: torch.device, space: str):
         self.options = replace(options, precision=options.precision or run.native_precision(device))
         self.device, self.count, self.space = device, len(images), space
@@ -332,23 +334,6 @@ class Trainer:
         for key, value in zip(self.history, [*means, frechet], strict=True):
             self.history[key].append(value)
 
-    def save(self, path: Path) -> None:
-        state = {
-            "config": run.as_config(self.options),
-            "count": self.count,
-            "space": self.space,
-            "networks": {name: network.state_dict() for name, network in self.networks.items()},
-            "optimizers": {
-                name: optimizer.state_dict() for name, optimizer in self.optimizers.items()
-            },
-            "generators": {
-                name: generator.get_state() for name, generator in self.generators.items()
-            },
-            "history": self.history,
-            "seconds": self.seconds,
-        }
-        run.save_torch(path, state)
-
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other
         options or images.
@@ -363,12 +348,7 @@ class Trainer:
                 raise RunError(
                     f"--resume: {path} selects by {state['space']}, which now would be {self.space}"
                 )
-            for name in self.networks:
-                self.networks[name].load_state_dict(state["networks"][name])
-                self.optimizers[name].load_state_dict(state["optimizers"][name])
-            for name, generator in self.generators.items():
-                generator.set_state(state["generators"][name])
-            self.history, self.seconds = state["history"], state["seconds"]
+            run.restore(self, state)
 
 
 def data_name(options: Options) -> str:
@@ -422,7 +402,7 @@ def main(options: Options) -> None:
             write_aside(options.out / "grids" / f"epoch_{epoch:03d}.png", png(grid))
             networks = {name: network.state_dict() for name, network in trainer.networks.items()}
             run.save_torch(options.out / "epochs" / f"{epoch:03d}.pt", networks)
-            trainer.save(checkpoint)
+            run.save_trainer(checkpoint, trainer)
     selected, history = trainer.selected_epoch, trainer.history
     with run.reading(
         options.out / "epochs" / f"{selected:03d}.pt", "epoch of dcgan.py"

@@ -352,6 +352,8 @@ class VAE(nn.Module):
 class Trainer:
     """Model, optimiser, noise and history: all that a checkpoint holds."""
 
+    KEPT = ("model", "averaged", "selected", "optimizer", "generators", "history", "seconds")
+
     def __init__(self, options: Options, corpus: Corpus, device: torch.device):
         if options.precision == "bfloat16" and device.type != "cpu":
             raise RunError(f"--precision bfloat16 is for the CPU, not for {device.type}")
@@ -554,24 +556,6 @@ class Trainer:
             losses.append(model.sampled_loss(logits.detach(), batch, noise)[0].mean())
         return torch.stack(losses).double().mean().item()
 
-    def save(self, path: Path) -> None:
-        run.save_torch(
-            path,
-            {
-                "config": run.as_config(self.options),
-                "corpus": self.corpus,
-                "model": self.model.state_dict(),
-                "averaged": None if self.averaged is None else self.averaged.state_dict(),
-                "selected": self.selected,
-                "optimizer": self.optimizer.state_dict(),
-                "generators": {
-                    name: generator.get_state() for name, generator in self.generators.items()
-                },
-                "history": self.history,
-                "seconds": self.seconds,
-            },
-        )
-
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other
         options or documents.
@@ -590,17 +574,7 @@ class Trainer:
                     f"this schedule never passes through that state: --epochs {options.epochs} "
                     f"--fine-epochs {options.fine_epochs}"
                 )
-            self.model.load_state_dict(state["model"])
-            if self.averaged is not None:
-                self.averaged.load_state_dict(state["averaged"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            for name, generator in self.generators.items():
-                generator.set_state(state["generators"][name])
-            self.selected, self.history, self.seconds = (
-                state["selected"],
-                state["history"],
-                state["seconds"],
-            )
+            run.restore(self, state)
 
 
 def train(options: Options, corpus: Corpus) -> dict[str, Any]:
@@ -627,7 +601,7 @@ def train(options: Options, corpus: Corpus) -> dict[str, Any]:
             bar.update()
             due = trainer.epoch % options.checkpoint_every == 0
             if due or trainer.finished or told():
-                trainer.save(checkpoint)
+                run.save_trainer(checkpoint, trainer, corpus=corpus.name)
     start, history, selected = time.perf_counter(), trainer.history, trainer.selected_epoch
     best = int(np.argmin(history["test"]))
     trainer.tested.load_state_dict(trainer.selected)

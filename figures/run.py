@@ -171,6 +171,42 @@ def save_torch(path: Path, value: object) -> None:
     write_aside(path, buffer.getbuffer())
 
 
+def state_of(part: Any) -> Any:
+    """What a checkpoint holds of a module, an optimiser, a random generator, a dict of such, or of
+    anything else.
+    """
+    if hasattr(part, "state_dict"):
+        return part.state_dict()
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    if isinstance(part, dict):
+        return {key: state_of(value) for key, value in part.items()}
+    return part
+
+
+def save_trainer(path: Path, trainer: Any, **more: Any) -> None:
+    """Write a checkpoint: the options, what is in trainer.KEPT, and more."""
+    state = {name: state_of(getattr(trainer, name)) for name in trainer.KEPT}
+    save_torch(path, {"config": as_config(trainer.options), **state, **more})
+
+
+def restore(trainer: Any, state: Mapping[str, Any]) -> None:
+    """Give a trainer back what `save_trainer` wrote."""
+    for name in trainer.KEPT:
+        part, parts = getattr(trainer, name), {}
+        if isinstance(part, dict):
+            live = hasattr(next(iter(part.values()), None), "load_state_dict")
+            live |= isinstance(next(iter(part.values()), None), torch.Generator)
+            parts = {key: (value, state[name][key]) for key, value in part.items()} if live else {}
+        elif hasattr(part, "load_state_dict") or isinstance(part, torch.Generator):
+            parts = {name: (part, state[name])}
+        for one, its in parts.values():
+            (one.set_state if isinstance(one, torch.Generator) else one.load_state_dict)(its)
+        if not parts:
+            value = state[name]
+            setattr(trainer, name, value.to(trainer.device) if torch.is_tensor(value) else value)
+
+
 HISTORY = "history.jsonl"
 
 

@@ -438,9 +438,12 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, toy_corpus: None) -> No
             assert len(saved) > epochs  # the epoch of the signal, too
             assert "Traceback" not in errors
             assert "--resume" in errors.splitlines()[-1]
-        assert [p.name for p in killed.iterdir() if not p.name.startswith(".")] == ["checkpoint.pt"]
+        left = {path.name for path in killed.iterdir() if not path.name.startswith(".")}
+        assert left == {"checkpoint.pt", "history.jsonl"}
     done = main(hashing, *long, "--resume", "--out", killed)
     assert done.returncode == 0, done.stderr
+    histories = [(out / "history.jsonl").read_bytes() for out in (whole, killed)]
+    assert histories[0] == histories[1]
     (state, result_a), (other, result_b) = everything(whole), everything(killed)
     assert_bitwise_equal(state, other)
     assert result_a["metrics"] == result_b["metrics"]
