@@ -25,6 +25,7 @@ QUICK = (
     "--trained-variances",
     0.1,
 )
+QUICK += ("--law-variances", 1, "--law-weights", 3, "--law-nodes", 6)
 
 
 @pytest.fixture
@@ -187,8 +188,7 @@ def test_a_run_leaves_result_and_figures(run: tuple[Path, str]) -> None:
     assert {"config", "metrics", "environment", "seconds", "history"} <= result.keys()
     assert {"torch", "device", "threads", "commit"} <= result["environment"].keys()
     for figure in ("figure1", "mixture_gap", "mixture_curves"):
-        for kind in ("png", "pdf"):
-            assert (out / f"{figure}.{kind}").stat().st_size > 5000
+        assert (out / f"{figure}.png").stat().st_size > 5000
     metrics = result["metrics"]
     assert metrics["frozen"]["means"] == [list(centre) for centre in CENTRES]
     assert metrics["joint"]["elbo"] > metrics["frozen"]["elbo"]
