@@ -18,8 +18,8 @@ KEYS = {"config", "metrics", "environment", "seconds", "history"}  # of a result
 SEEDS = ("", "_seed1", "_seed2")  # ends of the names of Section 4's runs of three seeds
 EIGHT = [f"factorized_long_seed{seed}" for seed in range(8)]
 ARMS = (  # Section 4 without an encoder
-    ("drawn faces, 600 steps", [f"factorized{seed}" for seed in SEEDS]),
-    ("another GAN, 1,200 steps", EIGHT),
+    ("drawn faces", [f"factorized{seed}" for seed in SEEDS]),
+    ("another GAN", EIGHT),
     ("sigma 1", ["factorized_sigma1"]),
     ("sigma 0.2", ["factorized_sigma0.2"]),
     ("photographs", ["photos_factorized"]),

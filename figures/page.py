@@ -105,7 +105,7 @@ def draw(folder: Path) -> list[str]:
             (list(exact.values()), section5.shown(cells)),
         ),
         ("section5/table3", section5.draw_table3, (section5.of_the_report(cells),)),
-        ("section5/best_parts", section5.write_parts, (parts,)),
+        *([("section5/best_parts", section5.write_parts, (parts,))] if parts else []),
         ("section5/table2, table3 and hashing_cells", section5.write_tables, (cells,)),
         ("section5/retrieval", section5.write_retrieval, (cells,)),
         ("claims", write_claims, (findings.claims(results),)),
