@@ -192,7 +192,8 @@ def section(folder: Path, name: str) -> str:
             f"<details><summary>Findings</summary>{rendered(folder, name, rest)}</details>"
         )
     for path in sorted((folder / name).iterdir()):
-        if path.name in text or path.suffix not in (".md", ".png") or path.name == "README.md":
+        shown_above = re.search(rf"!\[[^]]*\]\({re.escape(path.name)}\)", text)
+        if shown_above or path.suffix not in (".md", ".png") or path.name == "README.md":
             continue
         body = f"![{path.stem}]({path.name})"
         if path.suffix == ".md":
@@ -203,7 +204,9 @@ def section(folder: Path, name: str) -> str:
 
 
 def rendered(folder: Path, name: str, text: str) -> str:
-    """Markdown as HTML, with figures inside, each a link to its file; other HTML is escaped."""
+    """Markdown of a section's folder as HTML, with figures inside, each a link to its file; other
+    HTML is escaped.
+    """
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
 
     def inlined(match: re.Match) -> str:
@@ -214,6 +217,7 @@ def rendered(folder: Path, name: str, text: str) -> str:
         target = path.relative_to(folder.resolve()).as_posix()
         return f'<a href="{target}"><img src="data:image/png;base64,{image}" alt="{match[2]}"></a>'
 
+    body = re.sub(r'href="(?!\w+:|#)', f'href="{name}/', body)
     return re.sub(r'<img src="([^"]*)" alt="([^"]*)" ?/?>', inlined, body)
 
 

@@ -124,7 +124,8 @@ def test_render_draws_what_a_folder_has_under_its_heading(house: Path) -> None:
     assert "Not run" in text
     assert text.count("data:image/png;base64,") == text.count("<img") > 1
     assert "http" not in text  # self-contained
-    for linked in re.findall(r'<a href="([^"#]+png)"', text):
+    assert "<summary>table3</summary>" in text
+    for linked in re.findall(r'<a href="([^"#]+(?:png|table3.md))"', text):
         assert (house / "out" / linked).exists()
 
 
