@@ -84,8 +84,7 @@ class Options:
     beta1: Fraction = 0.5
     """first beta of both Adams"""
     features: Literal["inception", "thumbnails"] = "inception"
-    """space of the Fréchet distance that selects the epoch; without Inception's weights: thumbnails
-    """
+    """space of the distance that selects the epoch; thumbnails without Inception's weights"""
     fid_dims: Literal[64, 192, 768, 2048] = 2048
     """which of Inception's features"""
     precision: Literal["float32", "bfloat16"] | None = None

@@ -109,8 +109,8 @@ def inception(dims: int, device: torch.device, precision: str = "float32") -> Fe
     if not digest.startswith(weights.stem.rpartition("-")[2]):
         print(f"{weights} has the digest {digest[:8]}: not pytorch-fid's weights, nor its FID")
     network = network.eval().requires_grad_(False)
-    # torch's stub lacks this form.
-    network = network.to(device, memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
+    network = network.to(device)
+    network.to(memory_format=torch.channels_last)
 
     def features(images: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
