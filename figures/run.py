@@ -218,11 +218,16 @@ def note(folder: Path, **values: Any) -> None:
 
 
 def take_back(folder: Path, key: str, last: int) -> None:
-    """Leave out of folder/history.jsonl what a run will say again that goes on from `last`."""
+    """Leave out of folder/history.jsonl what a run will say again that goes on from `last`, and a
+    line that a killed one did not end.
+    """
     path = folder / HISTORY
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_aside(path, "".join(x for x in lines if json.loads(x)[key] <= last).encode())
+        kept = ""
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            with contextlib.suppress(ValueError):
+                kept += line if json.loads(line)[key] <= last else ""
+        write_aside(path, kept.encode())
 
 
 @contextlib.contextmanager

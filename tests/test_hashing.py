@@ -740,7 +740,15 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
         HASHING, *more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, full_disk)
     )
     assert "File too large" in the_one_line(done)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.pop("history.jsonl").startswith(before.pop("history.jsonl"))
+    assert after == before
+    with (tmp_path / "history.jsonl").open("a") as file:
+        file.write('{"epoch": 8, "tr')  # of a run that was killed while it wrote
+    assert main(hashing, *more).returncode == 0
+    lines = (tmp_path / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    epochs = [json.loads(line)["epoch"] for line in lines]
+    assert epochs == list(range(1, len(epochs) + 1))
 
 
 def test_a_loss_that_is_not_a_number_is_one_line(tmp_path: Path, toy_corpus: None) -> None:
