@@ -75,6 +75,11 @@ def test_what_is_said_without_a_number() -> None:
     assert min(values["readings"]("e3")["frequencies_off"]) > 0  # "tested as trained, better"
     assert min(values["readings"]("e2")["frequencies_off"]) > 5  # "excludes frequencies"
     assert max(map(abs, values["readings"]("e3")["counts_off"])) < 3
+    # The README's numbers outside its markers.
+    assert [round(f(values["readings"]("e3")["frequencies_off"])) for f in (min, max)] == [1, 62]
+    assert [round(f(values["gaps"]("e1_frozen", 2))) for f in (min, max)] == [56, 96]
+    assert [round(f(values["lost_at"]("e1_joint", 2))) for f in (min, max)] == [17, 25]
+    assert round(values["family"], 2) == 0.03
     free = values["lengths"][0][1]
     assert [cell.partition(" ")[0] for cell in free[3:]] == ["0.0000"]  # "pay nothing"
     short = [claim for claim in findings.claims(RESULTS) if "optimisation" in claim.note]
