@@ -24,8 +24,6 @@ selects on documents kept from training instead.
 
     uv run hashing.py --epochs 100 --fine-epochs 0         e1, b = 64, d = 0, a fifteenth of the
                                                            report's training
-    uv run hashing.py best                                 a model of the same size that
-                                                           generalises better
     uv run hashing.py search "orbit shuttle launch"        find documents by the model of a run
     uv run hashing.py exact --corpus docstrings --bits 6   sums over all codes
     uv run hashing.py lengths --corpus docstrings          documents of few words, at the optimum
@@ -33,6 +31,7 @@ selects on documents kept from training instead.
 """
 
 import functools
+import itertools
 import math
 import time
 from dataclasses import dataclass, replace
@@ -44,7 +43,6 @@ import scipy.sparse
 import torch
 import tyro
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from data import SPLITS, Corpus, frequent_words, newsgroups, texts
@@ -54,53 +52,27 @@ from data.documents import (
     RelativeNLL,
     SmoothedProduct,
     Workspace,
+    characteristic_words,
     counts_of_text,
     distinct_codes,
     hold_out,
     load_corpus,
+    some_words,
     unigram,
 )
-from disarm import ESTIMATORS, best_factorized, codes, disarm, exact_elbo, log_bernoulli
+from disarm import ESTIMATORS, best_factorized, codes, exact_elbo, log_bernoulli
 from figures import law, run
-from figures.cli import (
-    Count,
-    Fraction,
-    Natural,
-    NonNegative,
-    OptionalCount,
-    OptionalPositive,
-    Positive,
-    RunError,
-    Several,
-    cli,
-)
+from figures.cli import Count, Fraction, Natural, OptionalPositive, Positive, RunError, Several, cli
 
 HIDDEN = 512
-LEAK = 0.01  # slope of LeakyReLU
-FREE_ON_RESUME = {
-    "epochs",
-    "fine_epochs",
-    "patience",
-    "refine",
-    "checkpoint_every",
-    "resume",
-    "archive",
-    "out",
-}
+LEAK = 0.01  # slope
+FREE_ON_RESUME = {"epochs", "fine_epochs", "checkpoint_every", "resume", "archive", "out"}
 CURVES = ("train_log_likelihood", "train_elbo", "test_log_likelihood", "test_elbo")  # of `exact`
 EncoderKind = Literal["e1", "e2", "e3", "e4"]
 
 
 @dataclass(frozen=True)
-class CommonOptions:
-    decoder_layers: Natural = 0
-    """d, number of hidden layers of 512 in the decoder"""
-    batch_size: Count = 256
-    """documents per step"""
-    seed: Natural = 1
-    """seed of initialisation, data order and samples"""
-    device: str | None = None
-    """where to train; None: the accelerator if there is one, else the CPU"""
+class CorpusOptions:
     corpus: str = "newsgroups"
     """newsgroups; docstrings, of the installed libraries, without a download; or own documents: a
     folder of .txt files, a .csv or a .jsonl file with a column `text`
@@ -108,8 +80,20 @@ class CommonOptions:
     archive: Path | None = None
     """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there
     """
+    seed: Natural = 1
+    """seed of initialisation, data order and samples"""
     resume: bool = False
     """go on from what an interrupted run left in --out, bit by bit as if never stopped"""
+
+
+@dataclass(frozen=True)
+class CommonOptions(CorpusOptions):
+    decoder_layers: Natural = 0
+    """d, number of hidden layers of 512 in the decoder"""
+    batch_size: Count = 256
+    """documents per step"""
+    device: str | None = None
+    """where to train; None: the accelerator if there is one, else the CPU"""
 
 
 @dataclass(frozen=True)
@@ -132,38 +116,12 @@ class Options(CommonOptions):
     """learning rate of Adam"""
     encoder_lr: OptionalPositive = None
     """learning rate of the encoder; None: --lr"""
-    weight_decay: NonNegative = 0.0
-    """L2 penalty, as Adam's `weight_decay`, of the weights over the vocabulary"""
-    word_dropout: Fraction = 0.0
-    """fraction of a document's distinct words hidden from the encoder in training; the others are
-    scaled up
-    """
-    average: Fraction = 0.0
-    """decay per step of an exponential moving average of the weights, which is what is tested; 0:
-    no average
-    """
-    prior: Literal["uniform", "autoregressive"] = "uniform"
-    """autoregressive: in the fine epochs, each bit's logit is a trained linear function of the bits
-    before it
-    """
-    refine: Natural = 0
-    """at the end, improve each test document's posterior by so many steps of Adam (0.3, falling to
-    0)
-    """
     held_out: Fraction = 0.0
     """fraction of the training documents kept for selecting the epoch; 0: the test set selects, as
     in the report
     """
-    last: bool = False
-    """keep the last epoch, not the one of lowest loss: when another run has chosen the number of
-    epochs
-    """
-    patience: OptionalCount = None
-    """stop when the selecting loss has had no new minimum for so many epochs; None: never"""
     test_counts: bool = False
-    """test a second time with counts fed to an encoder trained on frequencies, as the released code
-    does
-    """
+    """test again with counts, fed to an encoder of frequencies, as the released code does"""
     precision: Literal["float32", "bfloat16"] | None = None
     """arithmetic of training on the CPU, not of tests; None: bfloat16 where there are instructions
     for it
@@ -176,31 +134,8 @@ class Options(CommonOptions):
     def __post_init__(self) -> None:
         if self.epochs + self.fine_epochs < 1:
             raise ValueError("--epochs and --fine-epochs are both 0: nothing to train")
-        if self.last and (self.held_out or self.patience is not None):
-            raise ValueError(
-                "--last keeps the last epoch; it goes with neither --held-out nor --patience"
-            )
-        if self.prior == "autoregressive" and not self.fine_epochs:
-            raise ValueError(
-                "--prior autoregressive is trained in the fine epochs; --fine-epochs is 0"
-            )
         if self.test_counts and self.encoder == "e1":
             raise ValueError("--test-counts: e1 is trained on counts; there is no mismatch to test")
-
-
-# Chosen by the loss of held-out documents, in runs of its own (figures/best_parts.md).
-BEST = Options(
-    epochs=130,
-    fine_epochs=70,  # these train the prior too
-    pairs=1,
-    lr=3e-3,
-    weight_decay=1e-3,
-    word_dropout=0.5,
-    average=0.998,
-    prior="autoregressive",
-    refine=150,
-    last=True,
-)
 
 
 # --- model ----------------------------------------------------------------------------------------
@@ -230,11 +165,9 @@ class Encoder(nn.Module):
         self.frequencies = kind != "e1"
         first = HIDDEN if kind == "e2" else bits
         self.weight, self.bias = linear_parameters(words, first, words, first)
-        self.rest = (
-            nn.Sequential(nn.LeakyReLU(LEAK), nn.Linear(HIDDEN, bits))
-            if kind == "e2"
-            else nn.Identity()
-        )
+        self.rest = nn.Identity()
+        if kind == "e2":
+            self.rest = nn.Sequential(nn.LeakyReLU(LEAK), nn.Linear(HIDDEN, bits))
         self.register_buffer("scale", torch.tensor(length if kind == "e4" else 1.0))
 
     def forward(self, batch: Batch, counts: bool = False) -> Tensor:
@@ -251,13 +184,9 @@ class Decoder(nn.Module):
     def __init__(self, words: int, bits: int, layers: int):
         super().__init__()
         sizes = [bits] + [HIDDEN] * layers
-        self.hidden = nn.Sequential(
-            *(
-                m
-                for i in range(layers)
-                for m in (nn.Linear(sizes[i], sizes[i + 1]), nn.LeakyReLU(LEAK))
-            )
-        )
+        self.hidden = nn.Sequential()
+        for a, b in itertools.pairwise(sizes):
+            self.hidden.extend([nn.Linear(a, b), nn.LeakyReLU(LEAK)])
         self.weight, self.bias = linear_parameters(sizes[-1], words, words, sizes[-1])
         self.workspace = Workspace()
 
@@ -272,309 +201,27 @@ class Decoder(nn.Module):
         return nll.gather(0, which.view(-1, len(batch))).view(z.shape[:-1])
 
 
-class Prior(nn.Module):
-    """p(z) = prod_i Bernoulli(z_i; sigmoid(bias_i + sum_{j < i} weight_ij z_j)); uniform at the
-    start, all zero.
-    """
-
-    def __init__(self, kind: str, bits: int):
-        super().__init__()
-        self.trained = kind == "autoregressive"
-        self.bias = nn.Parameter(torch.zeros(bits), requires_grad=self.trained)
-        self.weight = nn.Parameter(torch.zeros(bits, bits), requires_grad=self.trained)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """log p(z) in nats, shape (...), of codes (..., b)."""
-        if not self.trained:
-            return z.new_full(z.shape[:-1], -z.shape[-1] * math.log(2))
-        return log_bernoulli(z, self.bias + z @ self.weight.tril(-1).T)
-
-    def kl(self, logits: Tensor, z: Tensor) -> Tensor:
-        """KL(q || p) in nats of logits (B, b): exact, (B,), while the prior is uniform; else an
-        unbiased estimate from samples z of q, (..., B, b) -> (..., B).
-        """
-        kl = kl_uniform(logits)
-        if not (self.trained and (self.weight.any() or self.bias.any())):
-            return kl
-        return kl - logits.shape[-1] * math.log(2) - self(z)
-
-
 def kl_uniform(logits: Tensor) -> Tensor:
     """KL(q || Bernoulli(1/2)^b) in nats, shape (B,), of logits (B, b)."""
     return (torch.sigmoid(logits) * logits - nn.functional.softplus(logits) + math.log(2)).sum(-1)
 
 
 class VAE(nn.Module):
-    """Encoder, decoder and prior."""
+    """Encoder and decoder; the prior has nothing to learn."""
 
     def __init__(self, options: Options, words: int, length: float = 1.0):
         super().__init__()
         self.encoder = Encoder(options.encoder, words, options.bits, length)
         self.decoder = Decoder(words, options.bits, options.decoder_layers)
-        self.prior = Prior(options.prior, options.bits)
-
-    def objective(
-        self, z: Tensor, logits: Tensor, batch: Batch, dtype: torch.dtype | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """-log p(x given z) + log q(z) - log p(z), relative, nats, (..., B), for codes z (..., B,
-        b), and the loss.
-
-        Both have the relative negative ELBO as their mean over q. The first is what the estimators
-        differentiate: in it the logits of q, (B, b), are detached, as they want it. The second has
-        the KL in closed form, and no gradient.
-        """
-        nll = self.decoder(z, batch, dtype)
-        with torch.no_grad():
-            loss = nll + self.prior.kl(logits, z)
-        return nll + log_bernoulli(z, logits.detach()) - self.prior(z), loss
-
-    @torch.no_grad()
-    def sampled_loss(
-        self, logits: Tensor, batch: Batch, noise: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Loss of each document by one sample of q, and its KL part; relative, nats, (B,) both."""
-        p = torch.sigmoid(logits)
-        z = (torch.rand(p.shape, generator=noise, device=p.device) < p).to(p.dtype)
-        kl = self.prior.kl(logits, z)
-        return self.decoder(z[None], batch)[0] + kl, kl
 
     @torch.no_grad()
     def codes(self, documents: Documents) -> np.ndarray:
         """The most likely code of each document, bool, (N, b)."""
-        return (
-            torch.cat([self.encoder(batch) > 0 for batch in documents.batches(1024)]).cpu().numpy()
-        )
+        codes = [self.encoder(batch) > 0 for batch in documents.batches(1024)]
+        return torch.cat(codes).cpu().numpy()
 
 
 # --- training -------------------------------------------------------------------------------------
-
-
-class Trainer:
-    """Model, optimiser, noise and history: all that a checkpoint holds."""
-
-    KEPT = ("model", "averaged", "selected", "optimizer", "generators", "history", "seconds")
-
-    def __init__(self, options: Options, corpus: Corpus, device: torch.device):
-        if options.precision == "bfloat16" and device.type != "cpu":
-            raise RunError(f"--precision bfloat16 is for the CPU, not for {device.type}")
-        self.options = replace(options, precision=options.precision or run.native_precision(device))
-        self.device, self.corpus = device, corpus.name
-        counts, held_out, self.training_rows = corpus.train, None, None
-        if options.held_out:
-            self.training_rows, rows = hold_out(
-                len(corpus.train_labels), options.held_out, options.seed
-            )
-            counts, held_out = counts[self.training_rows], counts[rows]
-        self.u = torch.from_numpy(unigram(counts)).float().to(device)
-        self.train, self.test = Documents(counts, self.u), Documents(corpus.test, self.u)
-        self.held_out = None if held_out is None else Documents(held_out, self.u)
-        torch.manual_seed(options.seed)
-        self.model = VAE(self.options, len(self.u), self.train.n.double().mean().item()).to(device)
-        self.averaged = None
-        if options.average:
-            self.averaged = AveragedModel(
-                self.model, multi_avg_fn=get_ema_multi_avg_fn(options.average)
-            )
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in self.model.named_parameters():
-            lr = (
-                options.encoder_lr
-                if name.startswith("encoder") and options.encoder_lr
-                else options.lr
-            )
-            decay = options.weight_decay if name in ("encoder.weight", "decoder.weight") else 0.0
-            groups.setdefault((lr, decay), []).append(parameter)
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": part, "lr": lr, "weight_decay": decay}
-                for (lr, decay), part in groups.items()
-            ],
-            fused=True,
-        )
-        # Data order and hidden words, samples in training and samples in testing: each has a stream
-        # of its own.
-        places = {"order": torch.device("cpu"), "noise": device, "test_noise": device}
-        self.generators = {
-            name: torch.Generator(place).manual_seed(len(places) * options.seed + i)
-            for i, (name, place) in enumerate(places.items())
-        }
-        self.history: dict[str, list[float]] = {
-            key: [] for key in ("train", "test", "test_per_document", "test_kl")
-        }
-        if options.test_counts:
-            self.history["test_counts"] = []
-        if options.held_out:
-            self.history["held_out"] = []
-        self.selected: dict[str, Tensor] = {}
-        self.seconds = 0.0
-
-    @property
-    def epoch(self) -> int:
-        """Epochs so far."""
-        return len(self.history["train"])
-
-    @property
-    def selecting(self) -> list[float]:
-        """The loss per epoch that selects the epoch: of held-out documents if there are any, else
-        of the test set.
-        """
-        return self.history["held_out" if self.options.held_out else "test"]
-
-    @property
-    def selected_epoch(self) -> int:
-        """The epoch whose model is kept, counted from 1."""
-        return self.epoch if self.options.last else int(np.argmin(self.selecting)) + 1
-
-    @property
-    def finished(self) -> bool:
-        total, patience = self.options.epochs + self.options.fine_epochs, self.options.patience
-        waited = self.epoch - 1 - int(np.argmin(self.selecting)) if self.epoch else 0
-        return self.epoch >= total or (patience is not None and waited >= patience)
-
-    @property
-    def tested(self) -> VAE:
-        """The model to test: the average of the weights if there is one."""
-        if self.averaged is None:
-            return self.model
-        assert isinstance(self.averaged.module, VAE)
-        return self.averaged.module
-
-    def step(self, batch: Batch, pairs: int) -> Tensor:
-        """One Adam step; returns the batch's relative negative ELBO in nats per document, from the
-        pairs' own values.
-
-        Each code of a pair is a sample of q, so their mean loss is unbiased, and no decoder pass is
-        spent on reporting.
-        """
-        losses: list[Tensor] = []
-        # Few bits: the pairs share most codes, decoded once. Many: a CPU's caches do not hold the
-        # logits of all pairs.
-        at_once = 1 if self.options.bits > 16 and self.device.type == "cpu" else pairs
-        rounded = torch.bfloat16 if self.options.precision == "bfloat16" else None
-        with run.products_in(self.options.precision):
-            logits = self.model.encoder(batch)
-            latent = logits.detach().expand(at_once, -1, -1).requires_grad_()
-
-            def f(z: Tensor) -> Tensor:
-                value, loss = self.model.objective(z, latent, batch, rounded)
-                losses.append(loss.mean() * at_once / pairs)
-                return value
-
-            self.optimizer.zero_grad()
-            for _ in range(0, pairs, at_once):
-                estimate = ESTIMATORS[self.options.estimator](f, latent, self.generators["noise"])
-                (estimate.mean() * at_once / pairs).backward()
-            logits.backward(latent.grad.sum(0))
-        self.optimizer.step()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
-        return sum(losses[1:], losses[0])
-
-    def run_epoch(self) -> dict[str, float]:
-        """Train on every document once, then test; returns the losses. FloatingPointError if one is
-        not finite.
-        """
-        start, options = time.perf_counter(), self.options
-        fine = self.epoch >= options.epochs
-        # From the start, a trained prior would settle on the few bits that are used first.
-        self.model.prior.requires_grad_(fine and options.prior == "autoregressive")
-        order = torch.randperm(len(self.train), generator=self.generators["order"]).numpy()
-        losses = []
-        for i in range(0, len(order), options.batch_size):
-            rows = order[i : i + options.batch_size]
-            batch = self.train.batch(rows, options.word_dropout, self.generators["order"])
-            losses.append(self.step(batch, options.pairs if fine else 1))
-        noise = self.generators["test_noise"].get_state()
-        test = self.evaluate(self.test)
-        values = {"train": torch.stack(losses).double().mean().item(), "test": test["loss"]}
-        values |= {f"test_{key}": test[key] for key in ("per_document", "kl")}
-        if options.test_counts:
-            self.generators["test_noise"].set_state(noise)
-            values["test_counts"] = self.evaluate(self.test, counts=True)["loss"]
-        if self.held_out is not None:
-            values["held_out"] = self.evaluate(self.held_out)["loss"]
-        for key, value in values.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the {key} loss is {value} in epoch {self.epoch + 1}; try a smaller --lr"
-                )
-        for key, value in values.items():
-            self.history[key].append(value)
-        if self.selected_epoch == self.epoch:
-            self.selected = {
-                key: value.detach().clone() for key, value in self.tested.state_dict().items()
-            }
-        self.seconds += time.perf_counter() - start
-        return values
-
-    @torch.no_grad()
-    def evaluate(self, documents: Documents, counts: bool = False) -> dict[str, float]:
-        """Loss from one sample per document: as in the report, mean over batches; mean over
-        documents; and the KL.
-        """
-        # Several batches at once: with few bits, they share most codes, which are decoded once.
-        sampled = [
-            self.tested.sampled_loss(
-                self.tested.encoder(batch, counts), batch, self.generators["test_noise"]
-            )
-            for batch in documents.batches(8 * self.options.batch_size)
-        ]
-        losses, kls = (torch.cat(parts).cpu().double() for parts in zip(*sampled, strict=True))
-        batches = losses.split(self.options.batch_size)
-        return {
-            "loss": torch.stack([batch.mean() for batch in batches]).mean().item(),
-            "per_document": losses.mean().item(),
-            "kl": kls.mean().item(),
-        }
-
-    def refined(self, documents: Documents) -> float:
-        """Loss, mean over batches, after `--refine` steps on the posterior of each document, from
-        the encoder's on.
-        """
-        model, steps, noise = (
-            self.tested.requires_grad_(False),
-            self.options.refine,
-            self.generators["test_noise"],
-        )
-        losses = []
-        for batch in tqdm(
-            list(documents.batches(self.options.batch_size)),
-            desc="refining",
-            unit="batch",
-            leave=False,
-        ):
-            logits = model.encoder(batch).requires_grad_()
-            optimizer = torch.optim.Adam([logits], 0.3, betas=(0.9, 0.99))
-            schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-            for _ in range(steps):
-                optimizer.zero_grad()
-                disarm(
-                    lambda z, at=logits, b=batch: model.objective(z, at, b)[0], logits, noise
-                ).sum().backward()
-                optimizer.step()
-                schedule.step()
-            losses.append(model.sampled_loss(logits.detach(), batch, noise)[0].mean())
-        return torch.stack(losses).double().mean().item()
-
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other
-        options or documents.
-        """
-        options = self.options
-        with run.reading(path, "checkpoint of hashing.py") as state:
-            before, epoch = state["config"], len(state["history"]["train"])
-            now = run.as_config(options) | {"documents": self.corpus}
-            run.same_options(path, before | {"documents": state["corpus"]}, now, FREE_ON_RESUME)
-            one_pair = min(epoch, before["epochs"])
-            if epoch > options.epochs + options.fine_epochs or one_pair != min(
-                epoch, options.epochs
-            ):
-                raise RunError(
-                    f"--resume: {path} is at epoch {epoch}, {one_pair} of them with one pair; "
-                    f"this schedule never passes through that state: --epochs {options.epochs} "
-                    f"--fine-epochs {options.fine_epochs}"
-                )
-            run.restore(self, state)
 
 
 def train(options: Options, corpus: Corpus) -> dict[str, Any]:
@@ -587,41 +234,198 @@ def train(options: Options, corpus: Corpus) -> dict[str, Any]:
     device, checkpoint = run.begin(options)
     trainer = Trainer(options, corpus, device)
     if checkpoint.exists():
-        trainer.load(checkpoint)
+        resume(trainer, checkpoint)
     run.take_back(options.out, "epoch", trainer.epoch)
     total = options.epochs + options.fine_epochs
     with (
         run.saving_at_sigterm() as told,
         tqdm(total=total, initial=trainer.epoch, desc="training", unit="epoch") as bar,
     ):
-        while not trainer.finished and not told():
-            losses = trainer.run_epoch()
-            run.note(options.out, epoch=trainer.epoch, **losses)
-            bar.set_postfix_str(f"-ELBO train {losses['train']:.1f} test {losses['test']:.1f}")
+        while trainer.epoch < total and not told():
+            start = time.perf_counter()
+            pairs = 1 if trainer.epoch < options.epochs else options.pairs
+            order = torch.randperm(len(trainer.train), generator=trainer.generators["order"])
+            losses = [
+                step(trainer, trainer.train.batch(rows.numpy()), pairs)
+                for rows in order.split(options.batch_size)
+            ]
+            values = {"train": torch.stack(losses).double().mean().item(), **test(trainer)}
+            trainer.record(values)
+            trainer.seconds += time.perf_counter() - start
+            run.note(options.out, epoch=trainer.epoch, **values)
+            bar.set_postfix_str(f"-ELBO train {values['train']:.1f} test {values['test']:.1f}")
             bar.update()
-            due = trainer.epoch % options.checkpoint_every == 0
-            if due or trainer.finished or told():
+            if trainer.epoch % options.checkpoint_every == 0 or trainer.epoch == total or told():
                 run.save_trainer(checkpoint, trainer, corpus=corpus.name)
-    start, history, selected = time.perf_counter(), trainer.history, trainer.selected_epoch
-    best = int(np.argmin(history["test"]))
-    trainer.tested.load_state_dict(trainer.selected)
-    # For others to load: plain tensors, strings and numbers.
-    config, model = (
-        run.as_config(trainer.options),
-        {key: value.cpu() for key, value in trainer.selected.items()},
-    )
-    saved = {
-        "config": config,
+    return finish(trainer, corpus)
+
+
+def step(trainer: "Trainer", batch: Batch, pairs: int) -> Tensor:
+    """One step of Adam; returns the batch's loss, the mean over the codes that the pairs drew.
+
+    Each code of a pair is a sample of q, so this mean is unbiased, and no decoder pass is spent on
+    reporting.
+    """
+    options, model, losses = trainer.options, trainer.model, []
+    # Few bits: the pairs share most codes, decoded once. Many: a CPU's caches do not hold the
+    # logits of all pairs.
+    at_once = 1 if options.bits > 16 and trainer.device.type == "cpu" else pairs
+    rounded = torch.bfloat16 if options.precision == "bfloat16" else None
+    with run.products_in(options.precision):
+        logits = model.encoder(batch)
+        latent = logits.detach().expand(at_once, -1, -1).requires_grad_()
+
+        def f(z: Tensor) -> Tensor:
+            """-log p(x given z) - log p(z) + log q(z given x), whose mean over q is the loss; the
+            logits of q are detached, as the estimators want it.
+            """
+            nll = model.decoder(z, batch, rounded)
+            with torch.no_grad():
+                losses.append((nll + kl_uniform(latent)).mean() * at_once / pairs)
+            return nll + log_bernoulli(z, latent.detach()) + options.bits * math.log(2)
+
+        trainer.optimizer.zero_grad()
+        for _ in range(0, pairs, at_once):
+            estimate = ESTIMATORS[options.estimator](f, latent, trainer.generators["noise"])
+            (estimate.mean() * at_once / pairs).backward()
+        logits.backward(latent.grad.sum(0))
+    trainer.optimizer.step()
+    return sum(losses[1:], losses[0])
+
+
+def test(trainer: "Trainer") -> dict[str, float]:
+    """The losses after an epoch: of the test set, and of what the options want besides."""
+    noise = trainer.generators["test_noise"]
+    before = noise.get_state()
+    loss = evaluate(trainer, trainer.test)
+    values = {"test": loss["loss"], "test_per_document": loss["per_document"]}
+    if trainer.options.test_counts:
+        noise.set_state(before)
+        values["test_counts"] = evaluate(trainer, trainer.test, counts=True)["loss"]
+    if trainer.held_out is not None:
+        values["held_out"] = evaluate(trainer, trainer.held_out)["loss"]
+    return values
+
+
+@torch.no_grad()
+def evaluate(trainer: "Trainer", documents: Documents, counts: bool = False) -> dict[str, float]:
+    """Loss from one sample per document: mean over batches, as in the report; over documents."""
+    model, noise, size = trainer.model, trainer.generators["test_noise"], trainer.options.batch_size
+    losses = []
+    # Several batches at once: with few bits, they share most codes, which are decoded once.
+    for batch in documents.batches(8 * size):
+        logits = model.encoder(batch, counts)
+        p = torch.sigmoid(logits)
+        z = (torch.rand(p.shape, generator=noise, device=p.device) < p).to(p.dtype)
+        losses.append(model.decoder(z[None], batch)[0] + kl_uniform(logits))
+    loss = torch.cat(losses).cpu().double()
+    return {
+        "loss": torch.stack([batch.mean() for batch in loss.split(size)]).mean().item(),
+        "per_document": loss.mean().item(),
+    }
+
+
+class Trainer:
+    """The documents, and what a checkpoint holds: model, optimiser, noise and history."""
+
+    KEPT = ("model", "selected", "optimizer", "generators", "history", "seconds")
+
+    def __init__(self, options: Options, corpus: Corpus, device: torch.device):
+        if options.precision == "bfloat16" and device.type != "cpu":
+            raise RunError(f"--precision bfloat16 is for the CPU, not for {device.type}")
+        self.options = replace(options, precision=options.precision or run.native_precision(device))
+        self.device, self.corpus = device, corpus.name
+        counts, held_out = corpus.train, None
+        self.training_rows = np.arange(counts.shape[0])
+        if options.held_out:
+            self.training_rows, rows = hold_out(
+                len(self.training_rows), options.held_out, options.seed
+            )
+            counts, held_out = counts[self.training_rows], counts[rows]
+        self.u = torch.from_numpy(unigram(counts)).float().to(device)
+        self.train, self.test = Documents(counts, self.u), Documents(corpus.test, self.u)
+        self.held_out = None if held_out is None else Documents(held_out, self.u)
+        torch.manual_seed(options.seed)
+        self.model = VAE(self.options, len(self.u), self.train.n.double().mean().item()).to(device)
+        rates = {"encoder": options.encoder_lr or options.lr, "decoder": options.lr}
+        groups = [
+            {"params": list(getattr(self.model, part).parameters()), "lr": lr}
+            for part, lr in rates.items()
+        ]
+        self.optimizer = torch.optim.Adam(groups, fused=True)
+        # Data order, samples in training and samples in testing: each has a stream of its own.
+        places = {"order": torch.device("cpu"), "noise": device, "test_noise": device}
+        self.generators = {
+            name: torch.Generator(place).manual_seed(len(places) * options.seed + i)
+            for i, (name, place) in enumerate(places.items())
+        }
+        self.history: dict[str, list[float]] = {"train": []}
+        self.selected: dict[str, Tensor] = {}
+        self.seconds = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs so far."""
+        return len(self.history["train"])
+
+    @property
+    def selected_epoch(self) -> int:
+        """The epoch of lowest loss, counted from 1: of held-out documents if there are any, else of
+        the test set.
+        """
+        return int(np.argmin(self.history["held_out" if self.held_out else "test"])) + 1
+
+    def record(self, values: dict[str, float]) -> None:
+        """Add an epoch's losses, and keep its model if it is the best. Raises FloatingPointError if
+        one is not finite.
+        """
+        for key, value in values.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the {key} loss is {value} in epoch {self.epoch + 1}; try a smaller --lr"
+                )
+        for key, value in values.items():
+            self.history.setdefault(key, []).append(value)
+        if self.selected_epoch == self.epoch:
+            self.selected = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+
+def resume(trainer: Trainer, path: Path) -> None:
+    """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other options or
+    documents.
+    """
+    options = trainer.options
+    with run.reading(path, "checkpoint of hashing.py") as state:
+        before, epoch = state["config"], len(state["history"]["train"])
+        now = run.as_config(options) | {"documents": trainer.corpus}
+        run.same_options(path, before | {"documents": state["corpus"]}, now, FREE_ON_RESUME)
+        one_pair = min(epoch, before["epochs"])
+        if epoch > options.epochs + options.fine_epochs or one_pair != min(epoch, options.epochs):
+            raise RunError(
+                f"--resume: {path} is at epoch {epoch}, {one_pair} of them with one pair; this "
+                f"schedule never passes through that state: --epochs {options.epochs} "
+                f"--fine-epochs {options.fine_epochs}"
+            )
+        run.restore(trainer, state)
+
+
+def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
+    """Write the model of the selected epoch and the result, which is returned."""
+    options, history, selected = trainer.options, trainer.history, trainer.selected_epoch
+    start, best = time.perf_counter(), int(np.argmin(history["test"]))
+    trainer.model.load_state_dict(trainer.selected)
+    saved = {  # for others to load: plain tensors, strings and numbers
+        "config": run.as_config(options),
         "corpus": corpus.name,
         "epoch": selected,
         "words": corpus.words,
         "u": trainer.u.cpu(),
+        "model": {key: value.cpu() for key, value in trainer.selected.items()},
     }
-    run.save_torch(options.out / "model.pt", saved | {"model": model})
-    train_codes, test_codes = (
-        trainer.tested.codes(documents) for documents in (trainer.train, trainer.test)
-    )
-    rows = slice(None) if trainer.training_rows is None else trainer.training_rows
+    run.save_torch(options.out / "model.pt", saved)
+    train_codes, test_codes = map(trainer.model.codes, (trainer.train, trainer.test))
+    labels = corpus.train_labels[trainer.training_rows]
+    precision = precision_at(100, test_codes, corpus.test_labels, train_codes, labels)
     metrics = {
         "train_final": history["train"][-1],
         "test_final": history["test"][-1],
@@ -630,26 +434,16 @@ def train(options: Options, corpus: Corpus) -> dict[str, Any]:
         "test_min_per_document": min(history["test_per_document"]),
         "selected_epoch": selected,
         "test_selected": history["test"][selected - 1],
-        "precision_at_100": precision_at(
-            100, test_codes, corpus.test_labels, train_codes, corpus.train_labels[rows]
-        ),
+        "precision_at_100": precision,
         "epochs": trainer.epoch,
     }
     if options.test_counts:
         metrics["test_counts_min"] = min(history["test_counts"])
-    if options.refine:
-        metrics["test_refined"] = trainer.refined(trainer.test)
-    seconds = trainer.seconds + time.perf_counter() - start
-    sizes = [len(trainer.train), len(trainer.test)]
     return run.save_result(
-        options.out,
-        trainer.options,
-        device,
-        seconds,
-        metrics,
-        history,
+        *(options.out, options, trainer.device),
+        *(trainer.seconds + time.perf_counter() - start, metrics, history),
         corpus=corpus.name,
-        documents=sizes,
+        documents=[len(trainer.train), len(trainer.test)],
     )
 
 
@@ -664,11 +458,7 @@ def main(options: Options) -> None:
 
 
 def precision_at(
-    k: int,
-    queries: np.ndarray,
-    query_labels: np.ndarray,
-    database: np.ndarray,
-    database_labels: np.ndarray,
+    k: int, queries: np.ndarray, query_labels: np.ndarray, database: np.ndarray, labels: np.ndarray
 ) -> float:
     """Mean over queries of the fraction of the k nearest documents with the query's label.
 
@@ -682,7 +472,7 @@ def precision_at(
     for i in range(0, len(queries), 64):
         distance = cdist(queries[i : i + 64], database, "hamming")
         kth = np.partition(distance, k - 1, axis=1)[:, k - 1 : k]
-        right = query_labels[i : i + 64, None] == database_labels
+        right = query_labels[i : i + 64, None] == labels
         closer, tied = distance < kth, distance == kth
         chance = (k - closer.sum(1)) / tied.sum(1)
         total += ((closer & right).sum(1) + (tied & right).sum(1) * chance).sum() / k
@@ -714,7 +504,7 @@ def search(options: SearchOptions) -> None:
     """
     with run.reading(options.model, "model of hashing.py") as saved:
         config = saved["config"]
-        architecture = {key: config[key] for key in ("encoder", "bits", "decoder_layers", "prior")}
+        architecture = {key: config[key] for key in ("encoder", "bits", "decoder_layers")}
         model = VAE(Options(**architecture), len(saved["words"]))
         model.load_state_dict(saved["model"])
     corpus = load_corpus(config["corpus"], options.archive)
@@ -727,7 +517,16 @@ def search(options: SearchOptions) -> None:
     counts = scipy.sparse.vstack([corpus.train, corpus.test], format="csr")
     groups = [corpus.groups[i] for i in (*corpus.train_labels, *corpus.test_labels)]
     titles = corpus.train_titles + corpus.test_titles
-    query = query_counts(options, corpus, counts)
+    if bool(options.query) + (options.file is not None) + (options.document is not None) != 1:
+        raise RunError("search with one of: words, --file, --document")
+    if options.document is None:
+        file = options.file
+        text = file.read_text("utf-8", "replace") if file else " ".join(options.query)
+        query = counts_of_text(text, corpus)
+    elif 1 <= options.document <= len(titles):
+        query = counts[[options.document - 1]]
+    else:
+        raise RunError(f"--document must be from 1 to {len(titles)}, not {options.document}")
     with torch.no_grad():
         logits = model.encoder(Documents(query, saved["u"]).batch(np.arange(1)))[0]
     database = model.codes(Documents(counts, saved["u"]))
@@ -735,58 +534,22 @@ def search(options: SearchOptions) -> None:
     # Log q of each code given the query, but for a constant: orders equal distances.
     likely = database @ logits.numpy()
     order = np.lexsort((-likely, distance))
-    document_frequency = np.maximum(1, np.bincount(counts.indices, minlength=counts.shape[1]))
-    weight = np.log(len(titles) / document_frequency)
-
-    def characteristic_words(i: int) -> str:
-        """The six of largest tf-idf."""
-        row = counts[[i]]
-        largest = np.argsort(-row.data * weight[row.indices], kind="stable")[:6]
-        return " ".join(corpus.words[j] for j in row.indices[largest])
-
+    characteristic = characteristic_words(counts, corpus.words)
     if options.document is not None:
         i = options.document - 1
         order = order[order != i]
-        print(f"{groups[i]}, {titles[i]}: {characteristic_words(i)}")
+        print(f"{groups[i]}, {titles[i]}: {characteristic(i)}")
     own = Path(config["corpus"])  # a folder of documents, whose lines can be shown
     words = [corpus.words[j] for j in query.indices]
     rows = []
     for i in order[: options.top]:
-        line = texts.best_line(own, titles[i], words) if own.is_dir() else characteristic_words(i)
+        line = texts.best_line(own, titles[i], words) if own.is_dir() else characteristic(i)
         rows.append((int(distance[i]), groups[i], titles[i], line))
     shown = "line that matches best" if own.is_dir() else "characteristic words"
     run.print_table(("distance", "group", "document", shown), rows)
     if (alike := int((distance == distance[order[len(rows) - 1]]).sum())) > len(rows):
         print(f"{alike:,} documents are as near as the last: these codes do not tell them apart")
     print(f"{config['bits']} bits; {corpus.name}; {options.model}, epoch {saved['epoch']}")
-
-
-def query_counts(
-    options: SearchOptions, corpus: Corpus, counts: scipy.sparse.csr_array
-) -> scipy.sparse.csr_array:
-    """Word counts, (1, V), of what is searched for; unknown words are named on the way."""
-    if (len(options.query) > 0) + (options.file is not None) + (options.document is not None) != 1:
-        raise RunError("search with one of: words, --file, --document")
-    if options.document is not None:
-        if not 1 <= options.document <= counts.shape[0]:
-            raise RunError(
-                f"--document must be from 1 to {counts.shape[0]}, not {options.document}"
-            )
-        return counts[[options.document - 1]]
-    text = (
-        " ".join(options.query)
-        if options.file is None
-        else options.file.read_text("utf-8", "replace")
-    )
-    row, unknown = counts_of_text(text, corpus.words)
-    if unknown:
-        more = f" and {len(unknown) - 20} more" * (len(unknown) > 20)
-        print(f"not among the {len(corpus.words):,} words: {' '.join(unknown[:20])}{more}")
-    if not row.nnz:
-        raise RunError(
-            f"no word of the query is among the {len(corpus.words):,} words of {corpus.name}"
-        )
-    return row
 
 
 # --- all codes summed over ------------------------------------------------------------------------
@@ -860,6 +623,14 @@ def log_decoder(model: VAE, z: Tensor) -> Tensor:
     return torch.log_softmax(decoder.weight @ decoder.hidden(z).T + decoder.bias[:, None], 0)
 
 
+def log_joint(log_p: Tensor, batch: Batch, z: Tensor) -> Tensor:
+    """log p(x, z), relative to the document's entropy, of all codes z (K, b) and the words' log p(v
+    given z), (V, K) -> (B, K).
+    """
+    prior = -z.shape[1] * math.log(2)
+    return SmoothedProduct.apply(log_p, batch) + prior - batch.negentropy[:, None]
+
+
 class Exact:
     """A corpus, all codes z (K, b), and what can be said of a model by summing over them."""
 
@@ -874,20 +645,9 @@ class Exact:
         bits, words = self.options.bits, len(self.u)
         torch.manual_seed(self.options.seed)
         model = VAE(Options(bits=bits, decoder_layers=self.options.decoder_layers), words)
-        model.encoder = Encoder(
-            encoder, words, bits, self.documents["train"].n.double().mean().item()
-        )
+        length = self.documents["train"].n.double().mean().item()
+        model.encoder = Encoder(encoder, words, bits, length)
         return model.to(self.device)
-
-    def log_joint(self, log_p: Tensor, batch: Batch) -> Tensor:
-        """log p(x, z), relative to the document's entropy, for all codes: log_p, of `log_decoder`,
-        (V, K) -> (B, K).
-        """
-        return (
-            SmoothedProduct.apply(log_p, batch)
-            - self.options.bits * math.log(2)
-            - batch.negentropy[:, None]
-        )
 
     @torch.no_grad()
     def totals(self, model: VAE, split: str) -> tuple[float, float]:
@@ -895,7 +655,7 @@ class Exact:
         log_p, documents = log_decoder(model, self.z), self.documents[split]
         sums = np.zeros(2)
         for batch in documents.batches(1024):
-            joint = self.log_joint(log_p, batch)
+            joint = log_joint(log_p, batch, self.z)
             elbo = exact_elbo(model.encoder(batch), joint, self.z)
             sums += [joint.logsumexp(1).double().sum().item(), elbo.double().sum().item()]
         return float(sums[0] / len(documents)), float(sums[1] / len(documents))
@@ -916,30 +676,24 @@ class Exact:
         log_p = log_decoder(model, self.z)
         for epoch in tqdm(range(stage.epochs), desc=stage.name, unit="epoch", leave=False):
             order = torch.randperm(len(train), generator=generator).numpy()
-            sums = np.zeros(2)
+            sums = torch.zeros(2, dtype=torch.float64)
             for i in range(0, len(order), options.batch_size):
                 batch = train.batch(order[i : i + options.batch_size])
                 if "decoder" in stage.trains:
                     log_p = log_decoder(model, self.z)
-                joint = self.log_joint(log_p, batch)
+                joint = log_joint(log_p, batch, self.z)
                 likelihood = joint.logsumexp(1)
                 elbo = exact_elbo(model.encoder(batch), joint, self.z)
                 gain = likelihood if stage.objective == "likelihood" else elbo
                 optimizer.zero_grad()
                 (-gain.mean()).backward()
                 optimizer.step()
-                sums += [
-                    likelihood.detach().double().sum().item(),
-                    elbo.detach().double().sum().item(),
-                ]
+                of_batch = [value.detach().double().sum() for value in (likelihood, elbo)]
+                sums = sums + torch.stack(of_batch).to(sums)
             values.append([*(sums / len(train)).tolist(), *self.totals(model, "test")])
             if not np.isfinite(values[-1]).all():
-                raise FloatingPointError(
-                    f"{stage.name}: the loss is not finite in epoch {epoch + 1}"
-                )
-        return {
-            key: list(curve) for key, curve in zip(CURVES, zip(*values, strict=True), strict=True)
-        }
+                raise FloatingPointError(f"{stage.name}: no finite loss in epoch {epoch + 1}")
+        return dict(zip(CURVES, map(list, zip(*values, strict=True)), strict=True))
 
     def regress(self, model: VAE, stage: Stage) -> dict[str, list[float]]:
         """Fit the encoder, in place, to the marginals of the exact posterior by logistic
@@ -951,7 +705,8 @@ class Exact:
         model.encoder.requires_grad_(True)
         train = self.documents["train"].batch(np.arange(len(self.documents["train"])))
         with torch.no_grad():
-            marginals = torch.softmax(self.log_joint(log_decoder(model, self.z), train), 1) @ self.z
+            joint = log_joint(log_decoder(model, self.z), train, self.z)
+            marginals = torch.softmax(joint, 1) @ self.z
         optimizer = torch.optim.LBFGS(
             model.encoder.parameters(),
             history_size=20,
@@ -961,12 +716,8 @@ class Exact:
 
         def cross_entropy() -> Tensor:
             optimizer.zero_grad()
-            logits = model.encoder(train)
-            loss = (
-                nn.functional.binary_cross_entropy_with_logits(logits, marginals, reduction="none")
-                .sum(1)
-                .mean()
-            )
+            fit = nn.functional.binary_cross_entropy_with_logits
+            loss = fit(model.encoder(train), marginals, reduction="none").sum(1).mean()
             loss.backward()
             return loss
 
@@ -986,20 +737,15 @@ class Exact:
         log_p, z = log_decoder(model, self.z), self.z.double()
         sums: dict[str, float] = {}
         for batch in self.documents[split].batches(1024):
-            joint = self.log_joint(log_p, batch).double()
+            joint = log_joint(log_p, batch, self.z).double()
             logits, likelihood = model.encoder(batch).double(), joint.logsumexp(1)
             elbo = exact_elbo(logits, joint, z)
             best = exact_elbo(best_factorized(joint, logits, z), joint, z)
             posterior = (joint - likelihood[:, None]).exp()
             entropy = -(posterior * (joint - likelihood[:, None])).sum(1)
-            parts = {
-                "log_likelihood": likelihood,
-                "elbo": elbo,
-                "gap": likelihood - elbo,
-                "factorization": likelihood - best,
-                "amortization": best - elbo,
-                "posterior_entropy": entropy,
-            }
+            parts = {"log_likelihood": likelihood, "elbo": elbo, "gap": likelihood - elbo}
+            parts |= {"factorization": likelihood - best, "amortization": best - elbo}
+            parts["posterior_entropy"] = entropy
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0.0) + value.sum().item()
         return {key: value / len(self.documents[split]) for key, value in sums.items()}
@@ -1016,10 +762,8 @@ class Exact:
         history = (self.regress if stage.objective == "regression" else self.fit)(model, stage)
         metrics = {split: self.measure(model, split) for split in SPLITS}
         if stage.objective == "likelihood":  # there is no trained encoder to speak of
-            of_the_decoder = ("log_likelihood", "posterior_entropy")
-            metrics = {
-                split: {key: m[key] for key in of_the_decoder} for split, m in metrics.items()
-            }
+            kept = ("log_likelihood", "posterior_entropy")
+            metrics = {split: {key: m[key] for key in kept} for split, m in metrics.items()}
         return {"model": model.state_dict(), "history": history, "metrics": metrics}
 
 
@@ -1052,9 +796,9 @@ def exact(options: ExactOptions) -> None:
 
 
 @dataclass(frozen=True)
-class LengthsOptions:
-    lengths: tuple[Natural, ...] = (2, 4, 8, 16, 32, 64, 0)
-    """words kept of each document, drawn without replacement; 0: all"""
+class LengthsOptions(CorpusOptions):
+    lengths: tuple[Count, ...] = (2, 4, 8, 16, 32, 64)
+    """words kept of each document, drawn without replacement"""
     words: Count = 300
     """the most frequent words of the corpus, which documents consist of"""
     documents: Count = 1500
@@ -1069,47 +813,12 @@ class LengthsOptions:
     """points on the path from likelihood (w = 0) to the ELBO (w = 1), squares of equal steps"""
     iterations: Count = 1500
     """steps of L-BFGS at each point, at most"""
-    corpus: str = "newsgroups"
-    """newsgroups; docstrings, of the installed libraries, without a download; or own documents: a
-    folder of .txt files, a .csv or a .jsonl file with a column `text`
-    """
-    archive: Path | None = None
-    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there
-    """
-    seed: Natural = 1
-    """seed of the words that are drawn, and of the first decoder"""
-    resume: bool = False
-    """keep the finished lengths of an interrupted run in --out"""
     out: Path = Path("runs/lengths")
     """folder for one file per length and result.json"""
 
     def __post_init__(self) -> None:
         if self.bits > 8:
             raise ValueError(f"--bits must be at most 8 to sum over all codes, not {self.bits}")
-
-
-def some_words(
-    counts: scipy.sparse.csr_array, n: int, most: int, rng: np.random.Generator
-) -> scipy.sparse.csr_array:
-    """n words, drawn without replacement, of each of `most` random documents that are as long, (N,
-    V); if n is 0 all words, of documents that have some.
-    """
-    long = np.flatnonzero(counts.sum(1) >= max(1, n))
-    long = np.sort(rng.permutation(long)[:most])
-    if not n:
-        return counts[long].astype(np.float64)
-    rows = []
-    for i in long:
-        row = slice(*counts.indptr[i : i + 2])
-        rows.append(
-            rng.multivariate_hypergeometric(counts.data[row].astype(np.int64), n, method="count")
-        )
-    chosen = counts[long]
-    found = scipy.sparse.csr_array(
-        (np.concatenate(rows).astype(np.float64), chosen.indices, chosen.indptr), chosen.shape
-    )
-    found.eliminate_zeros()
-    return found
 
 
 class Short:
@@ -1124,29 +833,18 @@ class Short:
         self.options, self.z = options, codes(options.bits, torch.empty(0, dtype=torch.float64))
         u = torch.from_numpy(unigram(counts))
         self.batch = Documents(counts, u).batch(np.arange(counts.shape[0]))
-        ones = torch.ones(len(self.z), 1, dtype=torch.float64)
+        ones, u = torch.ones(len(self.z), 1, dtype=torch.float64), u.log()
         linear = options.decoder == "linear"
-        self.features = (
-            torch.cat([ones, self.z], 1).T
-            if linear
-            else torch.eye(len(self.z), dtype=torch.float64)
-        )
+        self.features = torch.cat([ones, self.z], 1).T if linear else torch.diag(ones[:, 0])
         noise = torch.Generator().manual_seed(options.seed)
         start = 0.1 * torch.randn(len(u), len(self.features), generator=noise, dtype=torch.float64)
         # From the unigram distribution: every code begins near it.
-        self.start = start + (u.log()[:, None] if options.decoder == "free" else 0)
-        if linear:
-            self.start[:, 0] += u.log()
+        start[:, : 1 if linear else None] += u[:, None]
+        self.start = start
         self.logits = torch.zeros(len(self.batch), options.bits, dtype=torch.float64)
 
     def log_joint(self, parameters: Tensor) -> Tensor:
-        """log p(x, z), relative to the document's entropy, (N, K)."""
-        log_p = torch.log_softmax(parameters @ self.features, 0)
-        return (
-            SmoothedProduct.apply(log_p, self.batch)
-            - self.options.bits * math.log(2)
-            - self.batch.negentropy[:, None]
-        )
+        return log_joint(torch.log_softmax(parameters @ self.features, 0), self.batch, self.z)
 
     def ascend(self, parameters: Tensor, w: float) -> tuple[Tensor, float, float]:
         """Uphill on E - w G by L-BFGS, with the best factorized q at each step; parameters, E and G
@@ -1172,10 +870,8 @@ class Short:
         with torch.no_grad():
             joint = self.log_joint(found)
             self.logits = best_factorized(joint, self.logits, self.z)
-            evidence, elbo = (
-                joint.logsumexp(1).mean().item(),
-                exact_elbo(self.logits, joint, self.z).mean().item(),
-            )
+            evidence = joint.logsumexp(1).mean().item()
+            elbo = exact_elbo(self.logits, joint, self.z).mean().item()
         return found, evidence, evidence - elbo
 
 
@@ -1192,19 +888,15 @@ def lengths(options: LengthsOptions) -> None:
         def path(n: int = n) -> dict[str, Any]:
             counts = some_words(frequent, n, options.documents, np.random.default_rng(options.seed))
             short = Short(counts, options)
-            return {
-                "metrics": law.follow(weights, short.ascend, short.start)[0]
-                | {"documents": counts.shape[0]}
-            }
+            found, _ = law.follow(weights, short.ascend, short.start)
+            return {"metrics": found | {"documents": counts.shape[0]}}
 
         free = {"lengths", "resume", "archive", "out"}
         state = run.keep(options.out / f"{n}.pt", options, free, path, documents=corpus.name)
-        name = f"hashing_{options.decoder}_b{options.bits}_n{n or 'all'}_seed{options.seed}"
-        length = n or round(float(frequent.sum(1).mean()))  # of all words: the mean
-        case = {"name": name, "section": 5, "knob": "words", "value": length}
-        case["seed"] = options.seed
-        case["of"] = f"{options.decoder} decoder, b = {options.bits}"
-        cases.append(case | state["metrics"])
+        name = f"hashing_{options.decoder}_b{options.bits}_n{n}_seed{options.seed}"
+        of = f"{options.decoder} decoder, b = {options.bits}"
+        case = {"name": name, "section": 5, "knob": "words", "value": n, "seed": options.seed}
+        cases.append(case | {"of": of} | state["metrics"])
         seconds[name] = round(state["seconds"], 2)
     device = torch.device("cpu")
     run.save_result(
@@ -1297,14 +989,8 @@ def variance(options: VarianceOptions) -> None:
 
 RUNS = (
     ("report", main, Options(), "train one configuration by the report's protocol, the default"),
-    ("best", main, BEST, "the same with a model of the same size that generalises better"),
     ("exact", exact, ExactOptions(), "sum over all codes of few bits, and take the claim apart"),
-    (
-        "lengths",
-        lengths,
-        LengthsOptions(),
-        "where the family of q matters: documents of few words, at the optimum",
-    ),
+    ("lengths", lengths, LengthsOptions(), "documents of few words, at the optimum"),
     ("variance", variance, VarianceOptions(), "measure how noisy the gradient estimators are"),
     ("search", search, SearchOptions(), "find documents with a trained model"),
 )

@@ -15,7 +15,7 @@ with these formulas, in float64.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,8 @@ from data.texts import words_of
 
 @dataclass(frozen=True)
 class Batch:
-    """B documents: what the encoder sees, and what the decoder has to explain. The smoothing u is
-    left out of their counts, and part of `n` and `negentropy`.
-    """
+    """B documents. The smoothing u is not in their counts, but in `n` and `negentropy`."""
 
-    seen: "Counts"
     counts: "Counts"
     n: Tensor  # (B,): length with the smoothing's one word
     negentropy: Tensor  # (B,): sum_v x_v log(x_v / n), nats
@@ -86,15 +83,56 @@ def hold_out(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.nda
     return np.sort(order[size:]), np.sort(order[:size])
 
 
-def counts_of_text(text: str, words: list[str]) -> tuple[scipy.sparse.csr_array, list[str]]:
-    """Counts (1, V) of the words of a text, and those of its words that are not among `words`."""
-    index = {word: i for i, word in enumerate(words)}
-    tokens = words_of(text)
-    columns = np.array([index[token] for token in tokens if token in index], np.int64)
-    row = np.bincount(columns, minlength=len(words)).astype(np.float32)
-    return scipy.sparse.csr_array(row[None]), list(
-        dict.fromkeys(token for token in tokens if token not in index)
+def some_words(
+    counts: scipy.sparse.csr_array, n: int, most: int, rng: np.random.Generator
+) -> scipy.sparse.csr_array:
+    """n words, drawn without replacement, of each of `most` random documents that are as long, (N,
+    V).
+    """
+    long = np.flatnonzero(counts.sum(1) >= n)
+    long = np.sort(rng.permutation(long)[:most])
+    rows = []
+    for i in long:
+        row = slice(*counts.indptr[i : i + 2])
+        rows.append(
+            rng.multivariate_hypergeometric(counts.data[row].astype(np.int64), n, method="count")
+        )
+    chosen = counts[long]
+    found = scipy.sparse.csr_array(
+        (np.concatenate(rows).astype(np.float64), chosen.indices, chosen.indptr), chosen.shape
     )
+    found.eliminate_zeros()
+    return found
+
+
+def counts_of_text(text: str, corpus: Corpus) -> scipy.sparse.csr_array:
+    """Counts (1, V) of the words of a text; those that the corpus lacks are named on the way.
+
+    Raises DataError if it lacks all.
+    """
+    index, tokens = {word: i for i, word in enumerate(corpus.words)}, words_of(text)
+    unknown = list(dict.fromkeys(token for token in tokens if token not in index))
+    if unknown:
+        more = f" and {len(unknown) - 20} more" * (len(unknown) > 20)
+        print(f"not among the {len(index):,} words: {' '.join(unknown[:20])}{more}")
+    columns = np.array([index[token] for token in tokens if token in index], np.int64)
+    if not len(columns):
+        raise DataError(f"no word of the query is among the {len(index):,} words of {corpus.name}")
+    row = np.bincount(columns, minlength=len(index)).astype(np.float32)
+    return scipy.sparse.csr_array(row[None])
+
+
+def characteristic_words(counts: scipy.sparse.csr_array, words: list[str]) -> Callable[[int], str]:
+    """For each document, a row of counts (N, V), its six words of largest tf-idf."""
+    frequency = np.maximum(1, np.bincount(counts.indices, minlength=counts.shape[1]))
+    weight = np.log(counts.shape[0] / frequency)
+
+    def of_document(i: int) -> str:
+        row = counts[[i]]
+        largest = np.argsort(-row.data * weight[row.indices], kind="stable")[:6]
+        return " ".join(words[j] for j in row.indices[largest])
+
+    return of_document
 
 
 def load_corpus(name: str, archive: Path | None) -> Corpus:
@@ -128,25 +166,10 @@ class Documents:
     def __len__(self) -> int:
         return len(self.n)
 
-    def batch(
-        self, documents: np.ndarray, dropout: float = 0.0, generator: torch.Generator | None = None
-    ) -> Batch:
-        """dropout: hide this fraction of each document's distinct words from the encoder, and scale
-        up the others.
-        """
-        device = self.u.device
-        part = self.counts[documents]
-        seen = part
-        if dropout:
-            visible = torch.rand(part.nnz, generator=generator).numpy() >= dropout
-            seen = scipy.sparse.csr_array(
-                (part.data * visible / (1 - dropout), part.indices, part.indptr), part.shape
-            )
-            seen.data = seen.data.astype(part.dtype)
-        index = torch.from_numpy(documents).to(device)
-        counts = Counts(part, device)
-        visible = Counts(seen, device) if dropout else counts
-        return Batch(visible, counts, self.n[index], self.negentropy[index], self.u)
+    def batch(self, documents: np.ndarray) -> Batch:
+        index = torch.from_numpy(documents).to(self.u.device)
+        counts = Counts(self.counts[documents], self.u.device)
+        return Batch(counts, self.n[index], self.negentropy[index], self.u)
 
     def batches(self, size: int) -> Iterator[Batch]:
         for i in range(0, len(self), size):
@@ -163,12 +186,12 @@ class SmoothedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, batch: Batch) -> Tensor:
         ctx.batch = batch
-        return batch.seen.product(weight).add_(batch.u @ weight)
+        return batch.counts.product(weight).add_(batch.u @ weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,), batch = grads, ctx.batch
-        return batch.seen.product(grad.contiguous(), transposed=True).addr_(
+        return batch.counts.product(grad.contiguous(), transposed=True).addr_(
             batch.u, grad.sum(0)
         ), None
 

@@ -344,9 +344,6 @@ def of_section5(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
             "shortfall": -min(shortfalls(trains, "e1")),
             "worse_at_d0": paired(lost_at("e1_regressed_joint", 0), lost_at("e1_joint", 0)),
         }
-    if "best_seed3" in results:
-        best = [results[f"best_seed{i}"]["metrics"]["test_selected"] for i in (1, 2, 3)]
-        found["best"] = statistics.mean(best)
     return found
 
 

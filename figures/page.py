@@ -66,9 +66,6 @@ def draw(folder: Path) -> list[str]:
     tracked = {name: result for name, result in stages.items() if not name.startswith("encoder")}
     inference, cells = below("inference/"), section5.in_order(below("hashing/"))
     cases = {name: result["metrics"] for name, result in below("law/").items()}
-    parts = {n: r for n, r in below("parts/").items() if n in section5.PARTS}
-    if parts and "e1_b64_d0_heldout0.1" in cells:
-        parts["report"] = cells["e1_b64_d0_heldout0.1"]
     plan = (
         ("law/one_law", law.draw, (cases,)),
         ("law/law", law.write_table, (cases,)),
@@ -93,11 +90,6 @@ def draw(folder: Path) -> list[str]:
             section5.draw_hashing_curves,
             (first("hashing/e1_b64_d0", "hashing/e1_b8_d0"),),
         ),
-        *(
-            (f"section5/hashing_{name}", section5.draw_exact, (result,))
-            for name, result in exact.items()
-            if name.startswith("exact_d")
-        ),
         ("section5/exact", section5.write_exact, (exact,)),
         (
             "section5/section5",
@@ -105,7 +97,6 @@ def draw(folder: Path) -> list[str]:
             (list(exact.values()), section5.shown(cells)),
         ),
         ("section5/table3", section5.draw_table3, (section5.of_the_report(cells),)),
-        *([("section5/best_parts", section5.write_parts, (parts,))] if parts else []),
         ("section5/table2, table3 and hashing_cells", section5.write_tables, (cells,)),
         ("section5/retrieval", section5.write_retrieval, (cells,)),
         ("claims", write_claims, (findings.claims(results),)),

@@ -67,11 +67,8 @@ def draw_hashing_curves(result: dict, folder: Path) -> None:
     epochs = range(1, len(history["train"]) + 1)
     figure, axis = plt.subplots(figsize=(6, 3.4))
     for i, split in enumerate(("test", "train")):
-        noisy = split == "train" and (config.get("average") or config.get("word_dropout"))
-        label = "train (while training)" if noisy else split
-        axis.plot(
-            epochs, history[split], color=style.COLOURS[i], linestyle=style.LINES[i], label=label
-        )
+        look = {"color": style.COLOURS[i], "linestyle": style.LINES[i]}
+        axis.plot(epochs, history[split], label=split, **look)
     lowest = min(history["test"])
     axis.plot(
         history["test"].index(lowest) + 1,
@@ -352,26 +349,12 @@ def report_hashing(result: dict, folder: Path) -> None:
         print(f"corpus: {result['corpus']}, not that of the report")
         cell = (None, None, None)
     original = reference.HASHING_ORIGINAL.get(cell[1]) if cell[::2] == ("e1", 0) else None
-    chosen = (
-        "last epoch"
-        if config["last"]
-        else "held-out documents' choice"
-        if config["held_out"]
-        else None
-    )
-    # "train" is then of another model, or with words hidden.
-    noisy = config["average"] or config["word_dropout"]
-    train = "train, last epoch" + " (while training)" * bool(noisy)
+    chosen = "held-out documents' choice" if config["held_out"] else None
     rows = [
         ("test, minimum over epochs", reference.TABLE3.get(cell), original, metrics["test_min"]),
         ("  reached after epoch", None, None, metrics["test_min_epoch"]),
         *([(f"test, {chosen}", None, None, metrics["test_selected"])] if chosen else []),
-        *(
-            [("  with refined posteriors", None, None, metrics["test_refined"])]
-            if config["refine"]
-            else []
-        ),
-        (train, reference.TABLE2.get(cell), None, metrics["train_final"]),
+        ("train, last epoch", reference.TABLE2.get(cell), None, metrics["train_final"]),
         ("epochs trained", reference.SECTION5_EPOCHS, None, metrics["epochs"]),
         ("precision@100, in per cent", None, None, 100 * metrics["precision_at_100"]),
     ]
@@ -421,7 +404,7 @@ def draw_exact(result: dict, folder: Path) -> None:
         f"{config['seed']}",
         fontsize=8,
     )
-    style.save(figure, folder, f"hashing_exact_d{config['decoder_layers']}")
+    style.save(figure, folder, "exact")
 
 
 def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
@@ -503,52 +486,6 @@ def write_exact(results: Mapping[str, dict], folder: Path) -> None:
     style.write_csv(folder / "exact", header, rows)
 
 
-PARTS = {  # what is left out of `hashing.py best` in runs on nine tenths of the training documents
-    "full": "nothing",
-    "dropout": "hiding words from the encoder",
-    "decay": "L2 penalty",
-    "average": "average of the weights",
-    "prior": "autoregressive prior",
-    "rate": "Adam at 3e-3 (1e-3 instead)",
-    "report": "all of these (the report's protocol)",
-}
-
-
-def write_parts(results: Mapping[str, dict], folder: Path) -> None:
-    """best_parts.md, .tex, .csv: what held-out documents say of the parts of `hashing.py best`;
-    results: by PARTS.
-    """
-    header = (
-        "left out",
-        "held-out loss",
-        "more than with all",
-        "at epoch",
-        "of epochs",
-        "test loss there",
-    )
-    rows, lowest = (
-        [],
-        {name: min(result["history"]["held_out"]) for name, result in results.items()},
-    )
-    for name in (name for name in PARTS if name in results):
-        history = results[name]["history"]
-        epoch = history["held_out"].index(lowest[name])
-        more = (
-            f"{lowest[name] - lowest['full']:+.1f}" if "full" in lowest and name != "full" else "-"
-        )
-        test = f"{history['test'][epoch]:.1f}"
-        rows.append(
-            (PARTS[name], f"{lowest[name]:.1f}", more, epoch + 1, len(history["test"]), test)
-        )
-    caption = (
-        "What each part of `hashing.py best` gives: lowest relative negative ELBO of the "
-        "held-out tenth of the training documents, nats per document, with one part left out; "
-        "e1, b = 64, d = 0, seed 1."
-    )
-    style.write_table(folder / "best_parts", caption, header, rows)
-    style.write_csv(folder / "best_parts", header, rows)
-
-
 def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path) -> None:
     """Section 5 at a glance; results: of `hashing.py exact`, by seed and d; cells: of `shown`.
 
@@ -615,23 +552,21 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     for ticks in (axis.xaxis, axis.yaxis):
         ticks.set_major_formatter("{x:g}")
     axis = axes[1, 1]
-    curves = {label: cell["history"]["test"] for label, cell in cells.items()}
+    curves = {label: [-loss for loss in c["history"]["test"]] for label, c in cells.items()}
     for label, test in curves.items():
         i = list(SHOWN.values()).index(label)
         look = {"color": style.COLOURS[(0, 1, 3, 2)[i]], "linestyle": style.LINES[i]}
         axis.plot(range(1, len(test) + 1), test, label=label, **look)
-    # From the lowest value to where the slowest is after a quarter of the epochs.
-    low, high = (
-        min(map(min, curves.values())),
-        max(test[len(test) // 4] for test in curves.values()),
-    )
+    # From where the slowest is after a quarter of the epochs to the highest value.
+    low = min(test[len(test) // 4] for test in curves.values())
+    high = max(map(max, curves.values()))
     axis.set(
         xlabel="epoch",
-        ylabel="test relative negative ELBO, nats",
+        ylabel="relative ELBO, nats per document",
         title=f"(d) test, b = {next(iter(cells.values()))['config']['bits']}, d = 0",
         xscale="log",
         xlim=(max(1, max(map(len, curves.values())) // 30), None),
-        ylim=(low - 0.5 * (high - low), high + 0.1 * (high - low)),  # room for the legend below
+        ylim=(low - 0.5 * (high - low), high + 0.1 * (high - low)),  # room for the legend
     )
     axis.legend(fontsize=7, loc="lower right")
     style.save(figure, folder, "section5")

@@ -208,25 +208,11 @@ def exact() -> Iterator[Step]:
         yield Step(5, name, f"hashing.py exact {options} --out {{self}}", seconds)
 
 
-def others() -> Iterator[Step]:
-    """Documents of few words, the best model, and what each of its parts gives."""
+def lengths() -> Iterator[Step]:
+    """Documents of few words."""
     for seed, decoder in itertools.product((1, 2, 3), ("free", "linear")):
         command = f"hashing.py lengths --decoder {decoder} --seed {seed} --out {{self}}"
         yield Step(5, f"lengths/{decoder}_seed{seed}", command, 600)
-    for seed in (1, 2, 3):
-        yield Step(5, f"best_seed{seed}", f"hashing.py best --seed {seed} --out {{self}}", 800)
-    # `hashing.py best` on nine tenths of the training documents, without --refine and --last.
-    best = "hashing.py --epochs 130 --fine-epochs 70 --pairs 1 --lr 3e-3 --weight-decay 1e-3"
-    best += " --word-dropout 0.5 --average 0.998 --prior autoregressive --held-out 0.1"
-    for part, option in {
-        "full": "",
-        "dropout": "--word-dropout 0",
-        "decay": "--weight-decay 0",
-        "average": "--average 0",
-        "prior": "--prior uniform",
-        "rate": "--lr 1e-3",
-    }.items():
-        yield Step(5, f"parts/{part}", f"{best} {option} --out {{self}}", 300)
 
 
 def report() -> Iterator[Step]:
@@ -243,7 +229,7 @@ def report() -> Iterator[Step]:
     yield from planes()
     yield Step(5, "disarm", "hashing.py variance --out {self}", 10, resume=False)
     yield from exact()
-    yield from others()
+    yield from lengths()
     yield from grids()
 
 

@@ -6,9 +6,7 @@ and the train loss of the batch; at d = 0, 1, 2, and d = 0 with ten pairs. The o
 model as one writes it down: dense counts, a decoder pass for each code of the pair and one for the
 train loss, autograd through log-softmax, default Adam, float32. Ours runs in float32 and, where the
 processor multiplies it natively, in bfloat16, then the default of the script. All make their
-batches from the same sparse table and run in turns; the ratio is taken round by round. Then, how
-many codes of a step are distinct, along training. Last, the seconds of an epoch, its test included,
-for every b and d.
+batches from the same sparse table and run in turns; the ratio is taken round by round.
 """
 
 import math
@@ -66,7 +64,7 @@ def dense(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Ca
 
 
 def ours(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Callable[[int], None]:
-    return lambda i: trainer.step(trainer.train.batch(batches[i]), pairs).item()
+    return lambda i: hashing.step(trainer, trainer.train.batch(batches[i]), pairs).item()
 
 
 def products(
@@ -88,15 +86,6 @@ def products(
                 torch.mm(logits, weight)
 
     return step
-
-
-@torch.no_grad()
-def distinct(trainer: hashing.Trainer, pairs: int) -> int:
-    """Distinct codes of one step, which draws 2 * 256 * pairs."""
-    probability = torch.sigmoid(trainer.model.encoder(trainer.train.batch(np.arange(256))))
-    noise = torch.rand((pairs, *probability.shape), generator=torch.Generator().manual_seed(0))
-    codes = torch.cat([noise < probability, 1 - noise < probability]).flatten(0, 1)
-    return len(codes.unique(dim=0))
 
 
 def main() -> None:
@@ -136,32 +125,6 @@ def main() -> None:
                 line += f"; ratio: median {statistics.median(ratios):.2f}, "
                 line += f"from {min(ratios):.2f} to {max(ratios):.2f}"
             print(line)
-    print("distinct codes of 512 (one pair) and of 5,120 (ten), e1, before epochs 1, 6 and 21")
-    for layers in (0, 1):
-        for bits in (8, 16, 64):
-            trainer = hashing.Trainer(
-                hashing.Options(decoder_layers=layers, bits=bits), corpus, cpu
-            )
-            counts = []
-            for epochs in (0, 5, 20):
-                while trainer.epoch < epochs:
-                    trainer.run_epoch()
-                counts.append(f"{distinct(trainer, 1)}, {distinct(trainer, 10):,}")
-            print(f"  b = {bits}, d = {layers}: {'; '.join(counts)}")
-    print(
-        "seconds an epoch, e1, one pair a step (ten pairs), testing included, in the default "
-        "precision"
-    )
-    for layers in (0, 1, 2):
-        for bits in (8, 16, 32, 64):
-            trainer = hashing.Trainer(
-                hashing.Options(decoder_layers=layers, bits=bits, epochs=2), corpus, cpu
-            )
-            ends = [0.0]
-            for _ in range(3):  # the first takes memory, the third has ten pairs
-                trainer.run_epoch()
-                ends.append(trainer.seconds)
-            print(f"  b = {bits}, d = {layers}: {ends[2] - ends[1]:.2f} ({ends[3] - ends[2]:.1f})")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
 
 

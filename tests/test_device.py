@@ -5,8 +5,7 @@ values. An operation on tensors of two devices fails as on a GPU, and so does a 
 another device than its numbers, NumPy taking a tensor that is not on the CPU, or a product of
 integers, which CUDA lacks. It shows nothing of values, other kernels, memory or speed; numbers read
 off a tensor are ones. Left out are what selects elements by value and so has no shape here,
-`Exact.measure`, `Evidence.measure` and Section 3's oracle, and hashing.py's --average, which
-torch's AveragedModel does not do with tensors without values.
+`Exact.measure`, `Evidence.measure` and Section 3's oracle.
 """
 
 import contextlib
@@ -161,17 +160,13 @@ def test_hashing(encoder: Any, layers: int) -> None:
         batch_size=16,
         epochs=1,
         fine_epochs=1,
-        word_dropout=0.2,
-        prior="autoregressive",
         held_out=0.2,
         test_counts=encoder != "e1",
-        refine=1,
     )
     trainer = hashing.Trainer(options, corpus(), THERE)
-    while not trainer.finished:
-        trainer.run_epoch()
-    trainer.refined(trainer.test)
-    assert len(trainer.tested.codes(trainer.test)) == len(trainer.test)
+    losses = hashing.step(trainer, trainer.train.batch(np.arange(16)), options.pairs)
+    trainer.record({"train": losses.item(), **hashing.test(trainer)})
+    assert len(trainer.model.codes(trainer.test)) == len(trainer.test)
     assert {p.grad.device for p in trainer.model.parameters() if p.grad is not None} == {THERE}
 
 

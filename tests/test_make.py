@@ -1,7 +1,6 @@
 """figures/make.py: steps kept, resumed and failed; drawing from what is there; the page."""
 
 import base64
-import csv
 import json
 import re
 import shlex
@@ -13,7 +12,7 @@ import pytest
 from toy import ROOT, SCRIPT, main, options_of, the_one_line
 
 import hashing
-from figures import findings, make, runner, section5, steps, style
+from figures import findings, make, runner, steps, style
 from figures.cli import RunError
 from figures.run import release
 from figures.steps import Step
@@ -227,13 +226,6 @@ def test_durations(seconds: float, text: str) -> None:
     assert make.duration(seconds) == text
 
 
-def test_parts_are_runs_of_the_best_preset() -> None:
-    (step,) = make.chosen(steps.STEPS["report"], ["parts/full"])
-    read = options_of(shlex.join(make.arguments(step, Path("out"))))
-    plain = replace(read, resume=False, out=hashing.BEST.out)
-    assert plain == replace(hashing.BEST, refine=0, last=False, held_out=0.1)
-
-
 def test_steps_are_chosen_by_name_with_those_they_go_on_from() -> None:
     names = [step.name for step in make.chosen(STEPS, ["third"])]
     assert names == ["first", "part/second", "third"]
@@ -254,20 +246,6 @@ def test_cells_have_the_options_that_their_names_say() -> None:
         read = replace(options_of(shlex.join(command)), resume=False, out=hashing.Options.out)
         counts = {"test_counts": changes.get("encoder") in ("e2", "e3")}
         assert read == replace(hashing.Options(), **changes, **counts), name
-
-
-def test_parts_are_compared_at_their_lowest_held_out_loss(tmp_path: Path) -> None:
-    full, prior = ([5.0, 3.25, 4.0], [9.0, 8.0, 7.0]), ([6.0, 5.0], [3.0, 2.0])
-    results = {
-        name: {"history": dict(zip(("held_out", "test"), values, strict=True))}
-        for name, values in (("prior", prior), ("full", full))
-    }
-    section5.write_parts(results, tmp_path)
-    rows = list(csv.reader((tmp_path / "best_parts.csv").open()))[1:]
-    assert rows == [
-        ["nothing", "3.2", "-", "2", "3", "8.0"],
-        ["autoregressive prior", "5.0", "+1.8", "2", "2", "2.0"],
-    ]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}"])
