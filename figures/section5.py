@@ -67,8 +67,9 @@ def draw_hashing_curves(result: dict, folder: Path) -> None:
     epochs = range(1, len(history["train"]) + 1)
     figure, axis = plt.subplots(figsize=(6, 3.4))
     for i, split in enumerate(("test", "train")):
-        look = {"color": style.COLOURS[i], "linestyle": style.LINES[i]}
-        axis.plot(epochs, history[split], label=split, **look)
+        axis.plot(
+            epochs, history[split], color=style.COLOURS[i], linestyle=style.LINES[i], label=split
+        )
     lowest = min(history["test"])
     axis.plot(
         history["test"].index(lowest) + 1,
