@@ -32,8 +32,7 @@ import base64
 import contextlib
 import math
 import time
-import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -48,16 +47,21 @@ import dcgan
 from data import celeba, faces
 from figures import run
 from figures.cli import Count, Natural, OptionalPositive, Positive, RunError, Several, cli
+from figures.evidence import (
+    importance_bounds,
+    kl_to_prior,
+    laplace,
+    log_normal,
+    noise_surplus,
+    normal,
+)
 from figures.frechet import Features, Moments, frechet_distance, inception, moments
 
 Protocol = Literal["report", "released"]
 ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (2e-5, (0.5, 0.999))}  # learning rate, betas
 FREE_ON_RESUME = {"resume", "checkpoint_every", "images", "out"}
-IMPORTANCE_SAMPLES = (1, 10, 100)
 NETWORKS = ("truth", "encoder", "decoder")  # of a VAE
 COLUMNS = 8  # images in the figure
-# Streams of images that joint training does not change.
-SHARED = {"truth", "noisy", "truth_prior", "real"}
 CALIBRATION = 200  # batches from which the encoder's batch norm takes its statistics
 
 
@@ -155,20 +159,6 @@ def widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
-def log_normal(x: Tensor, mean: Tensor, log_s: Tensor) -> Tensor:
-    """log N(x; mean, diag s^2), summed over all dimensions but the first."""
-    return (
-        (-0.5 * ((x - mean) / log_s.exp()) ** 2 - log_s - 0.5 * math.log(2 * math.pi))
-        .flatten(1)
-        .sum(1)
-    )
-
-
-def kl_to_prior(mu: Tensor, log_s: Tensor) -> Tensor:
-    """KL(N(mu, diag s^2) || N(0, I)), (N,), of mu and log s, (N, nz)."""
-    return 0.5 * (mu**2 + (2 * log_s).exp() - 1 - 2 * log_s).sum(1)
-
-
 class VAE(nn.Module):
     """Ground truth g*, encoder, and the decoder g, which is g* itself until joint training.
 
@@ -217,20 +207,6 @@ class VAE(nn.Module):
             "log_s": log_s,
             "decoded": decoded,
         }
-
-
-def normal(shape: Sequence[int], noise: torch.Generator) -> Tensor:
-    return torch.randn(*shape, generator=noise, device=noise.device)
-
-
-def noise_surplus(x: Tensor, clean: Tensor, sigma: float) -> Tensor:
-    """By how many nats (N,) the noise of x = x* + sigma e is larger than expected: (|e|^2 -
-    dimensions) / 2.
-
-    Its mean is zero and it is common to all log-likelihoods of x; added to them it takes away most
-    of their variance.
-    """
-    return 0.5 * ((((x - clean) / sigma) ** 2).flatten(1).sum(1) - clean[0].numel())
 
 
 @contextlib.contextmanager
@@ -438,11 +414,7 @@ def main(options: Options) -> None:
         noise = torch.Generator(device).manual_seed(5_000_003 + options.seed)
         latents = (normal((options.batch_size, vae.nz), noise) for _ in range(CALIBRATION))
         update_bn((vae.sample(z, noise)[1] for z in latents), vae.encoder)
-    metrics, known = evaluate(vae, options, spaces, real, {}, device)
-    shared = {
-        name: {kind: vars(of[kind]) for kind in SHARED & of.keys()} for name, of in known.items()
-    }
-    run.save_torch(options.out / "moments.pt", shared | {"device": device.type})
+    metrics = evaluate(vae, options, spaces, real, device)
     model = {
         "encoder": vae.encoder.state_dict(),
         "config": run.as_config(options),
@@ -507,70 +479,6 @@ def mean_elbo(vae: VAE, count: int, options: Any, device: torch.device) -> dict[
         "mean": mean.tolist(),
         "variance": (second / count - mean**2).tolist(),
     }
-
-
-@torch.no_grad()
-def importance_bounds(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
-    """Lower bounds of log p(x) under the decoder, for k = 1, 10, 100 samples of q (Burda et al.
-    2016, equation 8).
-    """
-    noise = torch.Generator(device).manual_seed(2_000_003 + options.seed)
-    most = max(IMPORTANCE_SAMPLES)
-    weights = []
-    for _ in range(options.bound_images):
-        clean, x = vae.sample(normal((1, vae.nz), noise), noise)
-        mu, log_s = vae.encoder(x)
-        z = mu + log_s.exp() * normal((most, vae.nz), noise)
-        log_p = log_normal(x, vae.decoder(z), vae.log_sigma) + log_normal(z, 0 * z, 0 * z)
-        log_p = log_p + noise_surplus(x, clean, vae.sigma)
-        weights.append((log_p - log_normal(z, mu, log_s)).double())
-    log_w = torch.stack(weights)  # (images, samples)
-    return {
-        str(k): (log_w.unflatten(1, (-1, k)).logsumexp(2) - math.log(k)).mean().item()
-        for k in IMPORTANCE_SAMPLES
-    }
-
-
-def laplace(vae: VAE, options: Any, device: torch.device) -> dict[str, float]:
-    """log p(x) under the ground truth, and the best factorized Gaussian, with g* linear about the
-    true z.
-
-    Then the posterior is Gaussian with precision H = I + J'J / sigma^2, J the Jacobian of g*; with
-    x = g*(z) + sigma e its mode lies at z + H^-1 b, b = J'e / sigma - z, and
-        log p(x) = log p(x, z) + b'H^-1 b / 2 + log(2 pi) nz / 2 - log det H / 2.
-    The factorized Gaussian that is closest in KL has the precisions H_ii; it loses (sum log H_ii -
-    log det H) / 2.
-    """
-    noise = torch.Generator(device).manual_seed(3_000_003 + options.seed)
-    nz = vae.nz
-    totals = {"evidence": 0.0, "factorization": 0.0, "log_det": 0.0}
-    for _ in range(options.laplace_images):
-        z = normal((1, nz), noise)
-        e = normal(vae.truth(z).shape, noise)
-        with warnings.catch_warnings():  # torch's own use of torch.jit
-            warnings.simplefilter("ignore", FutureWarning)
-            # One copy per direction; in evaluation mode batch norm does not mix them.
-            tangents = torch.func.jvp(
-                vae.truth, (z.repeat(nz, 1),), (torch.eye(nz, device=device),)
-            )[1]
-        jacobian = tangents.flatten(1).double()  # (nz, pixels)
-        precision = (
-            torch.eye(nz, dtype=torch.float64, device=device) + jacobian @ jacobian.T / vae.sigma**2
-        )
-        b = jacobian @ e.flatten().double() / vae.sigma - z[0].double()
-        # Of log N(x; x*, sigma^2 I).
-        expected = -0.5 * e.numel() * (1 + math.log(2 * math.pi * vae.sigma**2))
-        log_joint = expected + log_normal(z, 0 * z, 0 * z)
-        log_det = torch.logdet(precision)
-        totals["evidence"] += (
-            log_joint.double().item()
-            + 0.5 * (b @ torch.linalg.solve(precision, b)).item()
-            + 0.5 * nz * math.log(2 * math.pi)
-            - 0.5 * log_det.item()
-        )
-        totals["factorization"] += 0.5 * (precision.diagonal().log().sum() - log_det).item()
-        totals["log_det"] += log_det.item()
-    return {key: value / options.laplace_images for key, value in totals.items()}
 
 
 class Images:
@@ -649,31 +557,25 @@ DISTANCES = FROZEN_DISTANCES | {
 
 
 def frechet_distances(
-    features: Features, images: Images, real: np.ndarray | None, known: Mapping[str, Moments]
-) -> tuple[dict[str, float | None], dict[str, Moments]]:
-    """The distances of DISTANCES in one feature space, None where there are no real images; and all
-    moments.
-
-    known: moments of streams that need not be computed again.
-    """
+    features: Features, images: Images, real: np.ndarray | None
+) -> dict[str, float | None]:
+    """The distances of DISTANCES in one feature space, None where there are no real images."""
     pairs = FROZEN_DISTANCES if images.vae.decoder is images.vae.truth else DISTANCES
-    present = dict(known)
-    for kind in tqdm(
-        dict.fromkeys(k for pair in pairs.values() for k in pair), desc="features", leave=False
-    ):
-        if kind == "real" and real is not None and kind not in present:
+    kinds = dict.fromkeys(kind for pair in pairs.values() for kind in pair)
+    found: dict[str, Moments] = {}
+    for kind in tqdm(kinds, desc="features", leave=False):
+        if kind != "real":
+            found[kind] = moments(features, images(kind))
+        elif real is not None:
             starts = range(0, min(len(real), images.count), images.batch_size)
             parts = (torch.from_numpy(np.array(real[i : i + images.batch_size])) for i in starts)
-            present[kind] = moments(
+            found[kind] = moments(
                 features, (part.to(images.device).float() / 127.5 - 1 for part in parts)
             )
-        elif kind != "real" and kind not in present:
-            present[kind] = moments(features, images(kind))
-    distances = {
-        name: frechet_distance(present[a], present[b]) if a in present and b in present else None
+    return {
+        name: frechet_distance(found[a], found[b]) if a in found and b in found else None
         for name, (a, b) in pairs.items()
     }
-    return distances, present
 
 
 def feature_spaces(
@@ -706,12 +608,9 @@ def evaluate(
     options: Any,
     spaces: Mapping[str, Features],
     real: np.ndarray | None,
-    known: Mapping,
     device: torch.device,
-) -> tuple[dict[str, Any], dict[str, dict[str, Moments]]]:
-    """All of the evaluation, and the moments of images that a later evaluation need not compute
-    again.
-    """
+) -> dict[str, Any]:
+    """All of the evaluation."""
     start = time.perf_counter()
     with modes(vae):
         metrics = mean_elbo(vae, options.test_images, options, device)
@@ -728,14 +627,12 @@ def evaluate(
         device,
         options.protocol == "released",
     )
-    metrics["frechet"], all_moments = {}, {}
-    for name, features in spaces.items():
-        metrics["frechet"][name], all_moments[name] = frechet_distances(
-            features, images, real, known.get(name, {})
-        )
+    metrics["frechet"] = {
+        name: frechet_distances(features, images, real) for name, features in spaces.items()
+    }
     metrics["sigma"] = vae.log_sigma.exp().item()
     metrics["seconds"] = time.perf_counter() - start
-    return metrics, all_moments
+    return metrics
 
 
 def strips(vae: VAE, options: Any, device: torch.device) -> dict[str, str]:

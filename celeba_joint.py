@@ -47,7 +47,6 @@ import base64
 import copy
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +54,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import tyro
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -72,12 +72,8 @@ from celeba_encoder import (
     evaluate,
     feature_spaces,
     finish,
-    kl_to_prior,
-    log_normal,
     modes,
     networks_of,
-    noise_surplus,
-    normal,
     real_images,
 )
 from figures import law, run
@@ -93,13 +89,10 @@ from figures.cli import (
     Several,
     cli,
 )
-from figures.frechet import Features, Moments
+from figures.evidence import EVIDENCE, Evidence, Posteriors, kl_to_prior, normal
+from figures.frechet import Features
 
-FAMILIES = ("factorized", "full")
-EVIDENCE = ("evidence", "evidence_change", "evidence_half_width", "gap_factorized", "gap_full")
-EVIDENCE += ("gap_encoder", "effective_samples", "off_diagonal")  # of `Evidence.measure`
 REUSE_RATE = 0.25  # of the steps of an image's means, once it has been in use
-CHUNK = 256  # images decoded at a time, and columns of Jacobians
 ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (1e-5, (0.9, 0.999))}  # learning rate, betas
 
 
@@ -133,6 +126,8 @@ class Options(TrainingOptions):
     sigma: OptionalPositive = None
     """standard deviation of a pixel in training without an encoder; None: that of the encoder's run
     """
+    protocol: tyro.conf.Suppress[tyro.conf.Fixed[Protocol]] = "report"
+    """that of the encoder's run"""
     out: Path = Path("runs/celeba_joint")
     """folder for model.pt, result.json and, with an encoder, the figure"""
 
@@ -140,8 +135,8 @@ class Options(TrainingOptions):
         if self.evidence_images == 1:
             raise ValueError("--evidence-images must be 0, or at least 2 for an interval")
         if self.weight is None:
-            if self.sigma is not None or self.reuse > 1 or self.average:
-                raise ValueError("--sigma, --reuse and --average go with --weight")
+            if self.reuse > 1 or self.average:
+                raise ValueError("--reuse and --average go with --weight")
         elif self.freeze_decoder or not self.evidence_images:
             raise ValueError("--weight trains the decoder, and wants --evidence-images")
         elif self.precision == "bfloat16":
@@ -169,246 +164,11 @@ QUICK = Options(
 )
 
 
-@dataclass(frozen=True)
-class Continued(Options):
-    """The options, and what the encoder's run fixes."""
-
-    protocol: Protocol = "report"
-    sigma: float = 0.05
-
-    def __post_init__(self) -> None:
-        pass  # what was asked for is checked; now there is more
-
-
-# --- inference without an encoder -----------------------------------------------------------------
-
-
-class Posteriors(nn.Module):
-    """A Gaussian q(z given x) = N(mean, C) for each of N images x, without an encoder.
-
-    Its precision is that of Gauss and Newton, P = I + E_q[J'J] / sigma^2 with J the Jacobian of the
-    decoder, and C is P^-1 (full) or diag(P)^-1 (factorized): where the decoder is linear, the best
-    Gaussian of the family.
-    """
-
-    x: Tensor
-    mean: Tensor
-    precision: Tensor
-
-    def __init__(self, family: str, x: Tensor, start: Tensor):
-        super().__init__()
-        self.family = family
-        self.register_buffer("x", x)
-        self.register_buffer("mean", start.clone())  # (N, nz)
-        self.register_buffer(
-            "precision", torch.eye(start.shape[1]).to(start).repeat(len(start), 1, 1)
-        )
-
-    def root(self) -> Tensor:
-        """R, (N, nz, nz), with C = R R'."""
-        precision = self.precision
-        if self.family == "factorized":
-            return torch.diag_embed(precision.diagonal(dim1=1, dim2=2).rsqrt())
-        upper = torch.linalg.cholesky(precision).mT
-        return torch.linalg.solve_triangular(
-            upper, torch.eye(upper.shape[1]).to(upper).expand_as(upper), upper=True
-        )
-
-    def sample(self, e: Tensor) -> Tensor:
-        """z = mean + R e of standard normal e, (S, N, nz) -> (S, N, nz)."""
-        return self.mean + torch.einsum("nij,snj->sni", self.root(), e)
-
-    @torch.no_grad()
-    def to_mode(self, vae: VAE, steps: int) -> None:
-        """Gauss-Newton steps to the largest log p(x, z), each halved until that does not fall."""
-        for _ in range(steps):
-            gradient, self.precision = curvature(vae, self.x, self.mean)
-            step = torch.linalg.solve(self.precision, gradient)
-            candidates = torch.stack([self.mean, *(self.mean + step / 2**i for i in range(5))])
-            best = log_joint(vae, self.x, candidates).argmax(0)
-            self.mean = candidates[best, torch.arange(len(best), device=best.device)]
-
-    def pair_elbo(self, vae: VAE, e: Tensor) -> Tensor:
-        """An estimate of the ELBO of each image, nats, (N,), from the pair mean +- R e, e (N, nz).
-
-        Differentiable in the decoder, and in the means, whose gradient is E_q[J'(x - g(z))] /
-        sigma^2 - mean; for a linear decoder, the pair's is exact.
-        """
-        self.mean.requires_grad_()
-        return self.log_weights(vae, torch.stack([e, -e])).mean(0)
-
-    @torch.no_grad()
-    def improve(self, gradient: Tensor, rate: float) -> None:
-        """A natural-gradient step of the means on the ELBO, given its gradient (N, nz)."""
-        self.mean = (
-            self.mean.detach()
-            + rate * torch.linalg.solve(self.precision, gradient[..., None])[..., 0]
-        )
-
-    def climb(self, vae: VAE, e: Tensor, rate: float) -> None:
-        """The same with the gradient from the pair mean +- R e, e (N, nz)."""
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.pair_elbo(vae, e).sum(), self.mean)
-        self.improve(gradient, rate)
-
-    @torch.no_grad()
-    def renew(self, new: "Posteriors") -> None:
-        """The new images and their Gaussians take the place of the oldest."""
-        for name in ("x", "mean", "precision"):
-            setattr(self, name, torch.cat([getattr(self, name)[len(new.x) :], getattr(new, name)]))
-
-    def settle(self, vae: VAE, noise: torch.Generator) -> None:
-        """To the Gaussian of largest ELBO, from the mode: three steps, of the precisions too, at
-        falling rates.
-        """
-        for rate in (1 / 2, 1 / 3, 1 / 4):
-            e = normal(self.mean.shape, noise).to(self.mean)
-            _, precision = curvature(vae, self.x, self.sample(e[None])[0])
-            self.precision = self.precision.lerp(precision, rate)
-            self.climb(vae, e, rate)
-
-    def log_weights(self, vae: VAE, e: Tensor) -> Tensor:
-        """log p(x, z) - log q(z given x), nats, (S, N), of the samples made of e, (S, N, nz)."""
-        zero = torch.zeros_like(e[0])
-        log_e = torch.stack([log_normal(part, zero, zero) for part in e])
-        log_det = self.root().diagonal(dim1=1, dim2=2).log().sum(1)
-        return log_joint(vae, self.x, self.sample(e)) - log_e + log_det
-
-
-def log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x, z) under the decoder, nats, (S, B), of images x (B, 3, 64, 64) and latents z (S, B,
-    nz).
-    """
-    at_once = max(1, CHUNK // len(x))
-    values = []
-    for part in z.split(at_once):
-        decoded = vae.decoder(part.flatten(0, 1))
-        of_x = log_normal(x.repeat(len(part), 1, 1, 1), decoded, vae.log_sigma)
-        values.append(
-            (of_x + log_normal(part.flatten(0, 1), z.new_zeros(()), z.new_zeros(()))).view(
-                part.shape[:2]
-            )
-        )
-    return torch.cat(values)
-
-
-def curvature(vae: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of log p(x, z) in z, (B, nz), and Gauss-Newton's precision I + J'J / sigma^2, (B,
-    nz, nz).
-    """
-    nz, gradients, precisions = z.shape[1], [], []
-    for images, latents in zip(
-        x.split(max(1, CHUNK // nz)), z.split(max(1, CHUNK // nz)), strict=True
-    ):
-
-        def along(tangent: Tensor, latents: Tensor = latents) -> Any:
-            return torch.func.jvp(vae.decoder, (latents,), (tangent.expand_as(latents),))[1]
-
-        with warnings.catch_warnings():  # torch's own use of torch.jit
-            warnings.simplefilter("ignore", FutureWarning)
-            jacobian = torch.func.vmap(along, out_dims=1)(torch.eye(nz).to(z))
-        jacobian = jacobian.flatten(2) / vae.log_sigma.exp()  # (B, nz, pixels)
-        residual = ((images - vae.decoder(latents)) / vae.log_sigma.exp()).flatten(1)
-        gradients.append(torch.einsum("bkp,bp->bk", jacobian, residual) - latents)
-        precisions.append(torch.eye(nz).to(z) + jacobian @ jacobian.mT)
-    return torch.cat(gradients), torch.cat(precisions)
-
-
-class Evidence(nn.Module):
-    """log p(x) under the present decoder, and how far ELBOs are below it, on held-out images of the
-    ground truth.
-    """
-
-    first: Tensor
-    change: Tensor
-
-    def __init__(self, vae: VAE, options: "Continued", device: torch.device):
-        super().__init__()
-        noise = torch.Generator(device).manual_seed(6_000_003 + options.seed)
-        n, self.samples = options.evidence_images, options.evidence_samples
-        z = normal((n, vae.nz), noise)
-        clean, x = vae.sample(z, noise)
-        self.best = nn.ModuleDict({family: Posteriors(family, x, z) for family in FAMILIES})
-        self.seed = options.seed
-        self.surplus = noise_surplus(x, clean, vae.sigma)
-        self.register_buffer(
-            "first", torch.full((n,), math.nan, dtype=torch.float64, device=device)
-        )
-        # At the last call, of each image.
-        self.register_buffer("change", torch.zeros_like(self.first))
-
-    @torch.no_grad()
-    def measure(self, vae: VAE) -> dict[str, float]:
-        """Means over the images, nats: `evidence`, and its change since the first call, paired by
-        image, with the half width of its 95% interval; `gap_...` of the best factorized and full
-        Gaussian, and of the encoder, below it; the smallest effective sample size of 100; and the
-        share of J'J, by its squared entries, off the diagonal.
-        """
-        # The same at each call.
-        noise = torch.Generator(self.first.device).manual_seed(7_000_003 + self.seed)
-        starting = bool(self.first.isnan().any())
-        full, factorized = self.best["full"], self.best["factorized"]
-        assert isinstance(full, Posteriors)
-        assert isinstance(factorized, Posteriors)
-        full.to_mode(vae, 10 if starting else 2)
-        factorized.load_state_dict(full.state_dict())  # the mode is the same
-        full.settle(vae, noise)
-        factorized.settle(vae, noise)
-        e = normal((-(-self.samples // 2), *full.mean.shape), noise)
-        log_w = full.log_weights(vae, torch.cat([e, -e])).double()
-        few = e[: -(-len(e) // 5)]
-        few = torch.cat([few, -few])
-        evidence, effective = estimate(log_w)
-        if (low := effective < 10).any():
-            again = Posteriors("full", full.x[low], full.mean[low])
-            again.precision = full.precision[low]
-            more = normal((10, self.samples, *again.mean.shape), noise)
-            evidence[low], effective[low] = estimate(
-                torch.cat([again.log_weights(vae, e).double() for e in more])
-            )
-        if starting:
-            self.first.copy_(evidence)
-        change = self.change.copy_(evidence - self.first)
-        curved = (full.precision - torch.eye(vae.nz).to(full.precision)) ** 2
-        mu, log_s = vae.encoder(full.x)
-        of_encoder = log_joint(vae, full.x, mu + log_s.exp() * few).double() + (
-            0.5 * (few**2).sum(2) + log_s.sum(1) + 0.5 * vae.nz * math.log(2 * math.pi)
-        )
-        below = {
-            "factorized": factorized.log_weights(vae, few).double(),
-            "full": log_w,
-            "encoder": of_encoder,
-        }
-        return {
-            "evidence": (evidence + self.surplus).mean().item(),
-            "evidence_change": change.mean().item(),
-            "evidence_half_width": run.half_width(change.tolist()),
-            **{
-                f"gap_{name}": (evidence - values.mean(0)).mean().item()
-                for name, values in below.items()
-            },
-            "effective_samples": effective.min().item(),
-            "off_diagonal": (1 - curved.diagonal(dim1=1, dim2=2).sum(1) / curved.sum((1, 2)))
-            .mean()
-            .item(),
-        }
-
-
-def estimate(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """log of the mean weight, and the effective sample size of 100, each (N,), of log weights (S,
-    N).
-    """
-    total = log_w.logsumexp(0)
-    return total - math.log(len(log_w)), (2 * total - (2 * log_w).logsumexp(0)).exp() * 100 / len(
-        log_w
-    )
-
-
 class Joint(Trainer):
     """The joint training by an encoder or by Gaussians for each image, the evidence tracked."""
 
     def __init__(
-        self, vae: VAE, options: "Continued", spaces: Mapping[str, Features], device: torch.device
+        self, vae: VAE, options: Options, spaces: Mapping[str, Features], device: torch.device
     ):
         def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
             return -vae.elbo(x, noise)["elbo"].mean()
@@ -509,15 +269,14 @@ def main(options: Options) -> None:
         truth, discriminator, origin = networks_of(before["ground_truth"], device)
         encoder = Encoder(origin["width"]["nz"], origin["width"]["ndf"])
         encoder.load_state_dict(before["encoder"])
+    if options.weight is None and options.sigma is not None:
+        raise RunError("--sigma goes with --weight")
     native = run.native_precision(device) if options.weight is None else "float32"
     options = replace(options, precision=options.precision or native)
     if options.weight is not None and config["protocol"] != "report":
         raise RunError("--weight is for the report's protocol: here an image depends on its batch")
-    fixed: dict[str, Any] = {
-        "protocol": config["protocol"],
-        "sigma": options.sigma or config["sigma"],
-    }
-    options = Continued(**vars(options) | fixed)
+    sigma = options.sigma or config["sigma"]
+    options = replace(options, protocol=config["protocol"], sigma=sigma)
     if not config.get("freeze_decoder", True):
         raise RunError(
             f"{options.encoder} is of joint training: its encoder was fitted to another decoder "
@@ -525,7 +284,7 @@ def main(options: Options) -> None:
         )
     decoder = truth if options.freeze_decoder else copy.deepcopy(truth).requires_grad_(True)
     decoder.to(memory_format=torch.channels_last)  # a fifth faster
-    vae = VAE(truth, encoder.to(device), options.sigma, decoder).to(device).eval()
+    vae = VAE(truth, encoder.to(device), sigma, decoder).to(device).eval()
     vae.log_sigma.requires_grad_(options.learn_sigma)
     # Before Inception's weights are fetched: what is wrong shows first.
     real = real_images(options, origin)
@@ -543,9 +302,7 @@ def main(options: Options) -> None:
         else {}
     )
     if trainer.by_encoder:
-        metrics, _ = evaluate(
-            vae, options, spaces, real, known_moments(options, config, device), device
-        )
+        metrics = evaluate(vae, options, spaces, real, device)
         objective = "ELBO" if "freeze_decoder" in config else "log q"
         metrics |= changes | {
             "encoder_fitted_by": objective,
@@ -567,7 +324,7 @@ def main(options: Options) -> None:
 
 
 @torch.no_grad()
-def strips_without_encoder(vae: VAE, options: Continued, device: torch.device) -> dict[str, str]:
+def strips_without_encoder(vae: VAE, options: Options, device: torch.device) -> dict[str, str]:
     """The rows of images that a run with an encoder keeps, of the same x, but for those with the
     decoder's noise.
     """
@@ -581,28 +338,6 @@ def strips_without_encoder(vae: VAE, options: Continued, device: torch.device) -
     best.settle(vae, noise)
     rows["decoded"] = vae.decoder(best.sample(normal((1, *best.mean.shape), noise))[0])
     return {kind: base64.b64encode(dcgan.png(row, COLUMNS)).decode() for kind, row in rows.items()}
-
-
-def known_moments(
-    options: Continued, config: dict, device: torch.device
-) -> dict[str, dict[str, Moments]]:
-    """Moments of the ground truth's images from the encoder's run, if that took them as this run
-    would.
-    """
-    path = options.encoder.with_name("moments.pt")
-    same = ("seed", "batch_size", "fid_images", "fid_dims", "precision", "images")
-    if not path.is_file() or any(run.as_config(options)[key] != config[key] for key in same):
-        return {}
-    known: dict[str, dict[str, Moments]] = {}
-    with run.reading(path, "file of moments of celeba_encoder.py") as shared:
-        if shared.pop("device") != device.type:  # its random numbers are others
-            return {}
-        for space, kinds in shared.items():
-            known[space] = {}
-            for kind, values in kinds.items():
-                known[space][kind] = Moments()
-                vars(known[space][kind]).update(values)
-    return known
 
 
 # --- the same in the plane, where nothing is sampled ----------------------------------------------

@@ -32,6 +32,7 @@ All quantities are in nats per point.
     uv run mixture.py --points-per-component 2000 --joint-lr 1e-4     those of its released code
 """
 
+import functools
 import itertools
 import math
 import time
@@ -93,38 +94,29 @@ class Options:
     """nodes of quadrature about each centre, to a side, for that"""
     oracle_points: Count = 50_000
     """fresh points for the oracle's gap"""
-    seeds: Count = 1
-    """repeat stages and assignments for this many seeds and report mean and 95% interval"""
     seed: Natural = 0
-    """first seed, of data and initialisation"""
+    """seed of data and initialisation"""
     device: str | None = None
     """where to train; None: the accelerator if there is one, else the CPU"""
     resume: bool = False
-    """keep the finished seeds of an interrupted run in --out"""
+    """keep the trainings of an interrupted run, if --out has them all"""
     out: Path = Path("runs/mixture")
     """folder for result.json and the figures"""
 
 
 # Three times the rates, for there are few steps.
-QUICK = Options(
-    steps=2000,
-    lr=3e-3,
-    joint_lr=3e-3,
-    oracle_points=20_000,
-    law_variances=(0.35, 1.0),
-    law_weights=7,
-    law_nodes=12,
-)
+QUICK = Options(steps=2000, lr=3e-3, joint_lr=3e-3, oracle_points=20_000)
+QUICK = replace(QUICK, law_variances=(0.35, 1.0), law_weights=7, law_nodes=12)
 
 
 # --- ground truth ---------------------------------------------------------------------------------
 
 
-def sample(options: Options, seed: int, device: torch.device) -> Tensor:
+def sample(options: Options, device: torch.device) -> Tensor:
     """Training points of the ground truth, float32, (N, 2). The same seed gives the same noise at
     every variance.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(options.seed)
     if options.points_per_component is None:
         z = torch.randint(4, (options.points,), generator=generator)
     else:
@@ -203,9 +195,8 @@ class Encoder:
         shapes, lengths = [p.shape for p in parameters], [p.numel() for p in parameters]
 
         def pairs(flat: Tensor) -> list[tuple[Tensor, Tensor]]:
-            views = [
-                piece.view(shape) for piece, shape in zip(flat.split(lengths), shapes, strict=True)
-            ]
+            parts = zip(flat.split(lengths), shapes, strict=True)
+            views = [part.view(shape) for part, shape in parts]
             return list(zip(views[::2], views[1::2], strict=True))
 
         self.layers, self.grads = pairs(self.theta), pairs(self.theta.grad)
@@ -213,10 +204,8 @@ class Encoder:
     def training_on(self, x: Tensor) -> None:
         """Allocate what forward and backward passes over the points x, (N, 2), need."""
         self.outputs = [x.new_empty(len(x), len(bias)) for _, bias in self.layers]
-        self.grad_top, self.spare = (
-            torch.empty_like(self.outputs[-1]),
-            torch.empty_like(self.outputs[-2:][0]),
-        )
+        self.grad_top = torch.empty_like(self.outputs[-1])
+        self.spare = torch.empty_like(self.outputs[-2:][0])
         self.exponent, self.log_softmax = x.new_empty(2, 4, len(x))
 
     def log_q(self, x: Tensor, keep: bool = False) -> Tensor:
@@ -279,13 +268,8 @@ def train(
     encoder.training_on(x)
     # Gradients are of sums over x. Adam is blind to their scale but for its epsilon, which scales
     # along.
-    optimizer = torch.optim.Adam(
-        [encoder.theta, *([means] if joint else [])],
-        lr,
-        eps=1e-8 * len(x),
-        fused=True,
-        maximize=True,
-    )
+    trained = [encoder.theta, means] if joint else [encoder.theta]
+    optimizer = torch.optim.Adam(trained, lr, eps=1e-8 * len(x), fused=True, maximize=True)
     for step in range(steps):
         log_q = encoder.log_q(x, keep=True)
         if step % EVERY == 0:
@@ -398,18 +382,14 @@ def law_cases(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]
             means = fit_means(x, means, variance, w, mass)
             log_p = log_joint(x, means, variance)
             log_q = oracle(log_p)
-            evidence, elbo = (
-                log_p.logsumexp(0) @ mass,
-                (log_q.exp() * (log_p - log_q)).sum(0) @ mass,
-            )
+            evidence = log_p.logsumexp(0) @ mass
+            elbo = (log_q.exp() * (log_p - log_q)).sum(0) @ mass
             return means, evidence.item(), (evidence - elbo).item()
 
         metrics, _ = law.follow(law.weights(options.law_weights), ascend, truth, truth)
-        case: dict[str, Any] = {
-            "name": f"mixture_{variance:g}_{ASSIGNMENTS[name].index(3)}",
-            "section": 3,
-        }
-        case |= {"knob": "variance", "value": variance, "seed": None, "of": f"code words: {name}"}
+        case: dict[str, Any] = {"section": 3, "knob": "variance", "value": variance, "seed": None}
+        case |= {"name": f"mixture_{variance:g}_{ASSIGNMENTS[name].index(3)}"}
+        case |= {"of": f"code words: {name}"}
         cases.append(case | metrics)
         seconds[case["name"]] = round(time.perf_counter() - start, 2)
     return cases, seconds
@@ -446,11 +426,8 @@ def picture(
     and the centres.
     """
     left, right, bottom, top = extent
-    grid = (
-        torch.cartesian_prod(torch.linspace(bottom, top, GRID), torch.linspace(left, right, GRID))
-        .flip(1)
-        .to(x)
-    )
+    sides = torch.linspace(bottom, top, GRID), torch.linspace(left, right, GRID)
+    grid = torch.cartesian_prod(*sides).flip(1).to(x)
     regions = "".join(map(str, posterior(grid).argmax(0).tolist()))
     return {
         "points": "".join(map(str, posterior(x).argmax(0).tolist())),
@@ -460,18 +437,13 @@ def picture(
 
 
 def two_stages(
-    options: Options,
-    make: Callable[[torch.device], Encoder],
-    x: Tensor,
-    truth: Tensor,
-    seed: int,
-    bar: tqdm,
+    options: Options, make: Callable[[torch.device], Encoder], x: Tensor, truth: Tensor, bar: tqdm
 ) -> Iterator[tuple[str, dict, dict, Encoder, Tensor]]:
     """Train an encoder with the decoder frozen at `truth`, then both from there.
 
     Yields after each stage its name, measurements, curves, encoder and means.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     encoder, means = make(x.device), truth.clone()
     for stage, lr, joint in (("frozen", options.lr, False), ("joint", options.joint_lr, True)):
         curve = {key: [] for key in ("step", "elbo", "evidence", "kl", "kl_true")}
@@ -488,29 +460,20 @@ def two_stages(
                 values.append(now[key])
 
         train(x, encoder, means, options.variance, options.steps, lr, joint, record)
-        yield (
-            stage,
-            measure(x, encoder.log_q(x), means, truth, options.variance),
-            curve,
-            encoder,
-            means,
-        )
+        measured = measure(x, encoder.log_q(x), means, truth, options.variance)
+        yield stage, measured, curve, encoder, means
 
 
-def section(options: Options, seed: int, device: torch.device, bar: tqdm) -> dict:
-    """Stages, oracle and assignments for one seed: metrics, history, and the panels of Figure 1."""
-    x = sample(options, seed, device)
-    variance = options.variance
+def section(options: Options, device: torch.device, bar: tqdm) -> dict[str, Any]:
+    """Stages, oracle and assignments: metrics, history, and the panels of Figure 1."""
+    x, variance = sample(options, device), options.variance
     metrics: dict = {}
     history: dict = {}
-    shown = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:2000]]
-    extent = [
-        bound for i in (0, 1) for bound in (shown[:, i].min().item(), shown[:, i].max().item())
-    ]
-    panels: dict = {
-        "extent": extent,
-        "x": [[round(v, 3) for v in point] for point in shown.tolist()],
-    }
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(options.seed))
+    shown = x[order[:2000]]
+    extent = [end for axis in shown.T for end in (axis.min().item(), axis.max().item())]
+    points = [[round(v, 3) for v in point] for point in shown.tolist()]
+    panels: dict = {"extent": extent, "x": points}
 
     truth = torch.tensor(CENTRES, device=device)
     log_p = log_joint(x, truth, variance)
@@ -522,28 +485,23 @@ def section(options: Options, seed: int, device: torch.device, bar: tqdm) -> dic
         log_q = posterior(log_joint(x.double(), means, variance))
         metrics[name] = measure(x, log_q, means, truth, variance)
     for make, prefix in ((factorized, ""), (consistent, "consistent_")):
-        for stage, measured, curve, encoder, means in two_stages(
-            options, make, x, truth, seed, bar
-        ):
+        stages = two_stages(options, make, x, truth, bar)
+        for stage, measured, curve, encoder, means in stages:
             metrics[prefix + stage], history[prefix + stage] = measured, curve
             panels[prefix + stage] = picture(encoder.log_q, means, shown, extent)
 
     metrics["assignments"] = {}
     for name, order in ASSIGNMENTS.items():
         laid = truth[list(order)]
-        of_assignment: dict[str, dict] = {
-            "oracle": measure(x, oracle(log_joint(x, laid, variance)), laid, laid, variance)
-        }
         means = fit_means(x, laid, variance, 1.0)
-        of_assignment["oracle_joint"] = measure(
-            x, oracle(log_joint(x.double(), means, variance)), means, laid, variance
-        )
+        before, after = log_joint(x, laid, variance), log_joint(x.double(), means, variance)
+        of_assignment = {"oracle": measure(x, oracle(before), laid, laid, variance)}
+        of_assignment["oracle_joint"] = measure(x, oracle(after), means, laid, variance)
         if order == (0, 1, 2, 3):
             of_assignment |= {stage: metrics[stage] for stage in ("frozen", "joint")}
         else:
-            of_assignment |= {
-                stage: m for stage, m, *_ in two_stages(options, factorized, x, laid, seed, bar)
-            }
+            stages = two_stages(options, factorized, x, laid, bar)
+            of_assignment |= {stage: measured for stage, measured, *_ in stages}
         metrics["assignments"][name] = of_assignment
     return {"metrics": metrics, "history": history, "panels": panels}
 
@@ -557,60 +515,37 @@ def against_variance(
     gaps, networks = [], []
     truth = torch.tensor(CENTRES, device=device)
     for variance in options.variances:
-        at = replace(
-            options, variance=variance, points=options.oracle_points, points_per_component=None
-        )
-        x = sample(at, options.seed, device)
+        at = replace(options, variance=variance, points_per_component=None)
+        x = sample(replace(at, points=options.oracle_points), device)
         log_q = oracle(log_joint(x, truth, variance))
         gaps.append({"variance": variance} | measure(x, log_q, truth, truth, variance))
     for variance in options.trained_variances:
         at = replace(options, variance=variance)
-        x = sample(at, options.seed, device)
-        stages = {
-            stage: m for stage, m, *_ in two_stages(at, factorized, x, truth, options.seed, bar)
-        }
-        networks.append({"variance": variance} | stages)
+        stages = two_stages(at, factorized, sample(at, device), truth, bar)
+        networks.append({"variance": variance} | {stage: m for stage, m, *_ in stages})
     return gaps, networks
 
 
-def one_seed(options: Options, seed: int, device: torch.device, bar: tqdm) -> dict[str, Any]:
-    """`section` for one seed, kept in --out as soon as it is finished, and taken from there with
-    --resume.
-    """
-    before = bar.n
-    path, free = options.out / f"seed-{seed}.pt", {"seed", "seeds", "resume", "out"}
-    of_seed = run.keep(path, options, free, lambda: section(options, seed, device, bar))
-    bar.update(before + SECTION_RUNS * options.steps - bar.n)
-    return of_seed
-
-
 def main(options: Options) -> None:
-    from figures import section3
-
     device = run.pick_device(options.device)
-    runs = SECTION_RUNS * options.seeds + 2 * len(options.trained_variances)
+    runs = SECTION_RUNS + 2 * len(options.trained_variances)
     with tqdm(total=runs * options.steps, desc="mixture", unit="step", unit_scale=True) as bar:
-        seeds = [one_seed(options, options.seed + i, device, bar) for i in range(options.seeds)]
+        path = options.out / f"seed-{options.seed}.pt"
+        make = functools.partial(section, options, device, bar)
+        trained = run.keep(path, options, {"resume", "out"}, make)
+        bar.update(SECTION_RUNS * options.steps - bar.n)
         start = time.perf_counter()
         gaps, networks = against_variance(options, device, bar)
     cases, seconds_of_cases = law_cases(options)
-    seconds = time.perf_counter() - start + sum(seed["seconds"] for seed in seeds)
-    metrics = seeds[0]["metrics"] | {"variances": gaps, "networks": networks, "cases": cases}
-    if options.seeds > 1:
-        every = [section3.scalars(seed["metrics"]) for seed in seeds]
-        metrics["seeds"] = {}
-        for key in every[0]:
-            values = [seed[key] for seed in every]
-            spread = {
-                "mean": float(np.mean(values)),
-                "half_width": run.half_width(values),
-                "n": len(values),
-            }
-            metrics["seeds"][key] = spread
-    more = {"panels": seeds[0]["panels"], "seconds_of_cases": seconds_of_cases}
+    seconds = time.perf_counter() - start + trained["seconds"]
+    metrics = trained["metrics"] | {"variances": gaps, "networks": networks, "cases": cases}
     result = run.save_result(
-        options.out, options, device, seconds, metrics, seeds[0]["history"], **more
+        *(options.out, options, device, seconds, metrics, trained["history"]),
+        panels=trained["panels"],
+        seconds_of_cases=seconds_of_cases,
     )
+    from figures import section3
+
     section3.report_mixture(result, options.out)
     law.report(cases)
 

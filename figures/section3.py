@@ -207,18 +207,9 @@ def report_mixture(result: dict, folder: Path) -> None:
         {
             key: value
             for key, value in metrics.items()
-            if key not in ("variances", "networks", "seeds", "cases")
+            if key not in ("variances", "networks", "cases")
         }
     )
-    spread = metrics.get("seeds", {})
-
-    def over_seeds(key: str) -> str | None:
-        return (
-            f"{spread[key]['mean']:.4f} +- {spread[key]['half_width']:.4f}"
-            if key in spread
-            else None
-        )
-
     names = {
         "elbo": "ELBO",
         "evidence": "log evidence",
@@ -239,17 +230,9 @@ def report_mixture(result: dict, folder: Path) -> None:
         for quantity in ("evidence",) if stage == "truth" else (*names, "drift"):
             key = f"{stage}.{quantity}"
             label = f"{stage.replace('_', ' ')}: {names.get(quantity, 'farthest centre')}"
-            mine = (flat[key], over_seeds(key))[: 2 if spread else 1]
-            rows.append(
-                (
-                    label,
-                    reference.MIXTURE_REPORT.get(key),
-                    reference.MIXTURE_RELEASED_CODE.get(key),
-                    *mine,
-                )
-            )
-    seeds = [f"{next(iter(spread.values()))['n']} seeds, 95%"] if spread else []
-    print_table(("nats per point", "report", "released code", "ours", *seeds), rows)
+            published = reference.MIXTURE_REPORT.get(key), reference.MIXTURE_RELEASED_CODE.get(key)
+            rows.append((label, *published, flat[key]))
+    print_table(("nats per point", "report", "released code", "ours"), rows)
     quantities = ("oracle.kl", "frozen.kl", "oracle_joint.elbo", "joint.elbo")
     rows = [
         (name, *(flat[f"assignments.{name}.{key}"] for key in quantities))

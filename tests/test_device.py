@@ -28,6 +28,7 @@ import dcgan
 import hashing
 import mixture
 from data import faces
+from figures import evidence
 from figures.frechet import frechet_distance, moments, thumbnails
 
 THERE = torch.device("meta")
@@ -137,7 +138,7 @@ def test_the_pretence_finds_what_is_on_another_device() -> None:
 @pytest.mark.parametrize("make", [mixture.factorized, mixture.consistent])
 def test_mixture(make: Any) -> None:
     options = mixture.Options(points=40)
-    x, means = mixture.sample(options, 0, THERE), torch.tensor(mixture.CENTRES, device=THERE)
+    x, means = mixture.sample(options, THERE), torch.tensor(mixture.CENTRES, device=THERE)
     encoder, truth, records = make(THERE), means.clone(), []
 
     def record(step: int, log_q: torch.Tensor) -> None:
@@ -215,16 +216,14 @@ def test_encoder_and_joint_training(protocol: Any, joint: bool) -> None:
     spaces = {"discriminator": discriminator.features}
 
     def objective(z: torch.Tensor, x: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-        loss = (
-            -vae.elbo(x, noise)["elbo"] if joint else -celeba_encoder.log_normal(z, *vae.encoder(x))
-        )
+        loss = -vae.elbo(x, noise)["elbo"] if joint else -evidence.log_normal(z, *vae.encoder(x))
         return loss.mean()
 
     trainer = celeba_encoder.Trainer(vae, objective, (1e-3, (0.9, 0.999)), options, spaces, THERE)
     with celeba_encoder.modes(vae, "encoder", learning=True):
         loss = trainer.step()
     trainer.track()
-    metrics, _ = celeba_encoder.evaluate(vae, options, spaces, faces.draw(8, 0), {}, THERE)
+    metrics = celeba_encoder.evaluate(vae, options, spaces, faces.draw(8, 0), THERE)
     assert loss.device == THERE
     assert metrics["frechet"]["discriminator"].keys() >= {"means", "floor"}
 
@@ -232,7 +231,7 @@ def test_encoder_and_joint_training(protocol: Any, joint: bool) -> None:
 @pytest.mark.usefixtures("pretended")
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_joint_training_without_an_encoder(weight: float) -> None:
-    options = celeba_joint.Continued(
+    options = celeba_joint.Options(
         weight=weight, batch_size=4, evidence_images=4, precision="float32"
     )
     truth, decoder = dcgan.Generator(3, 2).to(THERE), dcgan.Generator(3, 2).to(THERE)
@@ -244,8 +243,8 @@ def test_joint_training_without_an_encoder(weight: float) -> None:
     trainer = celeba_joint.Joint(vae, options, {}, THERE)
     assert trainer.step().device == THERE
     z = torch.zeros(4, 3, device=THERE)
-    full = celeba_joint.Posteriors("full", vae.sample(z, trainer.noise)[1], z)
+    full = evidence.Posteriors("full", vae.sample(z, trainer.noise)[1], z)
     assert (
-        celeba_joint.estimate(full.log_weights(vae, torch.zeros(2, 4, 3, device=THERE)))[0].device
+        evidence.estimate(full.log_weights(vae, torch.zeros(2, 4, 3, device=THERE)))[0].device
         == THERE
     )

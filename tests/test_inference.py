@@ -16,8 +16,9 @@ from toy import main, option_error, the_one_line
 import celeba_encoder
 import celeba_joint
 from celeba_encoder import VAE
-from celeba_joint import Evidence, Options, Posteriors, curvature, log_joint
+from celeba_joint import Options
 from figures import section4
+from figures.evidence import Evidence, Posteriors, curvature, estimate, log_joint
 
 WITHOUT = ("--evidence-images", 3, "--evidence-samples", 20)
 
@@ -244,7 +245,7 @@ def test_what_a_run_loses_is_compared_with_full_gaussians_of_the_same_training()
 
 def test_evidence_is_that_of_a_linear_decoder() -> None:
     vae, weight, _ = linear_vae(orthogonal=False)
-    options = celeba_joint.Continued(evidence_images=300, evidence_samples=100)
+    options = celeba_joint.Options(evidence_images=300, evidence_samples=100)
     evidence = Evidence(vae, options, torch.device("cpu"))
     first = evidence.measure(vae)
     x = evidence.best["full"].x.double()
@@ -273,17 +274,17 @@ def test_importance_weights_against_a_known_mean() -> None:
         torch.randn(50_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         - 0.5
     )
-    mean, effective = celeba_joint.estimate(log_w)
+    mean, effective = estimate(log_w)
     assert mean.abs().max() < 0.02  # of a log-normal variable with mean 1
     # 1 / E[w^2].
     torch.testing.assert_close(effective, torch.full((2,), 100 / math.e).double(), atol=1.0, rtol=0)
-    assert celeba_joint.estimate(torch.tensor([[0.0], [-1000.0]]))[1] == pytest.approx(50)
+    assert estimate(torch.tensor([[0.0], [-1000.0]]))[1] == pytest.approx(50)
 
 
 def test_images_of_which_few_samples_count_get_more(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, weight, _ = linear_vae(orthogonal=False)
     evidence = Evidence(
-        vae, celeba_joint.Continued(evidence_images=3, evidence_samples=40), torch.device("cpu")
+        vae, celeba_joint.Options(evidence_images=3, evidence_samples=40), torch.device("cpu")
     )
     log_weights, drawn = Posteriors.log_weights, []
 

@@ -17,17 +17,9 @@ from toy import complaint, main, the_one_line
 import celeba_encoder
 import celeba_joint
 import dcgan
-from celeba_encoder import (
-    VAE,
-    Encoder,
-    Images,
-    importance_bounds,
-    laplace,
-    mean_elbo,
-    modes,
-    noise_surplus,
-)
-from figures import section4
+from celeba_encoder import VAE, Encoder, Images, mean_elbo, modes
+from figures import evidence, section4
+from figures.evidence import importance_bounds, laplace, noise_surplus
 
 SMALL = (
     "--iterations",
@@ -198,9 +190,9 @@ def test_elbo_is_a_hand_computation() -> None:
 def test_log_normal_and_kl_are_those_of_torch() -> None:
     mu, log_s, x = torch.randn(3, 7, 5, dtype=torch.float64)
     q, p = torch.distributions.Normal(mu, log_s.exp()), torch.distributions.Normal(0.0 * mu, 1.0)
-    torch.testing.assert_close(celeba_encoder.log_normal(x, mu, log_s), q.log_prob(x).sum(1))
+    torch.testing.assert_close(evidence.log_normal(x, mu, log_s), q.log_prob(x).sum(1))
     torch.testing.assert_close(
-        celeba_encoder.kl_to_prior(mu, log_s), torch.distributions.kl_divergence(q, p).sum(1)
+        evidence.kl_to_prior(mu, log_s), torch.distributions.kl_divergence(q, p).sum(1)
     )
 
 
@@ -222,7 +214,7 @@ def test_noise_surplus_has_mean_zero_and_takes_the_noise_away() -> None:
     clean, x = vae.sample(torch.randn(20_000, 3, generator=noise), noise)
     surplus = noise_surplus(x, clean, SIGMA)
     assert abs(surplus.mean()) < 4 * surplus.std() / math.sqrt(len(surplus))
-    truth = celeba_encoder.log_normal(x, clean, torch.tensor(math.log(SIGMA)))
+    truth = evidence.log_normal(x, clean, torch.tensor(math.log(SIGMA)))
     assert (truth + surplus).std() < 1e-3 * truth.std()
 
 
