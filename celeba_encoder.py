@@ -62,6 +62,8 @@ ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (2e-5, (0.5, 0.999))}  # lea
 FREE_ON_RESUME = {"resume", "checkpoint_every", "images", "out"}
 NETWORKS = ("truth", "encoder", "decoder")  # of a VAE
 COLUMNS = 8  # images in the figure
+# Streams of images that joint training does not change.
+SHARED = {"truth", "noisy", "truth_prior", "real"}
 CALIBRATION = 200  # batches from which the encoder's batch norm takes its statistics
 
 
@@ -414,7 +416,11 @@ def main(options: Options) -> None:
         noise = torch.Generator(device).manual_seed(5_000_003 + options.seed)
         latents = (normal((options.batch_size, vae.nz), noise) for _ in range(CALIBRATION))
         update_bn((vae.sample(z, noise)[1] for z in latents), vae.encoder)
-    metrics = evaluate(vae, options, spaces, real, device)
+    metrics, known = evaluate(vae, options, spaces, real, {}, device)
+    shared = {
+        name: {kind: vars(of[kind]) for kind in SHARED & of.keys()} for name, of in known.items()
+    }
+    run.save_torch(options.out / "moments.pt", shared | {"device": device.type})
     model = {
         "encoder": vae.encoder.state_dict(),
         "config": run.as_config(options),
@@ -557,25 +563,31 @@ DISTANCES = FROZEN_DISTANCES | {
 
 
 def frechet_distances(
-    features: Features, images: Images, real: np.ndarray | None
-) -> dict[str, float | None]:
-    """The distances of DISTANCES in one feature space, None where there are no real images."""
+    features: Features, images: Images, real: np.ndarray | None, known: Mapping[str, Moments]
+) -> tuple[dict[str, float | None], dict[str, Moments]]:
+    """The distances of DISTANCES in one feature space, None where there are no real images; and all
+    moments.
+
+    known: moments of streams that need not be computed again.
+    """
     pairs = FROZEN_DISTANCES if images.vae.decoder is images.vae.truth else DISTANCES
-    kinds = dict.fromkeys(kind for pair in pairs.values() for kind in pair)
-    found: dict[str, Moments] = {}
-    for kind in tqdm(kinds, desc="features", leave=False):
-        if kind != "real":
-            found[kind] = moments(features, images(kind))
-        elif real is not None:
+    present = dict(known)
+    for kind in tqdm(
+        dict.fromkeys(k for pair in pairs.values() for k in pair), desc="features", leave=False
+    ):
+        if kind == "real" and real is not None and kind not in present:
             starts = range(0, min(len(real), images.count), images.batch_size)
             parts = (torch.from_numpy(np.array(real[i : i + images.batch_size])) for i in starts)
-            found[kind] = moments(
+            present[kind] = moments(
                 features, (part.to(images.device).float() / 127.5 - 1 for part in parts)
             )
-    return {
-        name: frechet_distance(found[a], found[b]) if a in found and b in found else None
+        elif kind != "real" and kind not in present:
+            present[kind] = moments(features, images(kind))
+    distances = {
+        name: frechet_distance(present[a], present[b]) if a in present and b in present else None
         for name, (a, b) in pairs.items()
     }
+    return distances, present
 
 
 def feature_spaces(
@@ -608,9 +620,12 @@ def evaluate(
     options: Any,
     spaces: Mapping[str, Features],
     real: np.ndarray | None,
+    known: Mapping,
     device: torch.device,
-) -> dict[str, Any]:
-    """All of the evaluation."""
+) -> tuple[dict[str, Any], dict[str, dict[str, Moments]]]:
+    """All of the evaluation, and the moments of images that a later evaluation need not compute
+    again.
+    """
     start = time.perf_counter()
     with modes(vae):
         metrics = mean_elbo(vae, options.test_images, options, device)
@@ -627,12 +642,14 @@ def evaluate(
         device,
         options.protocol == "released",
     )
-    metrics["frechet"] = {
-        name: frechet_distances(features, images, real) for name, features in spaces.items()
-    }
+    metrics["frechet"], all_moments = {}, {}
+    for name, features in spaces.items():
+        metrics["frechet"][name], all_moments[name] = frechet_distances(
+            features, images, real, known.get(name, {})
+        )
     metrics["sigma"] = vae.log_sigma.exp().item()
     metrics["seconds"] = time.perf_counter() - start
-    return metrics
+    return metrics, all_moments
 
 
 def strips(vae: VAE, options: Any, device: torch.device) -> dict[str, str]:

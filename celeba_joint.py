@@ -90,7 +90,7 @@ from figures.cli import (
     cli,
 )
 from figures.evidence import EVIDENCE, Evidence, Posteriors, kl_to_prior, normal
-from figures.frechet import Features
+from figures.frechet import Features, known_moments
 
 REUSE_RATE = 0.25  # of the steps of an image's means, once it has been in use
 ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (1e-5, (0.9, 0.999))}  # learning rate, betas
@@ -269,7 +269,7 @@ def main(options: Options) -> None:
         truth, discriminator, origin = networks_of(before["ground_truth"], device)
         encoder = Encoder(origin["width"]["nz"], origin["width"]["ndf"])
         encoder.load_state_dict(before["encoder"])
-    if options.weight is None and options.sigma is not None:
+    if options.weight is None and options.sigma not in (None, config["sigma"]):
         raise RunError("--sigma goes with --weight")
     native = run.native_precision(device) if options.weight is None else "float32"
     options = replace(options, precision=options.precision or native)
@@ -302,7 +302,9 @@ def main(options: Options) -> None:
         else {}
     )
     if trainer.by_encoder:
-        metrics = evaluate(vae, options, spaces, real, device)
+        moments = options.encoder.with_name("moments.pt")
+        known = known_moments(moments, run.as_config(options), config, device)
+        metrics, _ = evaluate(vae, options, spaces, real, known, device)
         objective = "ELBO" if "freeze_decoder" in config else "log q"
         metrics |= changes | {
             "encoder_fitted_by": objective,

@@ -558,8 +558,8 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
         i = list(SHOWN.values()).index(label)
         look = {"color": style.COLOURS[(0, 1, 3, 2)[i]], "linestyle": style.LINES[i]}
         axis.plot(range(1, len(test) + 1), test, label=label, **look)
-    # From where the slowest is after a quarter of the epochs to the highest value.
-    low = min(test[len(test) // 4] for test in curves.values())
+    # From where the slowest is after 50 epochs, of few a quarter, to the highest value.
+    low = min(test[min(50, len(test) // 4)] for test in curves.values())
     high = max(map(max, curves.values()))
     axis.set(
         xlabel="epoch",

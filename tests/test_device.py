@@ -223,7 +223,7 @@ def test_encoder_and_joint_training(protocol: Any, joint: bool) -> None:
     with celeba_encoder.modes(vae, "encoder", learning=True):
         loss = trainer.step()
     trainer.track()
-    metrics = celeba_encoder.evaluate(vae, options, spaces, faces.draw(8, 0), THERE)
+    metrics, _ = celeba_encoder.evaluate(vae, options, spaces, faces.draw(8, 0), {}, THERE)
     assert loss.device == THERE
     assert metrics["frechet"]["discriminator"].keys() >= {"means", "floor"}
 

@@ -2,13 +2,19 @@
 numbers are theirs.
 """
 
+import contextlib
 import re
 from pathlib import Path
 
 import pytest
 from toy import ROOT
 
-from figures import findings, law, page, section4, style
+import celeba_encoder
+import celeba_joint
+import dcgan
+import hashing
+import mixture
+from figures import findings, law, like, page, section4, style
 from figures.cli import RunError
 
 RESULTS = findings.read(ROOT / "figures" / "results")
@@ -123,3 +129,17 @@ def test_what_is_no_result_is_named_or_passed_over(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(broken)
         with pytest.raises(RunError, match=r"section3/mixture\.json is no result"):
             findings.read(tmp_path)
+
+
+def test_every_result_has_a_script_that_takes_its_options() -> None:
+    """`--like`: options that the script no longer takes would be refused."""
+    scripts = (mixture, dcgan, celeba_encoder, celeba_joint, hashing)
+    kinds = set()
+    for path in (ROOT / "figures" / "results").rglob("section*/**/*.json"):
+        taken = []
+        for script in scripts:
+            with contextlib.suppress(RunError):
+                taken.append(type(like.options_of(path, script.RUNS)[0]))
+        assert taken, path
+        kinds |= set(taken)
+    assert len(kinds) >= 7

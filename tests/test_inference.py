@@ -434,12 +434,7 @@ def test_an_encoder_run_tracks_the_evidence_too(encoder: Path, tmp_path: Path) -
 
 
 def test_options_that_do_not_go_together(tmp_path: Path) -> None:
-    for words in (
-        ("--sigma", 0.1),
-        ("--weight", 0, "--freeze-decoder"),
-        ("--evidence-images", 1),
-        ("--reuse", 2),
-    ):
+    for words in (("--weight", 0, "--freeze-decoder"), ("--evidence-images", 1), ("--reuse", 2)):
         assert option_error(main(celeba_joint, *words))
     assert option_error(main(celeba_joint, "--weight", 0, "--precision", "bfloat16"))
     assert option_error(main(celeba_joint, "--weight", 1.5))

@@ -419,6 +419,10 @@ def test_a_frozen_decoder_stays(encoders: dict[str, Path], tmp_path: Path) -> No
     assert set(read(tmp_path)["metrics"]["frechet"]["discriminator"]) == set(
         celeba_encoder.FROZEN_DISTANCES
     )
+    again = main(celeba_joint, "--like", tmp_path / "result.json", "--out", tmp_path / "again")
+    assert "are equal, bit by bit" in again.stdout
+    wide = main(celeba_joint, *arguments[:-1], tmp_path / "wide", "--sigma", 0.2)
+    assert "--sigma goes with --weight" in the_one_line(wide)
 
 
 @pytest.mark.parametrize("protocol", ["report", "released"])
