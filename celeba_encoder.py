@@ -278,7 +278,7 @@ class Trainer:
         }
         kinds = ("frechet",) if vae.decoder is vae.truth else ("frechet", "prior")
         self.history |= {f"{kind}_{name}": [] for name in spaces for kind in kinds}
-        self.iteration, self.sum, self.seconds = 0, torch.zeros(()), 0.0
+        self.iteration, self.sum, self.seconds = 0, torch.zeros((), device=device), 0.0
         self.known: dict[str, Moments] = {}
 
     def step(self) -> Tensor:
@@ -321,7 +321,7 @@ class Trainer:
                     f"the {key} is {value} at iteration {self.iteration}; try a smaller --lr"
                 )
             self.history[key].append(value)
-        self.sum = torch.zeros(())
+        self.sum = torch.zeros((), device=self.device)
         run.note(options.out, **{key: h[-1] for key, h in self.history.items() if h})
 
     def run(self, batch_statistics: tuple[str, ...], checkpoint: Path) -> None:
@@ -478,7 +478,7 @@ def mean_elbo(vae: VAE, count: int, options: Any, device: torch.device) -> dict[
         values["log_q"] = log_normal(z, parts["mu"], parts["log_s"])
         values["squared_error"] = ((parts["decoded"] - clean) ** 2).mean((1, 2, 3))
         for key, value in values.items():
-            sums[key] = sums.get(key, torch.zeros(())) + value.double().sum()
+            sums[key] = value.double().sum() + sums.get(key, 0.0)
         first, second = first + mu.sum(0), second + (mu**2 + (2 * log_s).exp()).sum(0)
     mean = first / count
     return {key: (value / count).item() for key, value in sums.items()} | {

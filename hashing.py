@@ -675,8 +675,8 @@ class Exact:
         values: list[list[float]] = []
         log_p = log_decoder(model, self.z)
         for epoch in tqdm(range(stage.epochs), desc=stage.name, unit="epoch", leave=False):
-            order = torch.randperm(len(train), generator=generator).numpy()
-            sums = torch.zeros(2, dtype=torch.float64)
+            order = torch.randperm(len(train), generator=generator, device="cpu").numpy()
+            sums = torch.zeros(2, dtype=torch.float64, device=self.device)
             for i in range(0, len(order), options.batch_size):
                 batch = train.batch(order[i : i + options.batch_size])
                 if "decoder" in stage.trains:

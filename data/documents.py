@@ -319,11 +319,14 @@ def distinct_codes(z: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.arange(len(z), device=z.device)
     if z.device.type != "cpu":
         return z, rows
-    packed = [word.sum(1) for word in (z.long() << torch.arange(z.shape[1]) % 64).split(64, 1)]
+    packed = [
+        word.sum(1)
+        for word in (z.long() << torch.arange(z.shape[1], device=z.device) % 64).split(64, 1)
+    ]
     found, which = packed[0].unique(return_inverse=True)
     if len(packed) > 1:
         found, which = torch.stack(packed, 1).unique(return_inverse=True, dim=0)
-    one_of_each = torch.zeros(-(-len(found) // 64) * 64, dtype=torch.int64).scatter_(0, which, rows)
+    one_of_each = rows.new_zeros(-(-len(found) // 64) * 64).scatter_(0, which, rows)
     return z[one_of_each], which
 
 

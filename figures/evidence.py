@@ -136,7 +136,10 @@ class Posteriors(nn.Module):
         self.register_buffer("x", x)
         self.register_buffer("mean", start.clone())  # (N, nz)
         self.register_buffer(
-            "precision", torch.eye(start.shape[1]).to(start).repeat(len(start), 1, 1)
+            "precision",
+            torch.eye(start.shape[1], dtype=start.dtype, device=start.device).repeat(
+                len(start), 1, 1
+            ),
         )
 
     def root(self) -> Tensor:
@@ -146,7 +149,9 @@ class Posteriors(nn.Module):
             return torch.diag_embed(precision.diagonal(dim1=1, dim2=2).rsqrt())
         upper = torch.linalg.cholesky(precision).mT
         return torch.linalg.solve_triangular(
-            upper, torch.eye(upper.shape[1]).to(upper).expand_as(upper), upper=True
+            upper,
+            torch.eye(upper.shape[1], dtype=upper.dtype, device=upper.device).expand_as(upper),
+            upper=True,
         )
 
     def sample(self, e: Tensor) -> Tensor:
@@ -232,6 +237,7 @@ def curvature(vae: Any, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     nz, nz).
     """
     nz, gradients, precisions = z.shape[1], [], []
+    identity = torch.eye(nz, dtype=z.dtype, device=z.device)
     for images, latents in zip(
         x.split(max(1, CHUNK // nz)), z.split(max(1, CHUNK // nz)), strict=True
     ):
@@ -241,11 +247,11 @@ def curvature(vae: Any, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
         with warnings.catch_warnings():  # torch's own use of torch.jit
             warnings.simplefilter("ignore", FutureWarning)
-            jacobian = torch.func.vmap(along, out_dims=1)(torch.eye(nz).to(z))
+            jacobian = torch.func.vmap(along, out_dims=1)(identity)
         jacobian = jacobian.flatten(2) / vae.log_sigma.exp()  # (B, nz, pixels)
         residual = ((images - vae.decoder(latents)) / vae.log_sigma.exp()).flatten(1)
         gradients.append(torch.einsum("bkp,bp->bk", jacobian, residual) - latents)
-        precisions.append(torch.eye(nz).to(z) + jacobian @ jacobian.mT)
+        precisions.append(identity + jacobian @ jacobian.mT)
     return torch.cat(gradients), torch.cat(precisions)
 
 
@@ -304,7 +310,7 @@ class Evidence(nn.Module):
         if starting:
             self.first.copy_(evidence)
         change = self.change.copy_(evidence - self.first)
-        curved = (full.precision - torch.eye(vae.nz).to(full.precision)) ** 2
+        curved = (full.precision - torch.eye(vae.nz, device=self.first.device)) ** 2
         mu, log_s = vae.encoder(full.x)
         of_encoder = log_joint(vae, full.x, mu + log_s.exp() * few).double() + (
             0.5 * (few**2).sum(2) + log_s.sum(1) + 0.5 * vae.nz * math.log(2 * math.pi)

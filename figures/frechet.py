@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -29,8 +30,8 @@ class Moments:
 
     def __init__(self) -> None:
         self.count: int = 0
-        self.sum = torch.zeros(())
-        self.products = torch.zeros(())
+        self.sum: Any = 0.0
+        self.products: Any = 0.0
 
     def add(self, features: Tensor) -> None:
         features = features.double()
