@@ -167,6 +167,8 @@ QUICK = Options(
 class Joint(Trainer):
     """The joint training by an encoder or by Gaussians for each image, the evidence tracked."""
 
+    KEPT = (*Trainer.KEPT, "evidence", "images", "averaged")
+
     def __init__(
         self, vae: VAE, options: Options, spaces: Mapping[str, Features], device: torch.device
     ):
@@ -176,22 +178,20 @@ class Joint(Trainer):
         self.evidence = Evidence(vae, options, device) if options.evidence_images else None
         self.by_encoder = options.weight is None
         vae.encoder.requires_grad_(self.by_encoder)
-        vae.add_module("evidence", self.evidence)  # in the state of `vae` it is in the checkpoint
         super().__init__(vae, objective, ADAM[options.protocol], options, spaces, device)
+        self.images: dict[str, Posteriors] = {}  # in use, the oldest first
+        self.averaged: AveragedModel | None = None
         if options.weight is not None:
             shares = {"factorized": options.weight, "full": 1 - options.weight}
             self.shares = {family: share for family, share in shares.items() if share}
             z = torch.zeros(options.batch_size, vae.nz, device=device)
             x = vae.sample(z, self.noise)[0]
-            # The images in use, the oldest first.
             self.images = {family: Posteriors(family, 0 * x, z) for family in self.shares}
-            vae.add_module("images", nn.ModuleDict(self.images))
         if options.average:
             self.averaged = AveragedModel(
                 vae.decoder, multi_avg_fn=get_ema_multi_avg_fn(options.average)
             )
             self.averaged.requires_grad_(False)
-            vae.add_module("averaged", self.averaged)
             average = self.averaged.module
             assert isinstance(average, dcgan.Generator)
             self.tested = VAE(vae.truth, vae.encoder, vae.sigma, average).to(device).eval()
@@ -242,7 +242,7 @@ class Joint(Trainer):
             images, gradient = self.images[family], self.images[family].mean.grad
             assert gradient is not None
             images.improve(-gradient * options.batch_size / share, REUSE_RATE)
-        if options.average:
+        if self.averaged is not None:
             self.averaged.update_parameters(self.vae.decoder)
         return loss.detach()
 

@@ -41,8 +41,14 @@ def load(path: Path) -> Corpus:
     if not path.exists():
         raise DataError(f"no corpus {str(path)!r}: newsgroups, docstrings, a folder of .txt files")
     documents = list(_files(path) if path.is_dir() else _rows(path))
+    digest = hashlib.sha256(repr(documents).encode("utf-8", "replace")).hexdigest()[:12]
+    return corpus_of(documents, f"{path.name} ({len(documents):,} documents, {digest})")
+
+
+def corpus_of(documents: list[Document], name: str) -> Corpus:
+    """The corpus, called `name`, of documents. Raises DataError as `load` does."""
     if len(documents) < 2:
-        raise DataError(f"{path}: {len(documents)} document(s); at least two are needed")
+        raise DataError(f"{name}: at least two documents are needed")
     tokens = [words_of(text) for _, _, text in documents]
     index = {word: i for i, word in enumerate(sorted(set().union(*tokens)))}
     column = np.fromiter((index[word] for words in tokens for word in words), np.int32)
@@ -50,35 +56,34 @@ def load(path: Path) -> Corpus:
     shape = (len(tokens), len(index))
     counts = scipy.sparse.coo_array((np.ones(len(row), np.float32), (row, column)), shape).tocsr()
     counts.sort_indices()
-    names = [name for name, _, _ in documents]
-    test = np.array([_is_test(name, names) for name in names])
+    titles = [title for title, _, _ in documents]
+    test = _is_test(titles)
     rows = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
     for split, chosen in rows.items():
         if not len(chosen):
-            raise DataError(f"{path}: no {split} documents; name folders train/ and test/")
+            raise DataError(f"{name}: no {split} documents; name folders train/ and test/")
     occurring = np.bincount(counts[rows["train"]].indices, minlength=len(index))
     if occurring.max(initial=0) < 2:
-        raise DataError(f"{path}: no word stands in two training documents")
+        raise DataError(f"{name}: no word stands in two training documents")
     columns = frequent_words(counts[rows["train"]], min(VOCABULARY, int((occurring > 0).sum())))
     groups = sorted({group for _, group, _ in documents})
     labels = np.array([groups.index(group) for _, group, _ in documents], np.int64)
-    digest = hashlib.sha256(repr(documents).encode("utf-8", "replace")).hexdigest()[:12]
     vocabulary = list(index)
     return Corpus(
-        name=f"{path.name} ({len(documents):,} documents, {digest})",
+        name=name,
         **{split: counts[rows[split]][:, columns] for split in SPLITS},
         **{f"{split}_labels": labels[rows[split]] for split in SPLITS},
-        **{f"{split}_titles": [names[i] for i in rows[split]] for split in SPLITS},
+        **{f"{split}_titles": [titles[i] for i in rows[split]] for split in SPLITS},
         words=[vocabulary[i] for i in columns],
         groups=groups,
     )
 
 
-def _is_test(name: str, names: list[str]) -> bool:
-    split = {name.partition("/")[0] for name in names}
-    if split == set(SPLITS):
-        return name.startswith("test/")
-    return hashlib.sha256(name.encode("utf-8", "replace")).digest()[0] % 4 == 0
+def _is_test(titles: list[str]) -> np.ndarray:
+    if {title.partition("/")[0] for title in titles} == set(SPLITS):
+        return np.array([title.startswith("test/") for title in titles])
+    digests = (hashlib.sha256(title.encode("utf-8", "replace")).digest() for title in titles)
+    return np.array([digest[0] % 4 == 0 for digest in digests])
 
 
 def _files(folder: Path) -> Iterator[Document]:

@@ -195,7 +195,7 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
     """Tables 2 and 3 beside the report's, and all cells with what else was measured, as Markdown,
     CSV and LaTeX.
 
-    cells: of `read_cells`. folder: where table2, table3 and hashing_cells go.
+    cells: results of `hashing.py`, by name. folder: where table2, table3 and hashing_cells go.
     """
     grid = of_the_report(cells)
     beside: dict[str, dict[tuple, list[str]]] = {}
@@ -254,8 +254,8 @@ def write_cells(cells: dict[str, dict], folder: Path) -> None:
     for name, result in cells.items():
         m, config, there = result["metrics"], result["config"], result["environment"]
         trained = f"{config['epochs']} + {config['fine_epochs']}"
-        if config["patience"] is not None:
-            trained += f", or {config['patience']} past the minimum"
+        if patience := config.get("patience"):  # an option of old
+            trained += f", or {patience} past the minimum"
         where = f"{there['threads']} threads" if there["device"] == "cpu" else there["device"]
         rows.append(
             (

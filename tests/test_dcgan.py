@@ -25,22 +25,7 @@ from figures.cli import RunError
 from figures.frechet import inception
 
 CPU = torch.device("cpu")
-TINY = (
-    "--data",
-    "faces",
-    "--faces",
-    60,
-    "--held-out",
-    20,
-    "--ngf",
-    2,
-    "--ndf",
-    2,
-    "--nz",
-    5,
-    "--batch-size",
-    16,
-)
+TINY = ("--data faces --faces 60 --held-out 20 --ngf 2 --ndf 2 --nz 5", "--batch-size 16")
 TINY += ("--features", "thumbnails", "--precision", "float32", "--device", "cpu")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from toy import HASHING, corpus, main, option_error, posix, python, the_one_line
+from toy import HASHING, corpus, main, option_error, posix, python, the_one_line, words
 
 import disarm
 import hashing
@@ -26,20 +26,8 @@ CPU = torch.device("cpu")
 SMALL = hashing.Options(
     bits=4, epochs=4, fine_epochs=2, pairs=3, batch_size=16, checkpoint_every=1, device="cpu"
 )
-ARGUMENTS = (
-    "--bits",
-    4,
-    "--epochs",
-    4,
-    "--fine-epochs",
-    2,
-    "--pairs",
-    3,
-    "--batch-size",
-    16,
-    "--checkpoint-every",
-    1,
-)
+FEW = "--bits 4 --pairs 3 --batch-size 16 --checkpoint-every 1"
+ARGUMENTS = (FEW, "--epochs 4 --fine-epochs 2")
 
 
 @pytest.fixture
@@ -351,12 +339,12 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, toy_corpus: None) -> No
     that of a run never stopped.
     """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    long = ("--epochs", 40, "--fine-epochs", 60, *ARGUMENTS[6:], "--bits", 4)
+    long = (FEW, "--epochs 40 --fine-epochs 60")
     done = main(hashing, *long, "--out", whole)
     assert done.returncode == 0, done.stderr
     checkpoint, result = killed / "checkpoint.pt", killed / "result.json"
     for least, stop in ((5, signal.SIGKILL), (45, signal.SIGTERM)):
-        command = [sys.executable, "-c", HASHING, *map(str, long), "--resume", "--out", killed]
+        command = [sys.executable, "-c", HASHING, *words(*long, "--resume --out", killed)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 100
         epochs = 0

@@ -325,14 +325,7 @@ def test_a_falling_rate_rises_first(
         "--encoder",
         encoder,
         *SMALL,
-        "--evidence-images",
-        0,
-        "--iterations",
-        20,
-        "--schedule",
-        "falling",
-        "--lr",
-        1e-3,
+        "--evidence-images 0 --iterations 20 --schedule falling --lr 1e-3",
     )
     assert main(celeba_joint, *arguments, "--out", tmp_path / "a").returncode == 0
     assert rates[:2] == pytest.approx([0.25e-3, 0.75e-3])
@@ -361,17 +354,7 @@ def test_an_encoder_fitted_by_the_elbo_can_go_on(encoder: Path, tmp_path: Path) 
 def test_a_run_without_an_encoder(
     encoder: Path, weight: float, others: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = (
-        *SMALL,
-        *WITHOUT,
-        "--encoder",
-        encoder,
-        "--weight",
-        weight,
-        "--sigma",
-        0.2,
-        *others,
-    )
+    arguments = (*SMALL, *WITHOUT, "--encoder", encoder, "--weight", weight, "--sigma 0.2", *others)
     whole = main(celeba_joint, *arguments, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     assert "log p(x) under the decoder" in whole.stdout
@@ -414,9 +397,7 @@ def test_without_an_encoder_the_decoder_is_a_fixed_function(encoder: Path, tmp_p
         *WITHOUT,
         "--encoder",
         tmp_path / "model.pt",
-        "--weight",
-        0,
-        "--out",
+        "--weight 0 --out",
         tmp_path / "out",
     )
     assert "is for the report's protocol" in the_one_line(main(celeba_joint, *arguments))

@@ -187,20 +187,7 @@ def test_lengths_through_the_command_line(
     decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(newsgroups, "load", lambda archive: corpus(60))
-    arguments = (
-        "lengths",
-        "--lengths",
-        3,
-        9,
-        "--bits",
-        2,
-        "--decoder",
-        decoder,
-        "--weights",
-        9,
-        "--out",
-        tmp_path,
-    )
+    arguments = ("lengths --lengths 3 9 --bits 2 --decoder", decoder, "--weights 9 --out", tmp_path)
     done = main(hashing, *arguments)
     assert done.returncode == 0, done.stderr
     for case in law.split(json.loads((tmp_path / "result.json").read_bytes())).values():

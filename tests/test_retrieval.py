@@ -54,9 +54,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_search(trained: Path, tmp_path: Path) -> None:
-    done = main(
-        hashing, "search", "Word3, word4 and flibbertigibbet", "--top", 4, "--model", trained
-    )
+    done = main(hashing, "search", "Word3, word4 and flibbertigibbet", "--top 4 --model", trained)
     assert done.returncode == 0, done.stderr
     assert "not among the 30 words: and flibbertigibbet" in done.stdout
     lines = [line for line in done.stdout.splitlines() if "document " in line and line[0].isdigit()]

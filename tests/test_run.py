@@ -206,22 +206,7 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path, arguments: str) ->
 
 
 def test_the_variance_of_estimators_is_drawn(tmp_path: Path) -> None:
-    small = (
-        "--documents",
-        2,
-        "--samples",
-        50,
-        "--scales",
-        1,
-        4,
-        "--bits",
-        2,
-        4,
-        "--at-bits",
-        4,
-        "--vocabulary",
-        20,
-    )
+    small = ("--documents 2 --samples 50 --scales 1 4 --bits 2 4 --at-bits 4", "--vocabulary 20")
     done = main(hashing, "variance", *small, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "result.json").read_bytes())["metrics"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from toy import HASHING, ROOT, SCRIPT, corpus, main, posix, task
+from toy import HASHING, ROOT, SCRIPT, corpus, main, posix, task, words
 
 import hashing
 from data import newsgroups
@@ -189,18 +189,7 @@ def test_a_lost_command_takes_its_script_along_on_the_cluster(house: Path, clust
     assert (runs(house, "second"), runs(house, "third")) == (2, 1)
 
 
-CELL = (
-    "--bits",
-    "4",
-    "--epochs",
-    "120",
-    "--fine-epochs",
-    "0",
-    "--batch-size",
-    "16",
-    "--checkpoint-every",
-    "5",
-)
+CELL = "--bits 4 --epochs 120 --fine-epochs 0 --batch-size 16 --checkpoint-every 5 --device cpu"
 
 
 def busy(nannies: list[psutil.Process]) -> list[psutil.Process]:
@@ -221,18 +210,8 @@ def test_cells_survive_lost_workers_bit_by_bit(
     tasks = []
     for seed in range(3):
         folder = house / f"cell {seed}"
-        command = (
-            str(script),
-            *CELL,
-            "--seed",
-            str(seed),
-            "--device",
-            "cpu",
-            "--resume",
-            "--out",
-            str(folder),
-        )
-        tasks.append(Task(str(seed), command, folder))
+        command = words(script, CELL, "--seed", seed, "--resume --out", folder)
+        tasks.append(Task(str(seed), tuple(command), folder))
     file, nannies = cluster
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run_tasks, tasks, ClusterOptions(scheduler=file, threads=1))
@@ -254,9 +233,7 @@ def test_cells_survive_lost_workers_bit_by_bit(
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     for seed in range(3):
-        done = main(
-            hashing, *CELL, "--seed", seed, "--device", "cpu", "--out", house / f"whole {seed}"
-        )
+        done = main(hashing, CELL, "--seed", seed, "--out", house / f"whole {seed}")
         assert done.returncode == 0, done.stderr
         results = [
             json.loads((house / f"{kind} {seed}" / "result.json").read_bytes())

@@ -22,30 +22,10 @@ from figures import evidence, section4
 from figures.evidence import importance_bounds, laplace, noise_surplus
 
 SMALL = (
-    "--iterations",
-    6,
-    "--batch-size",
-    8,
-    "--test-images",
-    20,
-    "--bound-images",
-    2,
-    "--laplace-images",
-    2,
+    "--iterations 6 --batch-size 8 --test-images 20 --bound-images 2 --laplace-images 2",
+    "--fid-images 24 --fid-dims 0 --track 3 --track-images 12 --checkpoint-every 2",
+    "--precision float32 --device cpu",
 )
-SMALL += (
-    "--fid-images",
-    24,
-    "--fid-dims",
-    0,
-    "--track",
-    3,
-    "--track-images",
-    12,
-    "--checkpoint-every",
-    2,
-)
-SMALL += ("--precision", "float32", "--device", "cpu")
 RUNS = celeba_joint.RUNS
 SHAPE = (3, 2, 2)  # of the images of the linear model
 SIGMA = 0.3
@@ -356,8 +336,7 @@ def test_joint_run_goes_on_from_the_encoder(
         "--encoder",
         tmp_path / "model.pt",
         *SMALL,
-        "--learn-sigma",
-        "--out",
+        "--learn-sigma --out",
         tmp_path / "b",
     )
     assert again.returncode == 0, again.stderr
@@ -373,17 +352,7 @@ def test_training_raises_what_it_should(ground_truth: Path, tmp_path: Path) -> N
         if values.ndim == 4:
             values *= 10
     torch.save(kept, tmp_path / "ground_truth.pt")
-    run = (
-        *SMALL,
-        "--batch-size",
-        32,
-        "--lr",
-        0.003,
-        "--track-images",
-        64,
-        "--checkpoint-every",
-        1000,
-    )
+    run = (*SMALL, "--batch-size 32 --lr 0.003 --track-images 64 --checkpoint-every 1000")
     truth = ("--ground-truth", tmp_path / "ground_truth.pt", "--iterations", 100)
     assert main(celeba_encoder, *run, *truth, "--out", tmp_path / "encoder").returncode == 0
     loss = read(tmp_path / "encoder")["history"]["loss"]
@@ -399,8 +368,7 @@ def test_a_frozen_decoder_stays(encoders: dict[str, Path], tmp_path: Path) -> No
         "--encoder",
         encoders["report"] / "model.pt",
         *SMALL,
-        "--freeze-decoder",
-        "--out",
+        "--freeze-decoder --out",
         tmp_path,
     )
     done = main(celeba_joint, *arguments)
@@ -481,7 +449,7 @@ def test_without_weights_the_rest_is_still_written(
     no_network: Path,  # noqa: F811
 ) -> None:
     done = main(
-        celeba_encoder, "--ground-truth", ground_truth, *SMALL, "--fid-dims", 64, "--out", tmp_path
+        celeba_encoder, "--ground-truth", ground_truth, *SMALL, "--fid-dims 64 --out", tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert "no weights" in done.stdout

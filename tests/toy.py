@@ -93,16 +93,25 @@ def task(house: Path, name: str, *words: str, needs: tuple[str, ...] = ()) -> Ta
     return Task(name, (str(house / "script.py"), name, *words, "--out", str(folder)), folder, needs)
 
 
+def words(*arguments: object) -> list[str]:
+    """Arguments of a command line; options may stand in one string, as in a shell."""
+    return [
+        word
+        for argument in map(str, arguments)
+        for word in (argument.split() if "--" in argument else [argument])
+    ]
+
+
 def python(code: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
     """Run a program given as text; never raises for a bad exit code."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-c", code, *words(*arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=120, **options
     )
 
 
 def script(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / name, *map(str, arguments)]
+    command = [sys.executable, ROOT / name, *words(*arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=120, **options
     )
@@ -112,7 +121,7 @@ def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
     """The script's command line in this process, which spares the start of an interpreter with
     torch.
     """
-    argv = [module.__file__, *map(str, arguments)]
+    argv = [module.__file__, *words(*arguments)]
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
