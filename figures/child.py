@@ -1,10 +1,17 @@
 """Runs a script as a process that ends with whoever started it: `python figures/child.py SCRIPT
-ARGUMENT...`.
+ARGUMENT...`; or serves, and forks a process for each script that is asked for.
 
 Standard input is a pipe from the parent. Its end, when the parent closes it or is gone, even by
 SIGKILL, means: stop. This works alike on every platform, where signals and process groups do not.
+
+A server, `python figures/child.py ANSWERS MODULE...`, first imports what takes seconds, which its
+scripts are spared. A line of JSON on its standard input asks for a script: its words, and its log
+or null. The exit code goes as a line to the file descriptor ANSWERS. One script runs at a time.
 """
 
+import contextlib
+import importlib
+import json
 import os
 import runpy
 import signal
@@ -25,8 +32,34 @@ def stop_at_end_of_input() -> None:
     os._exit(143)
 
 
-if __name__ == "__main__":
+def run(words: list[str]) -> None:
     threading.Thread(target=stop_at_end_of_input, daemon=True).start()
-    sys.argv = sys.argv[1:]
-    sys.path[0] = str(Path(sys.argv[0]).absolute().parent)  # as if the script had been called
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.argv = words
+    sys.path[0] = str(Path(words[0]).absolute().parent)  # as if the script had been called
+    runpy.run_path(words[0], run_name="__main__")
+
+
+def serve(answers: int, modules: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the scripts
+    for name in modules:
+        importlib.import_module(name)
+    for line in open(0, "rb", buffering=0, closefd=False):  # noqa: SIM115 (no byte ahead)
+        words, log = json.loads(line)
+        if (child := os.fork()) == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.close(answers)
+            if log is not None:
+                file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                for stream in (1, 2):
+                    os.dup2(file, stream)
+            return run(words)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with contextlib.suppress(BrokenPipeError):
+            os.write(answers, f"{code}\n".encode())
+
+
+if __name__ == "__main__":
+    if sys.argv[1].isdecimal():
+        serve(int(sys.argv[1]), sys.argv[2:])
+    else:
+        run(sys.argv[1:])

@@ -14,9 +14,10 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -30,11 +31,16 @@ from figures.cli import ROOT, Count, OptionalCount, RunError
 from figures.run import write_json
 
 RECORD, LOG = "step.json", "log.txt"
+CHILD = (sys.executable, str(Path(__file__).with_name("child.py")))
 # Dask's nannies set each to 1.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 TIMEOUT = 10  # seconds to find the scheduler
 PATIENCE = 5  # seconds without a worker before that is said
 CHILDREN: set[subprocess.Popen] = set()  # of this process
+SERVERS = threading.local()  # one for each thread, of figures/child.py
+# What scripts import, and torch's compiler, which Adam's first step imports: 3 to 10 seconds.
+IMPORTED = ("torch", "torch._dynamo", "torchvision.utils", "scipy.optimize", "scipy.stats")
+IMPORTED += ("matplotlib.pyplot", "tyro", "tqdm", "filelock")
 
 
 @dataclass(frozen=True)
@@ -105,12 +111,6 @@ def run_task(
         return task.name, f"goes on from {lost[0]}"
     worker, key = get_worker(), thread_state.key
     threads = str(task.threads or max(1, cores() // worker.state.nthreads))
-    command = [
-        sys.executable,
-        str(ROOT / "figures" / "child.py"),
-        str(ROOT / task.command[0]),
-        *task.command[1:],
-    ]
     entry |= {
         "command": task.template or shlex.join(task.command),
         "session": session,
@@ -119,39 +119,87 @@ def run_task(
     entry |= {"seconds": entry.get("seconds", 0.0), "finished": False}
     write_json(task.folder / RECORD, entry)
     start = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        log, said_before = None, 0
-        if task.title is None:
-            log = stack.enter_context((task.folder / LOG).open("ab"))
-            said_before = log.tell()
-        else:
-            print(task.title, flush=True)
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=None if log is None else subprocess.STDOUT,
-            env=os.environ | dict.fromkeys(THREADS, threads),
-        )
-        CHILDREN.add(child)
-        while child.poll() is None:
-            time.sleep(0.1)
-            # Released when the command that submitted it is gone.
-            ours = worker.state.tasks.get(key)
-            if ours is None or ours.state == "cancelled":
-                stop(child)
-        CHILDREN.discard(child)
+    log = task.folder / LOG if task.title is None else None
+    said_before = log.stat().st_size if log is not None and log.exists() else 0
+    if log is None:
+        print(task.title, flush=True)
+    words = [str(ROOT / task.command[0]), *task.command[1:]]
+    environment = os.environ | dict.fromkeys(THREADS, threads)
+    script = begin(words, log, environment)
+    while (code := script.poll()) is None:
+        time.sleep(0.1)
+        # Released when the command that submitted it is gone.
+        ours = worker.state.tasks.get(key)
+        if ours is None or ours.state == "cancelled":
+            stop(script.process)
     entry |= {
         "seconds": round(entry["seconds"] + time.perf_counter() - start, 3),
-        "finished": child.returncode == 0,
+        "finished": code == 0,
     }
     write_json(task.folder / RECORD, entry)
-    return (
-        task.name,
-        None
-        if child.returncode == 0
-        else f"exit code {child.returncode}{last_words(task, said_before)}",
-    )
+    return task.name, f"exit code {code}{last_words(task, said_before)}" if code else None
+
+
+class Alone:
+    """A script run by an interpreter of its own."""
+
+    def __init__(self, words: Sequence[str], log: Path | None, environment: Mapping[str, str]):
+        with contextlib.ExitStack() as stack:
+            out = None if log is None else stack.enter_context(log.open("ab"))
+            error = None if log is None else subprocess.STDOUT
+            streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": error}
+            self.process = subprocess.Popen([*CHILD, *words], **streams, env=environment)
+        CHILDREN.add(self.process)
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        if self.process.poll() is not None:
+            CHILDREN.discard(self.process)
+        return self.process.returncode
+
+
+class Server:
+    """A process that has imported what scripts need, and forks one at a time."""
+
+    def __init__(self, environment: Mapping[str, str]):
+        ours, theirs = os.pipe()
+        os.set_blocking(ours, False)
+        self.answers = os.fdopen(ours, "rb", buffering=0)
+        command = [*CHILD, str(theirs), *IMPORTED]
+        environment = {**environment, "MPLBACKEND": "Agg"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, pass_fds=(theirs,), env=environment
+        )
+        os.close(theirs)
+        CHILDREN.add(self.process)
+
+    def begin(self, words: Sequence[str], log: Path | None) -> None:
+        """Run a script."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([words, log and str(log)]).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def poll(self) -> int | None:
+        """The exit code of the script, or None while it runs."""
+        answer = self.answers.read(64)
+        if answer == b"":  # the server was killed, and its script is to end, too
+            stop(self.process)
+        return None if answer is None else int(answer or self.process.returncode or 1)
+
+
+def begin(words: Sequence[str], log: Path | None, environment: Mapping[str, str]) -> Alone | Server:
+    """Run a script: on this machine as a fork of this thread's server.
+
+    Not on a cluster, where tasks of many commands share a worker, nor on other systems than Linux,
+    which cannot fork a process that has imported torch.
+    """
+    if sys.platform != "linux" or not get_worker().address.startswith("inproc"):
+        return Alone(words, log, environment)
+    server = getattr(SERVERS, "own", None)
+    if server is None or server.process not in CHILDREN or server.process.poll() is not None:
+        server = SERVERS.own = Server(environment)
+    server.begin(words, log)
+    return server
 
 
 def last_words(task: Task, start: int) -> str:
@@ -177,6 +225,7 @@ def stop(child: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+    CHILDREN.discard(child)
 
 
 def stop_children() -> None:
@@ -301,4 +350,7 @@ def run_tasks(
                 future.cancel()
             client.run(stop_children)
             raise
+        finally:
+            if options.scheduler is None:
+                stop_children()  # the servers
     return {task.name: failed[task.name] for task in tasks if task.name in failed}

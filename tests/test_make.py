@@ -38,8 +38,7 @@ QUICK = make.Options()
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.setattr(runner, "ROOT", tmp_path)
-    (tmp_path / "figures").mkdir()
-    shutil.copy(ROOT / "figures/child.py", tmp_path / "figures")
+    monkeypatch.setattr(runner, "IMPORTED", ())  # which the toy does not need
     monkeypatch.setattr(make, "STEPS", {"quick": STEPS})
     return tmp_path
 

@@ -24,8 +24,9 @@ from figures.runner import ClusterOptions, Task, connected, run_tasks
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Path:
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "script.py").write_text(SCRIPT)
+    monkeypatch.setattr(runner, "IMPORTED", ("json",))  # all that the toy needs
     return tmp_path
 
 
@@ -93,13 +94,30 @@ def test_no_scheduler_is_one_line(house: Path, monkeypatch: pytest.MonkeyPatch) 
         run_tasks([task(house, "first")], ClusterOptions(scheduler="tcp://127.0.0.1:1"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="where scripts are forks of a server")
+def test_a_killed_server_ends_its_script_and_the_next_task_has_another(house: Path) -> None:
+    (house / "mood").write_text("hang")
+    tasks = [task(house, "first", "hangs"), task(house, "second")]
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run_tasks, tasks, ClusterOptions())
+        wait_for((house / "out/first/hanging").exists)
+        script = psutil.Process(int((house / "out/first/pid").read_text(encoding="utf-8")))
+        script.parent().kill()
+        assert future.result(60) == {"first": "exit code -9: it said nothing"}
+    wait_for(lambda: not is_running(script.pid), 30)
+    assert runs(house, "second") == 1
+    assert not runner.CHILDREN
+
+
 DRIVER = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 from toy import task
 from figures.cli import cli
+from figures import runner
 from figures.runner import ClusterOptions, run_tasks
+runner.IMPORTED = ()
 house = Path({house!r})
 tasks = [task(house, "first"), task(house, "second", "hangs")]
 tasks.append(task(house, "third", needs=("second",)))
