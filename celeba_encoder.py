@@ -13,7 +13,7 @@ x) on fresh pairs. What the report's text and its released code do differently i
   Adam               2e-4                            2e-5, betas (0.5, 0.999)
 
 Under `report` the encoder's batch norm learns its statistics in training, then takes them anew from
-200 batches.
+200 batches (a quarter of the iterations, if these are fewer).
 
 The evaluation at the end is shared with `celeba_joint.py`. On fresh samples of the ground truth:
 ELBO with its parts, importance-weighted lower bounds of log p(x), the aggregate posterior, Fréchet
@@ -64,7 +64,7 @@ NETWORKS = ("truth", "encoder", "decoder")  # of a VAE
 COLUMNS = 8  # images in the figure
 # Streams of images that joint training does not change.
 SHARED = {"truth", "noisy", "truth_prior", "real"}
-CALIBRATION = 200  # batches from which the encoder's batch norm takes its statistics
+CALIBRATION = 200  # batches at most, from which the encoder's batch norm takes its statistics
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,13 @@ QUICK = Options(
     iterations=400,
     batch_size=64,
     lr=1e-3,
-    test_images=2000,
-    bound_images=50,
-    laplace_images=16,
-    fid_images=2000,
+    test_images=500,
+    bound_images=16,
+    laplace_images=8,
+    fid_images=1000,
     fid_dims=0,
-    track=4,
-    track_images=500,
+    track=2,
+    track_images=200,
 )
 
 
@@ -414,7 +414,8 @@ def main(options: Options) -> None:
     trainer.run(NETWORKS if options.protocol == "released" else ("encoder",), checkpoint)
     if options.protocol == "report":
         noise = torch.Generator(device).manual_seed(5_000_003 + options.seed)
-        latents = (normal((options.batch_size, vae.nz), noise) for _ in range(CALIBRATION))
+        batches = min(CALIBRATION, -(-options.iterations // 4))
+        latents = (normal((options.batch_size, vae.nz), noise) for _ in range(batches))
         update_bn((vae.sample(z, noise)[1] for z in latents), vae.encoder)
     metrics, known = evaluate(vae, options, spaces, real, {}, device)
     shared = {

@@ -152,13 +152,13 @@ class Options(TrainingOptions):
 QUICK = Options(
     iterations=250,
     batch_size=64,
-    test_images=2000,
-    bound_images=50,
-    laplace_images=16,
-    fid_images=2000,
+    test_images=500,
+    bound_images=16,
+    laplace_images=8,
+    fid_images=1000,
     fid_dims=0,
-    track=5,
-    track_images=500,
+    track=3,
+    track_images=200,
     evidence_images=16,
     evidence_samples=20,
 )
@@ -530,6 +530,7 @@ def plane(options: PlaneOptions) -> None:
     """What joint training costs where all can be summed: the law's path for a small Gaussian VAE in
     the plane.
     """
+    torch.set_num_threads(1)  # of products this small, several take longer
     cases, seconds = [], {}
     for sigma in tqdm(options.sigmas, desc="plane", unit="sigma"):
 

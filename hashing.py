@@ -879,6 +879,7 @@ def lengths(options: LengthsOptions) -> None:
     """Where the family of q matters: the law's path for documents of n words, at the optimum of
     decoder and q.
     """
+    torch.set_num_threads(1)  # of products this small, several take longer
     corpus = load_corpus(options.corpus, options.archive)
     weights = law.weights(options.weights)
     frequent = corpus.train[:, frequent_words(corpus.train, options.words)]

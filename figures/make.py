@@ -46,7 +46,7 @@ from data import celeba, newsgroups, write_aside
 from figures import law
 from figures.cli import RunError, cli
 from figures.run import claim, pick_device, write_json
-from figures.runner import ClusterOptions, Task, record, run_tasks
+from figures.runner import ClusterOptions, Task, cores, record, run_tasks
 from figures.steps import HOUR, STEPS, Step
 
 HERE = Path(__file__).parent
@@ -176,7 +176,7 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
             )
         (out / "results" / step.result).unlink(missing_ok=True)
         waiting.append(step)
-    alone, tasks = options.jobs == 1 and options.scheduler is None, []
+    alone, tasks = options.jobs in (None, 1) and options.scheduler is None, []
     for i, step in enumerate(waiting):
         command, left = arguments(step, out), sum(later.seconds for later in waiting[i:])
         place = f"[{len(steps) - len(waiting) + i + 1}/{len(steps)}]"
@@ -238,6 +238,8 @@ def main(options: Options) -> None:
         print(f"figures and tables drawn in {folder}")
         return
     steps = chosen(STEPS[options.preset], options.only)
+    many = min(cores(), 4) if options.preset == "quick" else 1
+    options = replace(options, jobs=options.jobs or many)
     out = options.out or HERE.parent / "runs" / options.preset
     if options.preset == "report":
         print("\n".join(requirements(out)))

@@ -27,7 +27,7 @@ import dask
 from distributed import Client, Scheduler, SpecCluster, Worker, as_completed, get_worker
 from distributed.worker import thread_state
 
-from figures.cli import ROOT, Count, OptionalCount, RunError
+from figures.cli import ROOT, OptionalCount, RunError
 from figures.run import write_json
 
 RECORD, LOG = "step.json", "log.txt"
@@ -45,8 +45,10 @@ IMPORTED += ("matplotlib.pyplot", "tyro", "tqdm", "filelock")
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    jobs: Count = 1
-    """scripts run at a time on this machine, which share its cores"""
+    jobs: OptionalCount = None
+    """scripts run at a time on this machine, which share its cores; None: one, or in the quick run
+    as many as there are cores, four at most
+    """
     threads: OptionalCount = None
     """threads of each script; None: the machine's cores, divided by --jobs or by the --nthreads of
     the Dask worker
@@ -256,10 +258,11 @@ def connected(options: ClusterOptions) -> Generator[Client]:
     Raises RunError if there is no scheduler where the options say.
     """
     if options.scheduler is None:
+        jobs = options.jobs or 1
         settings = {
-            "nthreads": options.jobs,
+            "nthreads": jobs,
             "memory_limit": 0,  # it only starts scripts, which the system looks after
-            "resources": {options.resource: options.jobs} if options.resource else {},
+            "resources": {options.resource: jobs} if options.resource else {},
         }
         scheduler = {
             "cls": PortlessScheduler,
@@ -332,7 +335,7 @@ def run_tasks(
                 **{"key": key, "priority": -i, "resources": resources},
             )
             futures[task.name] = last
-            if options.scheduler is not None or options.jobs > 1:
+            if options.scheduler is not None or (options.jobs or 1) > 1:
                 last = None  # only one at a time has to keep the order where there is a choice
         names = {future.key: name for name, future in futures.items()}
         if options.scheduler is not None:

@@ -53,7 +53,10 @@ def celeba() -> Iterator[Step]:
         yield Step(4, f"celeba/{name}", command, 114 * HOUR, needs=(f"celeba/{fitted}",))
 
 
-FACES = "celeba_joint.py quick --schedule falling --precision float32"
+MEASURED = "--test-images 2000 --bound-images 50 --laplace-images 16 --fid-images 2000"
+MEASURED += " --track-images 500 --precision float32"
+FITTING = f"celeba_encoder.py quick --track 4 {MEASURED}"
+FACES = f"celeba_joint.py quick --schedule falling {MEASURED}"
 FACES_GAN = "dcgan.py quick --epochs 30"
 PHOTOS_GAN = "dcgan.py --ngf 16 --ndf 16 --nz 16 --epochs 50 --held-out 500 --features thumbnails"
 FITS = {
@@ -75,7 +78,7 @@ def inference() -> Iterator[Step]:
         prefix, track = ("", "6") if where == "faces" else ("photos_", "4 --fid-dims 768")
         truth, encoder = f"{where}/dcgan{end}", f"{where}/encoder{end}"
         yield Step(4, truth, f"{gan}{of_seed} --out {{self}}", 1000 if prefix else 200)
-        command = "celeba_encoder.py quick --sigma 0.5 --iterations 3000 --precision float32"
+        command = f"{FITTING} --sigma 0.5 --iterations 3000"
         command += f" --ground-truth {{{truth}}}/ground_truth.pt{of_seed} --out {{self}}"
         yield Step(4, encoder, command, 300, needs=(truth,))
 
@@ -115,8 +118,8 @@ def settled() -> Iterator[Step]:
     options += " --evidence-images 128 --evidence-samples 60 --iterations 1200"
     for seed in range(8):
         truth, encoder = f"faces/dcgan_short_seed{seed}", f"faces/encoder_short_seed{seed}"
-        yield Step(4, truth, f"dcgan.py quick --seed {seed} --out {{self}}", 90)
-        command = "celeba_encoder.py quick --sigma 0.5 --iterations 1000 --precision float32"
+        yield Step(4, truth, f"dcgan.py quick --epochs 9 --seed {seed} --out {{self}}", 90)
+        command = f"{FITTING} --sigma 0.5 --iterations 1000"
         command += f" --ground-truth {{{truth}}}/ground_truth.pt --seed {seed} --out {{self}}"
         yield Step(4, encoder, command, 100, needs=(truth,))
         for name, weight in (("factorized", 1), ("full", 0)):
@@ -243,13 +246,15 @@ def quick() -> Iterator[Step]:
     needs = ("celeba/encoder_report",)
     yield Step(4, "celeba/joint_report", f"celeba_joint.py quick {fitted}", 81, needs=needs)
     for kind, weight in (("factorized", 1), ("full", 0)):
-        command = f"{FACES} --weight {weight} --sigma 0.5 --lr 1e-3 --iterations 40"
+        command = "celeba_joint.py quick --schedule falling --precision float32"
+        command += f" --weight {weight} --sigma 0.5 --lr 1e-3 --iterations 40"
         command += f" --batch-size 16 --track 2 {fitted}"
         yield Step(4, f"inference/{kind}", command, 46, needs=needs)
-    command = "celeba_joint.py plane --sigmas 0.8 --weights 6 --out {self}"
+    command = "celeba_joint.py plane --sigmas 0.8 --weights 6 --points 100 --out {self}"
     yield Step(4, "plane/own_seed0", command, 30)
     yield Step(5, "disarm", "hashing.py variance --out {self}", 16, resume=False)
-    command = "hashing.py lengths --corpus docstrings --lengths 4 16 --weights 4 --documents 500"
+    command = "hashing.py lengths --corpus docstrings --decoder free --lengths 2 8 --weights 4"
+    command += " --words 100 --documents 300"
     yield Step(5, "lengths/free_seed1", f"{command} --out {{self}}", 30)
     yield from grid(("e1", "e3", "e4"), (8,), (0,), epochs=(20, 0), options="--corpus docstrings")
     command = "hashing.py exact --corpus docstrings --encoders e1 --bits 6 --likelihood-epochs 20"

@@ -14,7 +14,7 @@ from toy import ROOT, SCRIPT, main, options_of, the_one_line
 import hashing
 from figures import findings, make, runner, steps, style
 from figures.cli import RunError
-from figures.run import release
+from figures.run import as_config, release
 from figures.steps import Step
 
 STEPS = (
@@ -185,6 +185,20 @@ def test_every_step_of_the_presets_is_a_command_that_its_script_takes() -> None:
             read = options_of(shlex.join(make.arguments(step, Path("out"))))
             assert read.out.is_relative_to(Path("out/steps") / step.name)
             assert getattr(read, "resume", False) == step.resume
+
+
+def test_steps_make_what_is_committed() -> None:
+    """The options of all committed results but those of reduced runs (celeba, hashing)."""
+    results, found = findings.read(make.HERE / "results"), 0
+    places = {"out", "encoder", "ground_truth", "device", "resume", "images", "archive"}
+    places |= {"checkpoint_every"}
+    for step in steps.STEPS["report"]:
+        if step.name in results and not step.name.startswith(("celeba/", "hashing/")):
+            made, now = results[step.name]["config"], as_config(options_of(step.command))
+            for key in made.keys() & now.keys() - places:
+                assert now[key] in (made[key], None), (step.name, key)
+            found += 1
+    assert found > 60
 
 
 def test_the_claim_is_read_off_the_results() -> None:
