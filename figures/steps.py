@@ -16,8 +16,8 @@ class Step:
     """One run of a script.
 
     In `command`, {name} stands for the folder of an earlier step and {self} for its own. `seconds`
-    is the wall time on two cores, roughly: measured with AVX2 for quick, from timed steps for
-    report.
+    is the wall time, roughly: for quick measured on one core with AVX2, for report from timed
+    steps on two with AVX-512 and bfloat16.
     """
 
     section: int
@@ -238,28 +238,28 @@ def report() -> Iterator[Step]:
 
 def quick() -> Iterator[Step]:
     """A small version of everything, on drawn faces and docstrings."""
-    yield Step(3, "mixture", "mixture.py quick --out {self}", 45)
-    yield Step(4, "celeba/dcgan", "dcgan.py quick --out {self}", 91)
+    yield Step(3, "mixture", "mixture.py quick --out {self}", 35)
+    yield Step(4, "celeba/dcgan", "dcgan.py quick --out {self}", 105)
     command = "celeba_encoder.py quick --ground-truth {celeba/dcgan}/ground_truth.pt --out {self}"
-    yield Step(4, "celeba/encoder_report", command, 71, needs=("celeba/dcgan",))
+    yield Step(4, "celeba/encoder_report", command, 75, needs=("celeba/dcgan",))
     fitted = "--encoder {celeba/encoder_report}/model.pt --out {self}"
     needs = ("celeba/encoder_report",)
-    yield Step(4, "celeba/joint_report", f"celeba_joint.py quick {fitted}", 81, needs=needs)
+    yield Step(4, "celeba/joint_report", f"celeba_joint.py quick {fitted}", 80, needs=needs)
     for kind, weight in (("factorized", 1), ("full", 0)):
         command = "celeba_joint.py quick --schedule falling --precision float32"
         command += f" --weight {weight} --sigma 0.5 --lr 1e-3 --iterations 40"
         command += f" --batch-size 16 --track 2 {fitted}"
-        yield Step(4, f"inference/{kind}", command, 46, needs=needs)
+        yield Step(4, f"inference/{kind}", command, 40, needs=needs)
     command = "celeba_joint.py plane --sigmas 0.8 --weights 6 --points 100 --out {self}"
-    yield Step(4, "plane/own_seed0", command, 30)
-    yield Step(5, "disarm", "hashing.py variance --out {self}", 16, resume=False)
+    yield Step(4, "plane/own_seed0", command, 40)
+    yield Step(5, "disarm", "hashing.py variance --out {self}", 20, resume=False)
     command = "hashing.py lengths --corpus docstrings --decoder free --lengths 2 8 --weights 4"
     command += " --words 100 --documents 300"
     yield Step(5, "lengths/free_seed1", f"{command} --out {{self}}", 30)
     yield from grid(("e1", "e3", "e4"), (8,), (0,), epochs=(20, 0), options="--corpus docstrings")
     command = "hashing.py exact --corpus docstrings --encoders e1 --bits 6 --likelihood-epochs 20"
     command += " --encoder-epochs 10 --joint-epochs 20 --out {self}"
-    yield Step(5, "exact_d0", command, 79)
+    yield Step(5, "exact_d0", command, 27)
 
 
 STEPS = {"quick": tuple(quick()), "report": tuple(report())}

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from data import newsgroups
 from figures.run import release
@@ -12,6 +13,7 @@ from figures.run import release
 # times.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch is imported by now
 
 # A shell starts what is in its background with SIGINT ignored, which the scripts that tests
 # interrupt would inherit.
