@@ -153,14 +153,14 @@ def test_encoders_in_the_plane(encoder: int | None) -> None:
 
 
 def test_plane_through_the_command_line(tmp_path: Path) -> None:
-    arguments = ("plane", "--sigmas", 0.8, "--weights", 3, "--out", tmp_path)
+    arguments = ("plane --sigmas 0.8 --weights 3 --hidden 1 --points 60 --out", tmp_path)
     done = main(celeba_joint, *arguments)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_bytes())
     cases = law.split(result)
     assert [case["metrics"]["value"] for case in cases.values()] == [0.8]
     for case in cases.values():
-        assert case["config"]["points"] == 150
+        assert case["config"]["points"] == 60
         metrics = case["metrics"]
         assert metrics["weight"][0] == 0 < metrics["weight"][1] < metrics["weight"][-1] == 1
         assert law.cost(metrics) <= law.narrowing(metrics) + 1e-6

@@ -150,9 +150,8 @@ def test_command_line_says_what_failed_and_what_is_not_drawn(house: Path) -> Non
     done = main(make, "--out", house / "out")
     assert done.returncode == 1
     line = the_one_line(done)
-    assert (
-        "2 of 4 steps failed: part/second (exit code 3); third (goes on from part/second)" in line
-    )
+    assert "2 of 4 steps failed: part/second (exit code 3: the disk is full)" in line
+    assert "third (goes on from part/second)" in line
     assert "not drawn: law/one_law" in line
     assert (house / "out/index.html").as_uri() in done.stdout
     assert (house / "out/section4/faces.png").exists()

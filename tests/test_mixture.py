@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import complaint, main, script, the_one_line
+from toy import complaint, main, the_one_line
 
 import mixture
 from mixture import CENTRES, Options
@@ -165,7 +165,7 @@ def test_training_raises_the_elbo_and_the_consistent_encoder_reaches_the_posteri
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A small run through the command line."""
     out = tmp_path_factory.mktemp("mixture")
-    done = script("mixture.py", *QUICK, "--out", out)
+    done = main(mixture, *QUICK, "--out", out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 

@@ -110,13 +110,6 @@ def python(code: str, *arguments: object, **options: object) -> subprocess.Compl
     )
 
 
-def script(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / name, *words(*arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, **options
-    )
-
-
 def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
     """The script's command line in this process, which spares the start of an interpreter with
     torch.
