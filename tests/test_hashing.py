@@ -339,11 +339,11 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, toy_corpus: None) -> No
     that of a run never stopped.
     """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    long = (FEW, "--epochs 40 --fine-epochs 60")
+    long = (FEW, "--epochs 20 --fine-epochs 40")
     done = main(hashing, *long, "--out", whole)
     assert done.returncode == 0, done.stderr
     checkpoint, result = killed / "checkpoint.pt", killed / "result.json"
-    for least, stop in ((5, signal.SIGKILL), (45, signal.SIGTERM)):
+    for least, stop in ((5, signal.SIGKILL), (25, signal.SIGTERM)):
         command = [sys.executable, "-c", HASHING, *words(*long, "--resume --out", killed)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 100

@@ -213,7 +213,7 @@ state = out / "checkpoint"
 count = int(state.read_text()) if state.exists() else 0
 with (out / "starts").open("a") as file:
     print(count, file=file)
-while count < 80:
+while count < 40:
     time.sleep(0.1)
     count += 1
     (out / "part").write_text(str(count))
@@ -249,7 +249,7 @@ def test_tasks_survive_lost_workers(house: Path, cluster: tuple[str, list[psutil
     assert [of_one[0] for of_one in starts] == ["0"] * 3
     assert any(int(count) > 0 for of_one in starts for count in of_one[1:])
     for folder in folders:
-        assert (folder / "checkpoint").read_text(encoding="utf-8") == "80"
+        assert (folder / "checkpoint").read_text(encoding="utf-8") == "40"
         assert (folder / "log.txt").read_text(encoding="utf-8").count("done") == 1
 
 
