@@ -41,15 +41,7 @@ from tqdm import tqdm
 from data import celeba, faces, write_aside
 from figures import run
 from figures.cli import Count, Fraction, Natural, Positive, RunError, Several, cli
-from figures.frechet import (
-    Features,
-    Moments,
-    as_bytes,
-    frechet_distance,
-    inception,
-    moments,
-    thumbnails,
-)
+from figures.frechet import Features, as_bytes, frechet_distance, inception, moments, thumbnails
 
 GRID = 64  # images in a grid
 FREE_ON_RESUME = {"epochs", "resume", "images", "out"}
@@ -311,28 +303,6 @@ class Trainer:
             yield self.generator(z)
         self.generator.train()
 
-    def run_epoch(self, features: Features, real: Moments, bar: tqdm) -> None:
-        start = time.perf_counter()
-        order = torch.randperm(len(self.images), generator=self.generators["order"]).split(
-            self.options.batch_size
-        )
-        sums, size = torch.zeros(4, device=self.device), 0
-        for rows in order:
-            sums += len(rows) * self.step(self.batch(rows))
-            size += len(rows)
-            bar.update()
-        means = (sums / size).tolist()
-        self.seconds["training"] += time.perf_counter() - start
-        if not all(map(math.isfinite, means)):
-            raise FloatingPointError(
-                f"the losses are {means[:2]} in epoch {self.epoch + 1}; a smaller --lr may help"
-            )
-        start = time.perf_counter()
-        frechet = frechet_distance(real, moments(features, self.generated(self.options.held_out)))
-        self.seconds["selecting"] += time.perf_counter() - start
-        for key, value in zip(self.history, [*means, frechet], strict=True):
-            self.history[key].append(value)
-
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other
         options or images.
@@ -390,7 +360,26 @@ def main(options: Options) -> None:
         total=steps * options.epochs, initial=steps * trainer.epoch, desc="training", unit="step"
     ) as bar:
         while trainer.epoch < options.epochs:
-            trainer.run_epoch(features, real, bar)
+            start = time.perf_counter()
+            order = torch.randperm(len(trainer.images), generator=trainer.generators["order"])
+            sums = torch.zeros(4, device=device)
+            for rows in order.split(options.batch_size):
+                sums += len(rows) * trainer.step(trainer.batch(rows))
+                bar.update()
+            means = (sums / len(order)).tolist()
+            trained = time.perf_counter()
+            if not all(map(math.isfinite, means)):
+                raise FloatingPointError(
+                    f"the losses are {means[:2]} in epoch {trainer.epoch + 1}; "
+                    "a smaller --lr may help"
+                )
+            generated = moments(features, trainer.generated(options.held_out))
+            for key, value in zip(
+                trainer.history, [*means, frechet_distance(real, generated)], strict=True
+            ):
+                trainer.history[key].append(value)
+            trainer.seconds["training"] += trained - start
+            trainer.seconds["selecting"] += time.perf_counter() - trained
             epoch, history = trainer.epoch, trainer.history
             run.note(options.out, epoch=epoch, **{key: h[-1] for key, h in history.items()})
             bar.set_postfix_str(

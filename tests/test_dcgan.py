@@ -19,10 +19,10 @@ from toy import complaint, main, the_one_line
 
 import dcgan
 from data import celeba, faces
-from dcgan import Discriminator, Generator, Moments, frechet_distance, moments
+from dcgan import Discriminator, Generator
 from figures import frechet
 from figures.cli import RunError
-from figures.frechet import inception
+from figures.frechet import Moments, frechet_distance, inception, moments
 
 CPU = torch.device("cpu")
 TINY = ("--data faces --faces 60 --held-out 20 --ngf 2 --ndf 2 --nz 5", "--batch-size 16")
