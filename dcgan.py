@@ -88,7 +88,9 @@ class Options:
     device: str | None = None
     """where to train; None: the accelerator if there is one, else the CPU"""
     resume: bool = False
-    """go on from the checkpoint in --out, bit by bit as if never stopped (on the CPU)"""
+    """go on from the checkpoint in --out, bit by bit as if never stopped (on the CPU); a finished
+    run is measured again
+    """
     out: Path = Path("runs/dcgan")
     """folder for networks, grids, curves and result.json"""
 

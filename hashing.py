@@ -74,16 +74,16 @@ EncoderKind = Literal["e1", "e2", "e3", "e4"]
 @dataclass(frozen=True)
 class CorpusOptions:
     corpus: str = "newsgroups"
-    """newsgroups; docstrings, of the installed libraries, without a download; or own documents: a
-    folder of .txt files, a .csv or a .jsonl file with a column `text`
-    """
+    """newsgroups; docstrings, of numpy and scipy; or own documents: a folder of .txt files, a .csv
+    or a .jsonl file with a column `text`"""
     archive: Path | None = None
     """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there
     """
     seed: Natural = 1
     """seed of initialisation, data order and samples"""
     resume: bool = False
-    """go on from what an interrupted run left in --out, bit by bit as if never stopped"""
+    """go on from what is in --out, bit by bit as if never stopped; a finished run is tested again
+    """
 
 
 @dataclass(frozen=True)
