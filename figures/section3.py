@@ -32,7 +32,7 @@ def draw_figure1(result: dict, folder: Path) -> None:
     }
     x = np.array(panels["x"])
     shade = ListedColormap([_lighter(colour) for colour in style.COLOURS[:4]])
-    figure, axes = plt.subplots(1, 4, figsize=(10, 3.45), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 4, figsize=(10, 3.6), sharex=True, sharey=True)
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         panel = panels[name]
         regions = np.array([[int(c) for c in row] for row in panel["regions"]])
@@ -66,11 +66,11 @@ def draw_figure1(result: dict, folder: Path) -> None:
                     *learned[k],
                     marker=style.MARKERS[k],
                     color=style.COLOURS[k],
-                    markersize=8,
+                    markersize=10,
                     mec="white",
                     mew=1.2,
                 )
-        axis.plot(*true.T, "x", color="black", markersize=6, markeredgewidth=1.6)
+        axis.plot(*true.T, "x", color="black", markersize=5, markeredgewidth=1.2)
         evidence, elbo = metrics[name]["evidence"], metrics[name]["elbo"]
         value = (
             f"log evidence {evidence:.3f}"
@@ -80,7 +80,7 @@ def draw_figure1(result: dict, folder: Path) -> None:
         axis.set(title=title, xlabel=f"$x_1$\n{value}", aspect="equal")
         axis.grid(False)
     axes[0].set_ylabel("$x_2$")
-    axes[0].plot([], [], "x", color="black", markeredgewidth=1.6, label="true centre")
+    axes[0].plot([], [], "x", color="black", markeredgewidth=1.2, label="true centre")
     axes[0].plot(
         [], [], "o", color="0.4", markersize=8, mec="white", mew=1.2, label="learned centre"
     )
@@ -113,24 +113,17 @@ def draw_gap(result: dict, folder: Path) -> None:
     )
     trained = [network["variance"] for network in networks]
     look = [{"color": c, "marker": m} for c, m in zip(style.COLOURS, style.MARKERS, strict=True)]
-    floor = 1e-10  # of the plot; at variance 0.01 the oracle's gap is zero in double precision
-    shown = [max(gap["kl"], floor) for gap in gaps]
-    axes[0].plot(variances, shown, label="oracle: best factorized q", **look[0])
+    kls = [gap["kl"] for gap in gaps]
+    axes[0].plot(variances, kls, label="oracle: best factorized q", **look[0])
     series = {
         "network, decoder frozen": ("frozen", "kl"),
         "network, joint: KL to true posterior": ("joint", "kl_true"),
     }
     for i, (label, (stage, key)) in enumerate(series.items(), start=1):
-        values = [max(network[stage][key], floor) for network in networks]
+        values = [network[stage][key] for network in networks]
         axes[0].plot(trained, values, label=label, linestyle="none", **look[i])
-    axes[0].set(
-        xscale="log",
-        yscale="log",
-        xlabel="variance of each component",
-        ylabel="KL (nats per point)",
-    )
-    axes[0].set_ylim(floor / 3, 0.5)
-    axes[0].legend(fontsize=8, loc="lower right")
+    axes[0].set(xscale="log", xlabel="variance of each component", ylabel="KL (nats per point)")
+    axes[0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.93))
     axes[1].plot(
         variances, [gap["evidence"] for gap in gaps], label="log evidence, true decoder", **look[0]
     )
@@ -146,7 +139,8 @@ def draw_gap(result: dict, folder: Path) -> None:
     )
     axes[1].set(xscale="log", xlabel="variance of each component", ylabel="nats per point")
     axes[1].legend(fontsize=8)
-    for axis in axes:
+    for axis, letter in zip(axes, "ab", strict=True):
+        axis.set_title(f"({letter})", loc="left", pad=16)
         for value, text in ((0.01, "report's text"), (1.0, "its numbers")):
             axis.axvline(value, color="0.7", linewidth=0.8, zorder=0)
             _above(axis, value, text)

@@ -373,7 +373,8 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
         if f"prior_{space}" in r["history"]
     ]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.3))
-    for axis, (key, title) in zip(axes, panels.items(), strict=True):
+    for axis, letter, (key, title) in zip(axes, "abc", panels.items(), strict=False):
+        axis.set_title(f"({letter})", loc="left")
         for i, (label, result) in enumerate(results.items()):
             history = result["history"]
             look = {
