@@ -98,6 +98,8 @@ def claim(folder: Path) -> None:
     LOCKS[path] = lock
     if release not in AT_END:
         AT_END.append(release)
+    for part in folder.glob(".*.part"):  # of a killed process, as nobody else writes here now
+        part.unlink(missing_ok=True)
     who = f"process {os.getpid()} on {platform.node()}"
     write_aside(owner, who.encode())
 
