@@ -77,6 +77,24 @@ def codes(bits: int, like: Tensor) -> Tensor:
     )
 
 
+def log_linear(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-softmax over words of weight z + bias, (V, b) and (V,), for all codes z: two factors,
+    (V, b + 2) and (b + 2, 2^b).
+
+    It is the logits less log Z. Z is a sum over words of exponentials that are products: of the
+    code's first half, and of its second; in float64, whose range is that of logits of hundreds.
+    """
+    words, bits = weight.shape
+    bias, first = bias[:, None], bits // 2
+    a = weight[:, :first] @ codes(first, weight).T + bias  # (V, 2^first)
+    c = weight[:, first:] @ codes(bits - first, weight).T
+    largest = a.detach().amax(0), c.detach().amax(0)
+    z = (a - largest[0]).double().exp().T @ (c - largest[1]).double().exp()
+    log_z = (z.log() + largest[0][:, None] + largest[1]).to(weight)
+    features = torch.cat([codes(bits, weight).T, log_z.new_ones(1, 2**bits), -log_z.view(1, -1)])
+    return torch.cat([weight, bias, bias.new_ones(words, 1)], 1), features
+
+
 def log_bernoulli(z: Tensor, logits: Tensor) -> Tensor:
     """log q(z) in nats, shape (...), for codes and logits of shape (..., b)."""
     return (z * logits - torch.nn.functional.softplus(logits)).sum(-1)

@@ -5,8 +5,7 @@ Encoder: q(z given x) = prod_i Bernoulli(z_i; sigmoid(logits_i(x))), where the l
   e1  a linear layer of the word counts,
   e2  a hidden layer of 512 and a linear layer, of the word frequencies,
   e3  a linear layer of the word frequencies,
-  e4  a linear layer of the word frequencies times the mean document length; not in the report: e3
-      in the scale of e1.
+  e4  e3 with its input times the mean document length, the scale of e1's; not in the report.
 
 Decoder: d hidden layers of 512, then a linear layer and log-softmax over the words. Prior:
 Bernoulli(1/2) per bit. Documents are smoothed, x = c + u: to its counts c the training unigram
@@ -22,8 +21,7 @@ Adam 1e-3, batches of 256, 1,000 epochs with one DisARM pair per step, then 500 
 the report is the minimum over epochs of the test loss, which selects on the test set; --held-out
 selects on documents kept from training instead.
 
-    uv run hashing.py --epochs 100 --fine-epochs 0         e1, b = 64, d = 0, a fifteenth of the
-                                                           report's training
+    uv run hashing.py --epochs 100 --fine-epochs 0         a fifteenth of the report's training
     uv run hashing.py search "orbit shuttle launch"        find documents by the model of a run
     uv run hashing.py exact --corpus docstrings --bits 6   sums over all codes
     uv run hashing.py lengths --corpus docstrings          documents of few words, at the optimum
@@ -60,7 +58,7 @@ from data.documents import (
     some_words,
     unigram,
 )
-from disarm import ESTIMATORS, best_factorized, codes, exact_elbo, log_bernoulli
+from disarm import ESTIMATORS, best_factorized, codes, exact_elbo, log_bernoulli, log_linear
 from figures import law, run
 from figures.cli import Count, Fraction, Natural, OptionalPositive, Positive, RunError, Several, cli
 
@@ -581,9 +579,7 @@ class ExactOptions(CommonOptions):
 
 @dataclass(frozen=True)
 class Stage:
-    """One training of `exact`: what it trains, by which objective, and from which earlier stages it
-    goes on.
-    """
+    """One training of `exact`, and from which earlier stages it goes on."""
 
     name: str
     encoder: EncoderKind
@@ -595,9 +591,7 @@ class Stage:
 
 
 def stages(options: ExactOptions) -> list[Stage]:
-    """Does joint ELBO training lower the likelihood that a decoder had reached? And which part of
-    it does?
-    """
+    """All trainings of `exact`, in order."""
     first, on = options.likelihood_epochs, options.joint_epochs
     alone, both = ("encoder",), ("encoder", "decoder")
     plan = [
@@ -617,18 +611,22 @@ def stages(options: ExactOptions) -> list[Stage]:
     ]
 
 
-def log_decoder(model: VAE, z: Tensor) -> Tensor:
-    """log p(v given z) of every word for the codes z, (K, b) -> (V, K)."""
+def log_decoder(model: VAE, z: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(v given z) of every word for all codes z, (K, b), as a product, (V, m) @ (m, K)."""
     decoder = model.decoder
-    return torch.log_softmax(decoder.weight @ decoder.hidden(z).T + decoder.bias[:, None], 0)
+    if not len(decoder.hidden):
+        return log_linear(decoder.weight, decoder.bias)
+    log_p = torch.log_softmax(decoder.weight @ decoder.hidden(z).T + decoder.bias[:, None], 0)
+    return log_p, torch.eye(len(z), dtype=z.dtype, device=z.device)
 
 
-def log_joint(log_p: Tensor, batch: Batch, z: Tensor) -> Tensor:
-    """log p(x, z), relative to the document's entropy, of all codes z (K, b) and the words' log p(v
-    given z), (V, K) -> (B, K).
+def log_joint(log_p: tuple[Tensor, Tensor], batch: Batch, z: Tensor) -> Tensor:
+    """log p(x, z), relative to the document's entropy, (B, K), of all codes z (K, b) and the words'
+    log p(v given z), as `log_decoder` returns it.
     """
+    of_words, of_codes = log_p
     prior = -z.shape[1] * math.log(2)
-    return SmoothedProduct.apply(log_p, batch) + prior - batch.negentropy[:, None]
+    return SmoothedProduct.apply(of_words, batch) @ of_codes + prior - batch.negentropy[:, None]
 
 
 class Exact:
@@ -844,7 +842,8 @@ class Short:
         self.logits = torch.zeros(len(self.batch), options.bits, dtype=torch.float64)
 
     def log_joint(self, parameters: Tensor) -> Tensor:
-        return log_joint(torch.log_softmax(parameters @ self.features, 0), self.batch, self.z)
+        log_p = torch.log_softmax(parameters @ self.features, 0)
+        return log_joint((log_p, torch.eye(len(self.z)).double()), self.batch, self.z)
 
     def ascend(self, parameters: Tensor, w: float) -> tuple[Tensor, float, float]:
         """Uphill on E - w G by L-BFGS, with the best factorized q at each step; parameters, E and G

@@ -114,3 +114,14 @@ def test_log_bernoulli_normalises_and_survives_saturation() -> None:
     log_q = disarm.log_bernoulli(disarm.codes(3, logits), logits)
     torch.testing.assert_close(log_q.exp().sum(), torch.tensor(1.0, dtype=torch.float64))
     assert torch.isfinite(log_q).all()
+
+
+@pytest.mark.parametrize("bits", [1, 3, 6])
+def test_the_factors_of_a_log_linear_decoder_are_its_log_softmax(bits: int) -> None:
+    """Of logits of some hundreds, too, and in single precision."""
+    weight, bias = 30 * torch.randn(50, bits), 9 * torch.randn(50)
+    of_words, of_codes = disarm.log_linear(weight, bias)
+    logits = weight.double() @ disarm.codes(bits, weight).double().T + bias[:, None]
+    torch.testing.assert_close(
+        (of_words @ of_codes).double(), torch.log_softmax(logits, 0), rtol=1e-5, atol=1e-3
+    )

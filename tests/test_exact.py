@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,7 +71,8 @@ def test_enumeration_gradients_equal_finite_differences() -> None:
     def objective(
         weight: torch.Tensor, bias: torch.Tensor, encoder_weight: torch.Tensor
     ) -> torch.Tensor:
-        log_p = torch.log_softmax(weight @ sums.z.T + bias[:, None], 0)
+        parts = SimpleNamespace(weight=weight, bias=bias, hidden=decoder.hidden)
+        log_p = hashing.log_decoder(SimpleNamespace(decoder=parts), sums.z)
         joint = hashing.log_joint(log_p, batch, sums.z)
         logits = SmoothedProduct.apply(encoder_weight, batch)
         return torch.stack(
