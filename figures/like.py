@@ -87,7 +87,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> None:
         a, b = old[name], new[name]
         if not isinstance(a, int | float) or not isinstance(b, int | float):
             return float("inf")
-        return abs(a - b) / max(abs(a), abs(b))
+        return abs(a - b) / max(abs(a), abs(b), 1e-3)  # below that, all is rounding
 
     worst = max(differ, key=apart)
     print(
