@@ -255,8 +255,8 @@ def main(options: Options) -> None:
     out, start = out.absolute(), time.perf_counter()
     failed = run_steps(steps, out, options)
     missing = draw(out, options.preset)
-    if "claims" not in missing:
-        print((out / "claims.md").read_text(encoding="utf-8"))
+    if "law/claims" not in missing:
+        print((out / "law" / "claims.md").read_text(encoding="utf-8"))
     print(f"{duration(time.perf_counter() - start)}; figures and tables in {out}")
     print(f"all on one page, for a browser: {(out / 'index.html').as_uri()}")
     if failed:

@@ -40,7 +40,7 @@ def write_claims(claims: Sequence[findings.Claim], folder: Path) -> None:
         "What joint training did: nats per point, image or document, means over seeds, and the "
         "change with its 95% interval over seeds, if there are several. Section 3: settings of "
         "the report's text. Section 4: the report has 1,000,000 iterations; drawn faces are "
-        "those of [its page](section4/README.md), with encoders after 1,000 steps of the ELBO, "
+        "those of [its page](../section4/README.md), with encoders after 1,000 steps of the ELBO, "
         "log p(x) of 256 images and the ELBO of 500. Section 5: training documents, all codes of "
         "eight bits summed over; log p(x) is compared with likelihood training for as long."
     )
@@ -99,7 +99,7 @@ def draw(folder: Path) -> list[str]:
         ("section5/table3", section5.draw_table3, (section5.of_the_report(cells),)),
         ("section5/table2, table3 and hashing_cells", section5.write_tables, (cells,)),
         ("section5/retrieval", section5.write_retrieval, (cells,)),
-        ("claims", write_claims, (findings.claims(results),)),
+        ("law/claims", write_claims, (findings.claims(results),)),
     )
     missing = []
     for name, drawn, inputs in tqdm(plan, desc="drawing", unit="figure"):

@@ -57,7 +57,7 @@ def test_committed_figures_redraw_and_each_is_committed(
 @pytest.mark.parametrize(
     "page",
     [
-        *("README.md", "tests/README.md", "figures/claims.md"),
+        *("README.md", "tests/README.md", "figures/law/claims.md"),
         *(f"figures/{name}/README.md" for name in page.SECTIONS),
     ],
 )
