@@ -245,9 +245,9 @@ def main(options: Options) -> None:
     if options.preset == "report":
         print("\n".join(requirements(out)))
     total = duration(sum(step.seconds for step in steps) / jobs)
-    where = "two cores with AVX-512 and bfloat16; with AVX2 about five times as long"
-    where = f"{jobs} core(s), a script each" if options.preset == "quick" else where
-    print(f"{len(steps)} steps into {out}, in all about {total} on {where}")
+    where = "on two cores with AVX-512 and bfloat16; with AVX2 about five times as long"
+    where = f"{jobs} at a time" if options.preset == "quick" else where
+    print(f"{len(steps)} steps into {out}, in all about {total}, {where}")
     if options.dry_run:
         for step in steps:
             print(f"  {step.name}, {duration(step.seconds)}: {shlex.join(arguments(step, out))}")
