@@ -178,11 +178,9 @@ class VAE(nn.Module):
         decoder: dcgan.Generator | None = None,
     ):
         super().__init__()
-        self.truth, self.encoder, self.decoder = (
-            truth.requires_grad_(False),
-            encoder,
-            decoder or truth,
-        )
+        self.truth = truth.requires_grad_(False)
+        self.encoder = encoder
+        self.decoder = decoder or truth
         self.nz, self.sigma = encoder.nz, sigma
         self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)), requires_grad=False)
 
@@ -262,13 +260,11 @@ class Trainer:
         spaces: Mapping[str, Features],
         device: torch.device,
     ):
-        self.vae, self.objective, self.options, self.spaces, self.device = (
-            vae,
-            objective,
-            options,
-            spaces,
-            device,
-        )
+        self.vae = vae
+        self.objective = objective
+        self.options = options
+        self.spaces = spaces
+        self.device = device
         self.tested = vae  # what is tracked; in celeba_joint.py its decoder may be an average
         parameters = [p for p in vae.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
@@ -383,10 +379,8 @@ def networks_of(
     them.
     """
     width = state["width"]
-    generator, discriminator = (
-        dcgan.Generator(width["nz"], width["ngf"]),
-        dcgan.Discriminator(width["ndf"]),
-    )
+    generator = dcgan.Generator(width["nz"], width["ngf"])
+    discriminator = dcgan.Discriminator(width["ndf"])
     generator.load_state_dict(state["generator"])
     discriminator.load_state_dict(state["discriminator"])
     for network in (generator, discriminator):

@@ -400,10 +400,8 @@ class Plane:
         self.x, self.fresh = x[: options.points], x[options.points :]
         self.draw_grid(math.ceil(9 * REACH / sigma))
         nodes, masses = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(8))
-        self.nodes, self.masses = (
-            torch.cartesian_prod(nodes, nodes),
-            (masses[:, None] * masses).ravel() / (2 * math.pi),
-        )
+        self.nodes = torch.cartesian_prod(nodes, nodes)
+        self.masses = (masses[:, None] * masses).ravel() / (2 * math.pi)
         # Mean, log standard deviations, (shear).
         self.statistics = 4 if options.family == "factorized" else 5
         widths = [pixels, *([options.encoder] if options.encoder else []), self.statistics]
@@ -513,10 +511,8 @@ class Plane:
                 lambda at: self.evidence(at, self.x).mean(), theta, lambda v: self.unit @ v
             )
             phi = self.fit(theta, phi)
-        evidence, elbo = (
-            self.evidence(theta, self.x).mean().item(),
-            self.elbo(theta, phi, self.x).mean().item(),
-        )
+        evidence = self.evidence(theta, self.x).mean().item()
+        elbo = self.elbo(theta, phi, self.x).mean().item()
         return (theta, phi), evidence, evidence - elbo
 
 

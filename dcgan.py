@@ -224,10 +224,8 @@ class Trainer:
             train if device.type == "cpu" else torch.from_numpy(np.array(train)).to(device)
         )
         torch.manual_seed(options.seed)
-        self.generator, self.discriminator = (
-            Generator(options.nz, options.ngf),
-            Discriminator(options.ndf),
-        )
+        self.generator = Generator(options.nz, options.ngf)
+        self.discriminator = Discriminator(options.ndf)
         self.fixed = torch.randn(max(GRID, options.held_out), options.nz).to(device)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = {}
@@ -278,10 +276,8 @@ class Trainer:
         )
         with autocast:
             fake = self.generator(z)
-            on_real, on_fake = (
-                self.discriminator(real).float(),
-                self.discriminator(fake.detach()).float(),
-            )
+            on_real = self.discriminator(real).float()
+            on_fake = self.discriminator(fake.detach()).float()
         # -log D(real) - log(1 - D(fake)), then -log D(fake), each from logits.
         discriminator_loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
         self.optimizers["discriminator"].zero_grad()

@@ -145,10 +145,8 @@ def best_factorized(
                 break
         value = exact_elbo(logits, joint, z)
         better = value > best_value
-        best, best_value = (
-            torch.where(better[:, None], logits, best),
-            torch.where(better, value, best_value),
-        )
+        best = torch.where(better[:, None], logits, best)
+        best_value = torch.where(better, value, best_value)
     return best
 
 

@@ -298,10 +298,8 @@ class RelativeNLL(torch.autograd.Function):
         grad_weight = product.sub_(batch.counts.product(by_document, transposed=True)).addr_(
             batch.u, by_document.sum(0), alpha=-1
         )
-        product, by_document = (
-            (exponentials @ scale.to(exponentials.dtype)).to(grad.dtype),
-            grad.sum(0),
-        )
+        product = (exponentials @ scale.to(exponentials.dtype)).to(grad.dtype)
+        by_document = grad.sum(0)
         counts = batch.counts.product(by_document[:, None], transposed=True)[:, 0]
         grad_bias = product.sub_(counts).sub_(batch.u * by_document.sum())
         return grad_hidden, grad_weight, grad_bias, None, None, None

@@ -96,10 +96,8 @@ def test_gaps_of_both_families_are_the_closed_forms() -> None:
 def test_curvature_is_that_of_autograd() -> None:
     vae = small_vae().double().eval()
     vae.log_sigma.fill_(math.log(0.5))
-    x, z = (
-        torch.randn(3, 3, 64, 64, dtype=torch.float64),
-        torch.randn(3, 5, dtype=torch.float64, requires_grad=True),
-    )
+    x = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    z = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     gradient, precision = curvature(vae, x, z.detach())
     (expected,) = torch.autograd.grad(log_joint(vae, x, z[None]).sum(), z)
     torch.testing.assert_close(gradient, expected)
@@ -292,10 +290,8 @@ def test_images_of_which_few_samples_count_get_more(monkeypatch: pytest.MonkeyPa
         """As if the second image's proposal were bad: one sample has nearly all the weight of
         forty.
         """
-        values, bad = (
-            log_weights(self, vae, e),
-            (self.x == evidence.best["full"].x[1]).flatten(1).all(1),
-        )
+        values = log_weights(self, vae, e)
+        bad = (self.x == evidence.best["full"].x[1]).flatten(1).all(1)
         drawn.append((self.family, bad.tolist(), len(e)))
         spread = torch.where(torch.arange(len(e)) == 0, math.log(len(e)), -30.0)
         return values + torch.where(bad, spread[:, None], 0.0)

@@ -101,11 +101,9 @@ class LinearEncoder(nn.Module):
 
     def __init__(self, weight: Tensor, variance: Tensor):
         super().__init__()
-        self.nz, self.weight, self.log_s = (
-            len(weight),
-            nn.Parameter(weight),
-            nn.Parameter(0.5 * variance.log()),
-        )
+        self.nz = len(weight)
+        self.weight = nn.Parameter(weight)
+        self.log_s = nn.Parameter(0.5 * variance.log())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mu = x.to(self.weight.dtype).flatten(1) @ self.weight.T
