@@ -56,9 +56,7 @@ def reinforce(f: Objective, logits: Tensor, generator: torch.Generator | None = 
 
 
 def enumeration(f: Objective, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The exact expectation and gradient, a sum over all 2^b codes; for small b. Draws nothing from
-    `generator`.
-    """
+    """The exact expectation and gradient, a sum over all 2^b codes; for small b. Draws nothing."""
     bits = logits.shape[-1]
     z = codes(bits, logits).reshape(-1, *(1,) * (logits.dim() - 1), bits).expand(-1, *logits.shape)
     return (log_bernoulli(z, logits).exp() * f(z)).sum(0)
@@ -72,9 +70,8 @@ def codes(bits: int, like: Tensor) -> Tensor:
     significant.
     """
     numbers = torch.arange(2**bits, device=like.device)
-    return ((numbers[:, None] >> torch.arange(bits - 1, -1, -1, device=like.device)) & 1).to(
-        like.dtype
-    )
+    shifts = torch.arange(bits - 1, -1, -1, device=like.device)
+    return ((numbers[:, None] >> shifts) & 1).to(like.dtype)
 
 
 def log_linear(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,9 +85,7 @@ def log_linear(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     bias, first = bias[:, None], bits // 2
     a = weight[:, :first] @ codes(first, weight).T + bias  # (V, 2^first)
     c = weight[:, first:] @ codes(bits - first, weight).T
-    largest = a.detach().amax(0), c.detach().amax(0)
-    z = (a - largest[0]).double().exp().T @ (c - largest[1]).double().exp()
-    log_z = (z.log() + largest[0][:, None] + largest[1]).to(weight)
+    log_z = (a.double().exp().T @ c.double().exp()).log().to(weight)
     features = torch.cat([codes(bits, weight).T, log_z.new_ones(1, 2**bits), -log_z.view(1, -1)])
     return torch.cat([weight, bias, bias.new_ones(words, 1)], 1), features
 

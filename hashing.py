@@ -611,22 +611,22 @@ def stages(options: ExactOptions) -> list[Stage]:
     ]
 
 
-def log_decoder(model: VAE, z: Tensor) -> tuple[Tensor, Tensor]:
-    """log p(v given z) of every word for all codes z, (K, b), as a product, (V, m) @ (m, K)."""
+def log_decoder(model: VAE, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    """log p(v given z) of all words and codes z, (K, b): a product, (V, m) @ (m, K), or (V, K)."""
     decoder = model.decoder
     if not len(decoder.hidden):
         return log_linear(decoder.weight, decoder.bias)
     log_p = torch.log_softmax(decoder.weight @ decoder.hidden(z).T + decoder.bias[:, None], 0)
-    return log_p, torch.eye(len(z), dtype=z.dtype, device=z.device)
+    return log_p, None
 
 
-def log_joint(log_p: tuple[Tensor, Tensor], batch: Batch, z: Tensor) -> Tensor:
-    """log p(x, z), relative to the document's entropy, (B, K), of all codes z (K, b) and the words'
-    log p(v given z), as `log_decoder` returns it.
-    """
+def log_joint(log_p: tuple[Tensor, Tensor | None], batch: Batch, z: Tensor) -> Tensor:
+    """log p(x, z), relative to the document's entropy, (B, K); log_p: of `log_decoder`."""
     of_words, of_codes = log_p
-    prior = -z.shape[1] * math.log(2)
-    return SmoothedProduct.apply(of_words, batch) @ of_codes + prior - batch.negentropy[:, None]
+    log_p_x = SmoothedProduct.apply(of_words, batch)
+    if of_codes is not None:
+        log_p_x = log_p_x @ of_codes
+    return log_p_x - z.shape[1] * math.log(2) - batch.negentropy[:, None]
 
 
 class Exact:
@@ -843,7 +843,7 @@ class Short:
 
     def log_joint(self, parameters: Tensor) -> Tensor:
         log_p = torch.log_softmax(parameters @ self.features, 0)
-        return log_joint((log_p, torch.eye(len(self.z)).double()), self.batch, self.z)
+        return log_joint((log_p, None), self.batch, self.z)
 
     def ascend(self, parameters: Tensor, w: float) -> tuple[Tensor, float, float]:
         """Uphill on E - w G by L-BFGS, with the best factorized q at each step; parameters, E and G
