@@ -623,10 +623,10 @@ def log_decoder(model: VAE, z: Tensor) -> tuple[Tensor, Tensor | None]:
 def log_joint(log_p: tuple[Tensor, Tensor | None], batch: Batch, z: Tensor) -> Tensor:
     """log p(x, z), relative to the document's entropy, (B, K); log_p: of `log_decoder`."""
     of_words, of_codes = log_p
-    log_p_x = SmoothedProduct.apply(of_words, batch)
+    log_likelihood = SmoothedProduct.apply(of_words, batch)
     if of_codes is not None:
-        log_p_x = log_p_x @ of_codes
-    return log_p_x - z.shape[1] * math.log(2) - batch.negentropy[:, None]
+        log_likelihood = log_likelihood @ of_codes
+    return log_likelihood - z.shape[1] * math.log(2) - batch.negentropy[:, None]
 
 
 class Exact:
