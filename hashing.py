@@ -43,7 +43,7 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import SPLITS, Corpus, frequent_words, newsgroups, texts
+from data import SPLITS, Corpus, frequent_words, hamming, texts
 from data.documents import (
     Batch,
     Documents,
@@ -214,9 +214,9 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def codes(self, documents: Documents) -> np.ndarray:
-        """The most likely code of each document, bool, (N, b)."""
+        """The most likely code of each document, packed."""
         codes = [self.encoder(batch) > 0 for batch in documents.batches(1024)]
-        return torch.cat(codes).cpu().numpy()
+        return hamming.pack(torch.cat(codes).cpu().numpy())
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -412,18 +412,27 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
     options, history, selected = trainer.options, trainer.history, trainer.selected_epoch
     start, best = time.perf_counter(), int(np.argmin(history["test"]))
     trainer.model.load_state_dict(trainer.selected)
-    saved = {  # for others to load: plain tensors, strings and numbers
+    counts = scipy.sparse.vstack([corpus.train, corpus.test], format="csr")
+    packed = trainer.model.codes(Documents(counts, trainer.u))
+    labels = np.concatenate([corpus.train_labels, corpus.test_labels])
+    saved = {  # for others to load, and for `search`: plain tensors, strings and numbers
         "config": run.as_config(options),
         "corpus": corpus.name,
         "epoch": selected,
         "words": corpus.words,
         "u": trainer.u.cpu(),
         "model": {key: value.cpu() for key, value in trainer.selected.items()},
+        "codes": torch.from_numpy(packed.view(np.int64)),
+        "labels": torch.from_numpy(labels),
+        "groups": corpus.groups,
+        "titles": "\0".join(corpus.train_titles + corpus.test_titles),
+        "characteristic": torch.from_numpy(characteristic_words(counts)),
     }
     run.save_torch(options.out / "model.pt", saved)
-    train_codes, test_codes = map(trainer.model.codes, (trainer.train, trainer.test))
-    labels = corpus.train_labels[trainer.training_rows]
-    precision = precision_at(100, test_codes, corpus.test_labels, train_codes, labels)
+    rows, first = trainer.training_rows, corpus.train.shape[0]
+    precision = hamming.precision_at(
+        100, packed[first:], labels[first:], packed[rows], labels[rows]
+    )
     metrics = {
         "train_final": history["train"][-1],
         "test_final": history["test"][-1],
@@ -455,28 +464,6 @@ def main(options: Options) -> None:
 # --- retrieval ------------------------------------------------------------------------------------
 
 
-def precision_at(
-    k: int, queries: np.ndarray, query_labels: np.ndarray, database: np.ndarray, labels: np.ndarray
-) -> float:
-    """Mean over queries of the fraction of the k nearest documents with the query's label.
-
-    queries (Q, b) and database (N, b) are codes, compared by Hamming distance. Of the documents as
-    far away as the k-th, each is as likely to be among them: the expected value is taken.
-    """
-    from scipy.spatial.distance import cdist
-
-    k = min(k, len(database))
-    total = 0.0
-    for i in range(0, len(queries), 64):
-        distance = cdist(queries[i : i + 64], database, "hamming")
-        kth = np.partition(distance, k - 1, axis=1)[:, k - 1 : k]
-        right = query_labels[i : i + 64, None] == labels
-        closer, tied = distance < kth, distance == kth
-        chance = (k - closer.sum(1)) / tied.sum(1)
-        total += ((closer & right).sum(1) + (tied & right).sum(1) * chance).sum() / k
-    return total / len(queries)
-
-
 @dataclass(frozen=True)
 class SearchOptions:
     query: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -491,63 +478,59 @@ class SearchOptions:
     """model.pt of a trained run"""
     top: Count = 10
     """number of documents to show"""
-    archive: Path | None = None
-    """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there
-    """
 
 
 def search(options: SearchOptions) -> None:
-    """Find the documents whose codes are nearest to that of words, a text file or a document, by a
-    trained model.
+    """Find the documents whose codes are nearest to that of words, a text file or a document, by
+    what is kept of a trained model's run: neither the corpus nor its texts are read again.
     """
     with run.reading(options.model, "model of hashing.py") as saved:
         config = saved["config"]
         architecture = {key: config[key] for key in ("encoder", "bits", "decoder_layers")}
         model = VAE(Options(**architecture), len(saved["words"]))
         model.load_state_dict(saved["model"])
-    corpus = load_corpus(config["corpus"], options.archive)
-    # The list may have come since.
-    if corpus.words != saved["words"] and not newsgroups.unnamed(saved["words"]):
-        raise RunError(
-            f"{options.model} was trained on {saved['corpus']} with other words than "
-            f"{corpus.name} has here"
-        )
-    counts = scipy.sparse.vstack([corpus.train, corpus.test], format="csr")
-    groups = [corpus.groups[i] for i in (*corpus.train_labels, *corpus.test_labels)]
-    titles = corpus.train_titles + corpus.test_titles
+        packed = saved["codes"].numpy().view(np.uint64)
+        titles, groups = saved["titles"].split("\0"), saved["groups"]
     if bool(options.query) + (options.file is not None) + (options.document is not None) != 1:
         raise RunError("search with one of: words, --file, --document")
+
+    def typical(i: int) -> list[str]:
+        return [saved["words"][j] for j in saved["characteristic"][i].tolist() if j >= 0]
+
     if options.document is None:
         file = options.file
         text = file.read_text("utf-8", "replace") if file else " ".join(options.query)
-        query = counts_of_text(text, corpus)
+        counts = counts_of_text(text, saved["words"], saved["corpus"])
+        words = [saved["words"][j] for j in counts.indices]
+        with torch.no_grad():
+            logits = model.encoder(Documents(counts, saved["u"]).batch(np.arange(1))).numpy()
+        distance = hamming.distances(packed, hamming.pack(logits > 0)[0])
     elif 1 <= options.document <= len(titles):
-        query = counts[[options.document - 1]]
+        i = options.document - 1
+        words = typical(i)
+        logits = 2.0 * hamming.unpack(packed[[i]], config["bits"]) - 1
+        distance = hamming.distances(packed, packed[i])
+        distance[i] = config["bits"] + 1  # it is not its own neighbour
+        print(f"{groups[saved['labels'][i]]}, {titles[i]}: {' '.join(words)}")
     else:
         raise RunError(f"--document must be from 1 to {len(titles)}, not {options.document}")
-    with torch.no_grad():
-        logits = model.encoder(Documents(query, saved["u"]).batch(np.arange(1)))[0]
-    database = model.codes(Documents(counts, saved["u"]))
-    distance = (database != (logits > 0).numpy()).sum(1)
+    top = min(options.top, int((distance <= config["bits"]).sum()))
+    farthest = np.partition(distance, top - 1)[top - 1]
+    near = np.flatnonzero(distance <= farthest)
     # Log q of each code given the query, but for a constant: orders equal distances.
-    likely = database @ logits.numpy()
-    order = np.lexsort((-likely, distance))
-    characteristic = characteristic_words(counts, corpus.words)
-    if options.document is not None:
-        i = options.document - 1
-        order = order[order != i]
-        print(f"{groups[i]}, {titles[i]}: {characteristic(i)}")
+    likely = hamming.unpack(packed[near], config["bits"]) @ logits[0]
     own = Path(config["corpus"])  # a folder of documents, whose lines can be shown
-    words = [corpus.words[j] for j in query.indices]
     rows = []
-    for i in order[: options.top]:
-        line = texts.best_line(own, titles[i], words) if own.is_dir() else characteristic(i)
-        rows.append((int(distance[i]), groups[i], titles[i], line))
+    for i in near[np.lexsort((-likely, distance[near]))][:top]:
+        kept = own / titles[i]
+        line = texts.best_line(kept, words) if own.is_dir() and kept.is_file() else ""
+        line = line or " ".join(typical(i))
+        rows.append((int(distance[i]), groups[saved["labels"][i]], titles[i], line))
     shown = "line that matches best" if own.is_dir() else "characteristic words"
     run.print_table(("distance", "group", "document", shown), rows)
-    if (alike := int((distance == distance[order[len(rows) - 1]]).sum())) > len(rows):
+    if (alike := int((distance == farthest).sum())) > top:
         print(f"{alike:,} documents are as near as the last: these codes do not tell them apart")
-    print(f"{config['bits']} bits; {corpus.name}; {options.model}, epoch {saved['epoch']}")
+    print(f"{config['bits']} bits; {saved['corpus']}; {options.model}, epoch {saved['epoch']}")
 
 
 # --- all codes summed over ------------------------------------------------------------------------

@@ -15,7 +15,7 @@ with these formulas, in float64.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,34 +105,37 @@ def some_words(
     return found
 
 
-def counts_of_text(text: str, corpus: Corpus) -> scipy.sparse.csr_array:
-    """Counts (1, V) of the words of a text; those that the corpus lacks are named on the way.
+def counts_of_text(text: str, words: list[str], name: str) -> scipy.sparse.csr_array:
+    """Counts (1, V) of the words of a text; those that the corpus, called `name`, lacks are named
+    on the way.
 
     Raises DataError if it lacks all.
     """
-    index, tokens = {word: i for i, word in enumerate(corpus.words)}, words_of(text)
+    index, tokens = {word: i for i, word in enumerate(words)}, words_of(text)
     unknown = list(dict.fromkeys(token for token in tokens if token not in index))
     if unknown:
         more = f" and {len(unknown) - 20} more" * (len(unknown) > 20)
         print(f"not among the {len(index):,} words: {' '.join(unknown[:20])}{more}")
     columns = np.array([index[token] for token in tokens if token in index], np.int64)
     if not len(columns):
-        raise DataError(f"no word of the query is among the {len(index):,} words of {corpus.name}")
+        raise DataError(f"no word of the query is among the {len(index):,} words of {name}")
     row = np.bincount(columns, minlength=len(index)).astype(np.float32)
     return scipy.sparse.csr_array(row[None])
 
 
-def characteristic_words(counts: scipy.sparse.csr_array, words: list[str]) -> Callable[[int], str]:
-    """For each document, a row of counts (N, V), its six words of largest tf-idf."""
+def characteristic_words(counts: scipy.sparse.csr_array, most: int = 6) -> np.ndarray:
+    """Of each document, a row of counts (N, V), the words of largest tf-idf, int32 (N, most); -1
+    where it has fewer.
+    """
     frequency = np.maximum(1, np.bincount(counts.indices, minlength=counts.shape[1]))
-    weight = np.log(counts.shape[0] / frequency)
-
-    def of_document(i: int) -> str:
-        row = counts[[i]]
-        largest = np.argsort(-row.data * weight[row.indices], kind="stable")[:6]
-        return " ".join(words[j] for j in row.indices[largest])
-
-    return of_document
+    weight = counts.data * np.log(counts.shape[0] / frequency)[counts.indices]
+    document = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    order = np.lexsort((-weight, document))  # the rows stay where they are
+    place = np.arange(len(order)) - counts.indptr[document]
+    found = np.full((counts.shape[0], most), -1, np.int32)
+    first = place < most
+    found[document[first], place[first]] = counts.indices[order][first]
+    return found
 
 
 def load_corpus(name: str, archive: Path | None) -> Corpus:

@@ -115,9 +115,9 @@ def _rows(path: Path) -> Iterator[Document]:
             raise DataError(f"{path}: no .csv or .jsonl with a column text: {error!r}") from error
 
 
-def best_line(path: Path, name: str, query: list[str]) -> str:
-    """Of a document in a folder, the line that has most words of the query."""
-    lines = (path / name).read_text(encoding="utf-8", errors="replace").splitlines()
+def best_line(path: Path, query: list[str]) -> str:
+    """Of a document, the line that has most words of the query."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     wanted = set(query)
 
     def shared(line: str) -> int:

@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -330,15 +330,19 @@ def save_result(
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Library versions, processor, device, threads, and the commit the code ran from ("+": with
-    changes).
+    """Versions of libraries and project, processor, device, threads, and the commit the code ran
+    from ("+": with changes).
     """
     processor = platform.processor() or "unknown"
     with contextlib.suppress(OSError):  # of Linux
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         names = [line for line in text.splitlines() if line.startswith("model name")]
         processor = names[0].partition(":")[2].strip() if names else processor
+    project = None
+    with contextlib.suppress(PackageNotFoundError):  # a copy that was not installed
+        project = version("vae-approximation-error")
     return {
+        "project": project,
         "python": platform.python_version(),
         **{library: version(library) for library in LIBRARIES},
         "platform": f"{platform.system()} {platform.machine()}",

@@ -9,7 +9,10 @@ import torch
 from toy import corpus, main, the_one_line
 
 import hashing
-from data import newsgroups
+from data import hamming, newsgroups
+
+ARGUMENTS = ("--bits", 6, "--epochs", 30, "--fine-epochs", 0, "--lr", 0.05, "--batch-size", 16)
+ARGUMENTS = (*ARGUMENTS, "--device", "cpu")
 
 
 @pytest.mark.parametrize("k", [1, 5, 40, 100])
@@ -18,7 +21,8 @@ def test_precision_equals_a_plain_count(k: int) -> None:
     rng = np.random.default_rng(0)
     queries, database = rng.integers(2, size=(6, 5)), rng.integers(2, size=(50, 5))
     query_labels, labels = rng.integers(3, size=6), rng.integers(3, size=50)
-    found = hashing.precision_at(k, queries, query_labels, database, labels)
+    packed = hamming.pack(queries), hamming.pack(database)
+    found = hamming.precision_at(k, packed[0], query_labels, packed[1], labels)
     counted = []
     for _ in range(600):
         for query, label in zip(queries, query_labels, strict=True):
@@ -34,21 +38,27 @@ def test_precision_equals_a_plain_count(k: int) -> None:
 
 def test_precision_without_ties_is_exact() -> None:
     # The i-th code has i ones: all distances from zero differ.
-    database = np.tri(21, 20, -1, dtype=int)
+    database = hamming.pack(np.tri(21, 20, -1))
     labels = np.arange(21) % 3
     for k in (1, 4, 10, 21):
         expected = np.mean(labels[:k] == 1)
-        zero = np.zeros((1, 20), int)
-        assert hashing.precision_at(k, zero, np.array([1]), database, labels) == pytest.approx(
-            expected
-        )
+        found = hamming.precision_at(k, hamming.pack(np.zeros((1, 20))), [1], database, labels)
+        assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 63, 64, 65, 130])
+def test_packed_codes_have_the_distances_of_their_bits(bits: int) -> None:
+    codes = np.random.default_rng(bits).random((40, bits)) < 0.5
+    packed = hamming.pack(codes)
+    assert (hamming.unpack(packed, bits) == codes).all()
+    for i in (0, 39):
+        assert (hamming.distances(packed, packed[i]) == (codes != codes[i]).sum(1)).all()
 
 
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(newsgroups, "load", lambda archive: corpus())
-    arguments = ("--bits", 6, "--epochs", 30, "--fine-epochs", 0, "--lr", 0.05, "--batch-size", 16)
-    done = main(hashing, *arguments, "--device", "cpu", "--out", tmp_path)
+    done = main(hashing, *ARGUMENTS, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     return tmp_path / "model.pt"
 
@@ -89,16 +99,26 @@ def test_searching_finds_the_nearest_codes(trained: Path) -> None:
 def test_a_model_trained_before_the_list_of_words_came(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A run that is finished, resumed, takes the names."""
     named = replace(corpus(), words=[f"name{i}" for i in range(30)])
     monkeypatch.setattr(newsgroups, "load", lambda archive: named)
-    assert (
-        "30 words"
-        not in (done := main(hashing, "search", "name3", "name4", "--model", trained)).stdout
-    )
+    again = main(hashing, "--resume", *ARGUMENTS, "--out", trained.parent)
+    assert again.returncode == 0, again.stderr
+    done = main(hashing, "search", "name3", "name4", "--model", trained)
     assert done.returncode == 0, done.stderr
+    assert "30 words" not in done.stdout
+
+
+def test_the_corpus_is_not_read_again(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "load_corpus", lambda *_: pytest.fail("read"))
+    assert main(hashing, "search", "word3", "--model", trained).returncode == 0
+
+
+def test_codes_that_tell_nothing_apart_are_said(trained: Path) -> None:
     state = torch.load(trained, weights_only=True)
-    torch.save(state | {"words": named.words[::-1]}, trained)
-    assert "with other words" in the_one_line(main(hashing, "search", "name3", "--model", trained))
+    torch.save(state | {"codes": torch.zeros_like(state["codes"])}, trained)
+    done = main(hashing, "search", "word3", "--top", 5, "--model", trained)
+    assert "71 documents are as near as the last" in done.stdout
 
 
 def test_bad_searches_are_one_line(trained: Path, tmp_path: Path) -> None:
