@@ -412,8 +412,9 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
     options, history, selected = trainer.options, trainer.history, trainer.selected_epoch
     start, best = time.perf_counter(), int(np.argmin(history["test"]))
     trainer.model.load_state_dict(trainer.selected)
-    counts = scipy.sparse.vstack([corpus.train, corpus.test], format="csr")
-    packed = trainer.model.codes(Documents(counts, trainer.u))
+    splits = (corpus.train, corpus.test)
+    packed = np.concatenate([trainer.model.codes(Documents(c, trainer.u)) for c in splits])
+    words = np.concatenate([characteristic_words(c, corpus.train) for c in splits])
     labels = np.concatenate([corpus.train_labels, corpus.test_labels])
     saved = {  # for others to load, and for `search`: plain tensors, strings and numbers
         "config": run.as_config(options),
@@ -426,7 +427,7 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
         "labels": torch.from_numpy(labels),
         "groups": corpus.groups,
         "titles": "\0".join(corpus.train_titles + corpus.test_titles),
-        "characteristic": torch.from_numpy(characteristic_words(counts)),
+        "characteristic": torch.from_numpy(words),
     }
     run.save_torch(options.out / "model.pt", saved)
     rows, first = trainer.training_rows, corpus.train.shape[0]

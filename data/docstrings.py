@@ -84,4 +84,4 @@ def build(documents: list[Docstring], name: str) -> Corpus:
         first.setdefault(text, (title, ".".join(title.split(".")[:2]), text))
     if not first:
         raise DataError("no docstrings found: are the libraries installed without their sources?")
-    return texts.corpus_of(list(first.values()), name)
+    return texts.corpus_of(first.values(), name)

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from data import Corpus, DataError, docstrings, newsgroups, texts
 from data.texts import words_of
 
+BLOCK = 2**15  # documents
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -123,18 +125,30 @@ def counts_of_text(text: str, words: list[str], name: str) -> scipy.sparse.csr_a
     return scipy.sparse.csr_array(row[None])
 
 
-def characteristic_words(counts: scipy.sparse.csr_array, most: int = 6) -> np.ndarray:
-    """Of each document, a row of counts (N, V), the words of largest tf-idf, int32 (N, most); -1
-    where it has fewer.
+def blocks(counts: scipy.sparse.csr_array) -> Iterator[tuple[slice, np.ndarray, Any]]:
+    """Some rows at a time, for which what is computed of each non-zero fits in memory: which, their
+    counts, and of each non-zero the row within the block.
     """
-    frequency = np.maximum(1, np.bincount(counts.indices, minlength=counts.shape[1]))
-    weight = counts.data * np.log(counts.shape[0] / frequency)[counts.indices]
-    document = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-    order = np.lexsort((-weight, document))  # the rows stay where they are
-    place = np.arange(len(order)) - counts.indptr[document]
+    for start in range(0, counts.shape[0], BLOCK):
+        rows = counts[start : start + BLOCK]
+        within = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+        yield slice(start, start + rows.shape[0]), within, rows
+
+
+def characteristic_words(
+    counts: scipy.sparse.csr_array, train: scipy.sparse.csr_array, most: int = 6
+) -> np.ndarray:
+    """Of each document, a row of counts (N, V), the words of largest tf-idf, int32 (N, most); -1
+    where it has fewer. Document frequencies are of `train`.
+    """
+    frequency = np.maximum(1, np.bincount(train.indices, minlength=train.shape[1]))
+    idf = np.log(train.shape[0] / frequency)
     found = np.full((counts.shape[0], most), -1, np.int32)
-    first = place < most
-    found[document[first], place[first]] = counts.indices[order][first]
+    for block, document, rows in blocks(counts):
+        order = np.lexsort((-rows.data * idf[rows.indices], document))  # rows stay in their order
+        place = np.arange(len(order)) - rows.indptr[document]
+        first = place < most
+        found[block][document[first], place[first]] = rows.indices[order][first]
     return found
 
 
@@ -153,18 +167,18 @@ class Documents:
     """One split of the corpus, smoothed with the unigram distribution `u` of shape (V,)."""
 
     def __init__(self, counts: scipy.sparse.csr_array, u: Tensor):
-        self.counts = counts.astype(torch.empty(0, dtype=u.dtype).numpy().dtype)
+        self.counts = counts.astype(torch.empty(0, dtype=u.dtype).numpy().dtype, copy=False)
         self.u = u
         p = u.double().cpu().numpy()
-        c = counts.data.astype(np.float64)
-        at = p[counts.indices]
-        document = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-        x_log_x = np.bincount(
-            document, (c + at) * np.log(c + at) - at * np.log(at), minlength=counts.shape[0]
-        )
-        n = np.bincount(document, c, minlength=counts.shape[0]) + 1.0
-        self.n = torch.from_numpy(n).to(u)
-        self.negentropy = torch.from_numpy(x_log_x + p @ np.log(p) - n * np.log(n)).to(u)
+        entropy = p @ np.log(p)
+        lengths, sums = np.empty((2, counts.shape[0]))
+        for block, document, rows in blocks(counts):
+            c, at = rows.data.astype(np.float64), p[rows.indices]
+            n = np.bincount(document, c, minlength=rows.shape[0]) + 1.0
+            x_log_x = (c + at) * np.log(c + at) - at * np.log(at)
+            x_log_x = np.bincount(document, x_log_x, minlength=rows.shape[0]) + entropy
+            lengths[block], sums[block] = n, x_log_x - n * np.log(n)
+        self.n, self.negentropy = (torch.from_numpy(part).to(u) for part in (lengths, sums))
 
     def __len__(self) -> int:
         return len(self.n)

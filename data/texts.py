@@ -13,7 +13,9 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,42 +42,60 @@ def load(path: Path) -> Corpus:
     """
     if not path.exists():
         raise DataError(f"no corpus {str(path)!r}: newsgroups, docstrings, a folder of .txt files")
-    documents = list(_files(path) if path.is_dir() else _rows(path))
-    digest = hashlib.sha256(repr(documents).encode("utf-8", "replace")).hexdigest()[:12]
-    return corpus_of(documents, f"{path.name} ({len(documents):,} documents, {digest})")
+    return corpus_of(_files(path) if path.is_dir() else _rows(path), path.name, digest=True)
 
 
-def corpus_of(documents: list[Document], name: str) -> Corpus:
-    """The corpus, called `name`, of documents. Raises DataError as `load` does."""
-    if len(documents) < 2:
-        raise DataError(f"{name}: at least two documents are needed")
-    tokens = [words_of(text) for _, _, text in documents]
-    index = {word: i for i, word in enumerate(sorted(set().union(*tokens)))}
-    column = np.fromiter((index[word] for words in tokens for word in words), np.int32)
-    row = np.repeat(np.arange(len(tokens), dtype=np.int32), [len(words) for words in tokens])
-    shape = (len(tokens), len(index))
-    counts = scipy.sparse.coo_array((np.ones(len(row), np.float32), (row, column)), shape).tocsr()
-    counts.sort_indices()
-    titles = [title for title, _, _ in documents]
+def corpus_of(documents: Iterable[Document], name: str, digest: bool = False) -> Corpus:
+    """The corpus, called `name`, of documents, of which one at a time is in memory. digest: number
+    of documents and digest of their texts join the name. Raises DataError as `load` does.
+    """
+    index: dict[str, int] = {}
+    titles, groups, said = [], [], hashlib.sha256()
+    # Of all non-zeros: 8 bytes each. Of documents: where theirs end.
+    columns, values, ends = array("i"), array("f"), array("q", [0])
+    for document in documents:
+        said.update(repr(document).encode("utf-8", "replace"))
+        titles.append(document[0])
+        groups.append(document[1])
+        for word, count in Counter(words_of(document[2])).items():
+            columns.append(index.setdefault(word, len(index)))
+            values.append(count)
+        ends.append(len(columns))
+    if len(titles) < 2:
+        raise DataError(f"{name}: {len(titles)} documents, and at least two are needed")
+    name += f" ({len(titles):,} documents, {said.hexdigest()[:12]})" if digest else ""
+    vocabulary = sorted(index)
+    rank = np.empty(len(index), np.int32)  # in the order of the alphabet
+    rank[[index[word] for word in vocabulary]] = np.arange(len(index), dtype=np.int32)
+    few = len(columns) < 2**31
+    parts = (
+        np.asarray(values),
+        rank[np.asarray(columns)],
+        np.array(ends, np.int32 if few else np.int64),
+    )
+    counts = scipy.sparse.csr_array(parts, (len(titles), len(index)))
     test = _is_test(titles)
     rows = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
     for split, chosen in rows.items():
         if not len(chosen):
             raise DataError(f"{name}: no {split} documents; name folders train/ and test/")
-    occurring = np.bincount(counts[rows["train"]].indices, minlength=len(index))
+    train = counts[rows["train"]]
+    occurring = np.bincount(train.indices, minlength=len(index))
     if occurring.max(initial=0) < 2:
         raise DataError(f"{name}: no word stands in two training documents")
-    columns = frequent_words(counts[rows["train"]], min(VOCABULARY, int((occurring > 0).sum())))
-    groups = sorted({group for _, group, _ in documents})
-    labels = np.array([groups.index(group) for _, group, _ in documents], np.int64)
-    vocabulary = list(index)
+    kept = frequent_words(train, min(VOCABULARY, int((occurring > 0).sum())))
+    splits = {"train": train[:, kept], "test": counts[rows["test"]][:, kept]}
+    for split in splits.values():
+        split.sort_indices()
+    names = sorted(set(groups))
+    labels = np.searchsorted(names, groups)
     return Corpus(
         name=name,
-        **{split: counts[rows[split]][:, columns] for split in SPLITS},
+        **splits,
         **{f"{split}_labels": labels[rows[split]] for split in SPLITS},
         **{f"{split}_titles": [titles[i] for i in rows[split]] for split in SPLITS},
-        words=[vocabulary[i] for i in columns],
-        groups=groups,
+        words=[vocabulary[i] for i in kept],
+        groups=names,
     )
 
 
