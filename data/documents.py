@@ -15,7 +15,7 @@ with these formulas, in float64.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,14 @@ class Batch:
 
 
 class Counts:
-    """Sparse counts c (B, V); products with them are weighted sums of the other factor's rows."""
+    """Sparse counts c (B, V); products with them are weighted sums of the other factor's rows.
 
-    def __init__(self, counts: scipy.sparse.csr_array, device: torch.device):
-        self.parts = [
-            [
-                torch.from_numpy(part).to(device)
-                for part in (matrix.indices, matrix.indptr, matrix.data)
-            ]
-            for matrix in (counts, counts.T.tocsr())
-        ]
+    rows, columns: of c's rows and of its columns, the indices of the non-zeros, where those of each
+    begin and the last end, and the values.
+    """
+
+    def __init__(self, rows: Sequence[Tensor], columns: Sequence[Tensor]):
+        self.parts = (rows, columns)
 
     def product(self, dense: Tensor, transposed: bool = False) -> Tensor:
         """c @ dense, (B, V) times (V, k) -> (B, k); transposed: c.T @ dense, (V, B) times (B, k) ->
@@ -66,11 +64,40 @@ class Counts:
         )
 
 
+def parts_of(counts: scipy.sparse.csr_array) -> list[Tensor]:
+    return [torch.from_numpy(part) for part in (counts.indices, counts.indptr, counts.data)]
+
+
+class Resident:
+    """Counts (N, V) that lie on an accelerator, where batches are put together without waiting."""
+
+    def __init__(self, counts: scipy.sparse.csr_array, device: torch.device):
+        self.words = counts.shape[1]
+        self.lengths = np.diff(counts.indptr)
+        indices, self.starts, self.values = (part.to(device) for part in parts_of(counts))
+        self.indices, self.lengths_there = indices.long(), self.starts.diff().long()
+
+    def batch(self, documents: np.ndarray, index: Tensor) -> Counts:
+        """Of documents given by number, which `index` has on the device."""
+        nonzeros, device = int(self.lengths[documents].sum()), index.device
+        lengths = self.lengths_there[index]
+        ends = nn.functional.pad(lengths.cumsum(0), (1, 0))
+        # Of each non-zero: its document within the batch, and its place in all of them.
+        document = torch.arange(len(documents), device=device)
+        document = document.repeat_interleave(lengths, output_size=nonzeros)
+        place = (self.starts[index] - ends[:-1])[document] + torch.arange(nonzeros, device=device)
+        words, values = self.indices[place], self.values[place]
+        order = words.argsort(stable=True)
+        of_word = torch.searchsorted(words[order], torch.arange(self.words + 1, device=device))
+        return Counts((words, ends, values), (document[order], of_word, values[order]))
+
+
 def unigram(counts: scipy.sparse.csr_array) -> np.ndarray:
     """The smoothing distribution u, shape (V,): the training counts, 1/10,000 added to each word,
     normalised.
     """
-    total = counts.sum(0, dtype=np.float64) + 1e-4
+    of_blocks = (np.bincount(c.indices, c.data, counts.shape[1]) for _, _, c in blocks(counts))
+    total = sum(of_blocks, np.zeros(counts.shape[1])) + 1e-4
     return total / total.sum()
 
 
@@ -141,7 +168,8 @@ def characteristic_words(
     """Of each document, a row of counts (N, V), the words of largest tf-idf, int32 (N, most); -1
     where it has fewer. Document frequencies are of `train`.
     """
-    frequency = np.maximum(1, np.bincount(train.indices, minlength=train.shape[1]))
+    of_blocks = (np.bincount(c.indices, minlength=train.shape[1]) for _, _, c in blocks(train))
+    frequency = np.maximum(1, sum(of_blocks))
     idf = np.log(train.shape[0] / frequency)
     found = np.full((counts.shape[0], most), -1, np.int32)
     for block, document, rows in blocks(counts):
@@ -179,13 +207,18 @@ class Documents:
             x_log_x = np.bincount(document, x_log_x, minlength=rows.shape[0]) + entropy
             lengths[block], sums[block] = n, x_log_x - n * np.log(n)
         self.n, self.negentropy = (torch.from_numpy(part).to(u) for part in (lengths, sums))
+        self.resident = None if u.device.type == "cpu" else Resident(self.counts, u.device)
 
     def __len__(self) -> int:
         return len(self.n)
 
     def batch(self, documents: np.ndarray) -> Batch:
-        index = torch.from_numpy(documents).to(self.u.device)
-        counts = Counts(self.counts[documents], self.u.device)
+        index = torch.from_numpy(documents).to(self.u.device, non_blocking=True)
+        if self.resident is not None:
+            counts = self.resident.batch(documents, index)
+        else:
+            rows = self.counts[documents]
+            counts = Counts(parts_of(rows), parts_of(rows.T.tocsr()))
         return Batch(counts, self.n[index], self.negentropy[index], self.u)
 
     def batches(self, size: int) -> Iterator[Batch]:
@@ -280,9 +313,12 @@ class RelativeNLL(torch.autograd.Function):
         shift = _rounded_and_remainder(-(hidden @ mean + mean_bias), dtype)
         rows = torch.cat([hidden.to(dtype), torch.ones_like(shift), shift], 1)
         torch.mm(factors, rows.T, out=logits)  # words as rows: faster in bfloat16 (tests/README.md)
-        largest, total = torch.zeros_like(hidden[:, 0]), _exponentiate_and_sum(logits, u.dtype)
-        if not math.isfinite(total.sum()):
-            torch.mm(factors, rows.T, out=logits)
+        largest, on_cpu = torch.zeros_like(hidden[:, 0]), u.device.type == "cpu"
+        total = _exponentiate_and_sum(logits, u.dtype) if on_cpu else None
+        # Elsewhere the program would have to wait for the answer: the largest is always taken off.
+        if total is None or not math.isfinite(total.sum()):
+            if on_cpu:
+                torch.mm(factors, rows.T, out=logits)
             largest = logits.amax(0)
             total = _exponentiate_and_sum(logits.sub_(largest), u.dtype)
             largest = largest.to(u.dtype)

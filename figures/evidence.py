@@ -121,6 +121,9 @@ def laplace(vae: Any, options: Any, device: torch.device) -> dict[str, float]:
 class Posteriors(nn.Module):
     """A Gaussian q(z given x) = N(mean, C) for each of N images x, without an encoder.
 
+    Nothing here checks whether a precision is one, for which an accelerator would be waited for:
+    what follows from one that is not finite shows in the loss.
+
     Its precision is that of Gauss and Newton, P = I + E_q[J'J] / sigma^2 with J the Jacobian of the
     decoder, and C is P^-1 (full) or diag(P)^-1 (factorized): where the decoder is linear, the best
     Gaussian of the family.
@@ -147,7 +150,7 @@ class Posteriors(nn.Module):
         precision = self.precision
         if self.family == "factorized":
             return torch.diag_embed(precision.diagonal(dim1=1, dim2=2).rsqrt())
-        upper = torch.linalg.cholesky(precision).mT
+        upper = torch.linalg.cholesky_ex(precision)[0].mT
         return torch.linalg.solve_triangular(
             upper,
             torch.eye(upper.shape[1], dtype=upper.dtype, device=upper.device).expand_as(upper),
@@ -163,7 +166,7 @@ class Posteriors(nn.Module):
         """Gauss-Newton steps to the largest log p(x, z), each halved until that does not fall."""
         for _ in range(steps):
             gradient, self.precision = curvature(vae, self.x, self.mean)
-            step = torch.linalg.solve(self.precision, gradient)
+            step = torch.linalg.solve_ex(self.precision, gradient)[0]
             candidates = torch.stack([self.mean, *(self.mean + step / 2**i for i in range(5))])
             best = log_joint(vae, self.x, candidates).argmax(0)
             self.mean = candidates[best, torch.arange(len(best), device=best.device)]
@@ -182,7 +185,7 @@ class Posteriors(nn.Module):
         """A natural-gradient step of the means on the ELBO, given its gradient (N, nz)."""
         self.mean = (
             self.mean.detach()
-            + rate * torch.linalg.solve(self.precision, gradient[..., None])[..., 0]
+            + rate * torch.linalg.solve_ex(self.precision, gradient[..., None])[0][..., 0]
         )
 
     def climb(self, vae: Any, e: Tensor, rate: float) -> None:

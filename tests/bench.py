@@ -1,4 +1,5 @@
-"""Training steps of Sections 3 and 5 against straightforward ones: `uv run tests/bench.py`.
+"""Training steps of Sections 3 and 5 against straightforward ones: `uv run tests/bench.py`; and
+Section 5's memory and time with so many documents and words: `uv run tests/bench.py 1e6 1e4`.
 
 Section 3: the released code's 8,000 points, factorized encoder, joint steps. Section 5: batches of
 256 real documents, e1, b = 64, one DisARM pair and the batch's train loss, and ten pairs. The other
@@ -8,11 +9,16 @@ turns in one process, and ratios are taken round by round, since a shared machin
 """
 
 import math
+import resource
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -150,6 +156,49 @@ def hashing_products(
     return step
 
 
+def scale(documents: int, words: int) -> None:
+    """One line: peak memory with the documents loaded and trained on, and seconds. They are drawn
+    from 20 Newsgroups, a word of which is one of several at random.
+    """
+    corpus, rng = newsgroups.load(), np.random.default_rng(0)
+    several = words // len(corpus.words)
+
+    def drawn(split: str, count: int) -> dict[str, object]:
+        rows = rng.integers(len(getattr(corpus, f"{split}_labels")), size=count)
+        counts = getattr(corpus, split)[rows]
+        if several > 1:
+            counts.indices *= several
+            counts.indices += rng.integers(several, size=counts.nnz, dtype=np.int32)
+            counts = type(counts)((counts.data, counts.indices, counts.indptr), (count, words))
+            counts.sort_indices()
+        labels = getattr(corpus, f"{split}_labels")[rows]
+        titles = [f"{split} {i}" for i in range(count)]
+        return {split: counts, f"{split}_labels": labels, f"{split}_titles": titles}
+
+    names = [f"{word}{i}" for word in corpus.words for i in range(several)]
+    parts = drawn("train", documents) | drawn("test", documents // 10)
+    corpus = replace(corpus, words=names, **parts)
+    with tempfile.TemporaryDirectory() as folder:
+        options = hashing.Options(bits=16, epochs=1, fine_epochs=0, out=Path(folder))
+        begun = time.perf_counter()
+        trainer = hashing.Trainer(options, corpus, CPU)
+        loaded = time.perf_counter()
+        order = rng.permutation(documents)
+        for i in range(STEPS):
+            hashing.step(trainer, trainer.train.batch(order[256 * i : 256 * (i + 1)]), 1)
+        stepped = time.perf_counter()
+        trainer.record({"train": 0.0, **hashing.test(trainer)})
+        tested = time.perf_counter()
+        hashing.finish(trainer, corpus)
+        ended = time.perf_counter()
+    print(
+        f"{documents:,} documents, {words:,} words, {corpus.train.nnz:,} non-zeros: peak "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB; load "
+        f"{loaded - begun:.1f} s; step {(stepped - loaded) / STEPS * 1e3:.0f} ms; test of a tenth "
+        f"{tested - stepped:.1f} s; codes and retrieval {ended - tested:.1f} s"
+    )
+
+
 def main() -> None:
     x = mixture.sample(mixture.Options(points_per_component=2000), CPU)
     print("Section 3, joint, 8,000 points")
@@ -183,4 +232,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    scale(*(int(float(word)) for word in sys.argv[1:])) if sys.argv[1:] else main()

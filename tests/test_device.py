@@ -5,6 +5,7 @@ Where there is an accelerator, it is used. Else the work is done on the CPU and 
 is wanted. That finds nothing of what is first moved to the CPU, of other kernels, or of speed.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import corpus
 
 import celeba_encoder
@@ -20,6 +22,7 @@ import dcgan
 import hashing
 import mixture
 from data import faces
+from data.documents import Documents, Resident
 from figures import evidence
 from figures.frechet import frechet_distance, moments, thumbnails
 from figures.run import pick_device
@@ -119,3 +122,85 @@ def test_joint_training_without_an_encoder(weight: float, vae: celeba_encoder.VA
         z = torch.zeros(4, 3, device=THERE)
         full = evidence.Posteriors("full", vae.sample(z, trainer.noise)[1], z)
         evidence.estimate(full.log_weights(vae, torch.zeros(2, 4, 3, device=THERE)))
+
+
+class NoWait(TorchDispatchMode):
+    """Fails where a program on an accelerator would have to wait for it."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "_unique", "equal", "_linalg_check_errors")
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op.overloadpacket.__name__.startswith(self.WAITS):
+            pytest.fail(f"waits in {op}")
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The device "meta", as if it were an accelerator: no number can be had of its tensors."""
+
+    def noise(*shape: Any, **_: Any) -> torch.Tensor:
+        return torch.empty(*shape, device="meta")
+
+    def move(*modules: torch.nn.Module) -> torch.optim.Optimizer:
+        """Move modules there, with an optimiser, as fused Adam has no kernel there; and all noise
+        from now on.
+        """
+        for name in ("rand", "randn"):
+            monkeypatch.setattr(torch, name, noise)
+        parameters = [p for m in modules for p in m.to("meta").parameters() if p.requires_grad]
+        return torch.optim.SGD(parameters)
+
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    return move
+
+
+def test_a_wait_is_found() -> None:
+    for wait in (lambda x: x.item(), torch.nonzero, torch.linalg.cholesky, torch.unique):
+        with NoWait(), pytest.raises((pytest.fail.Exception, RuntimeError, NotImplementedError)):
+            wait(torch.ones(2, 2, device="meta"))
+
+
+@pytest.mark.parametrize("estimator", ["disarm", "arm", "reinforce"])
+@pytest.mark.parametrize("encoder", ["e1", "e2", "e4"])
+def test_a_step_of_hashing_does_not_wait(encoder: Any, estimator: Any, nowhere: Any) -> None:
+    options = hashing.Options(encoder=encoder, estimator=estimator, decoder_layers=1, bits=4)
+    trainer = hashing.Trainer(options, corpus(), torch.device("cpu"))
+    trainer.device, trainer.optimizer = torch.device("meta"), nowhere(trainer.model)
+    train = trainer.train
+    train.resident = Resident(train.counts, trainer.device)
+    for name in ("u", "n", "negentropy"):
+        setattr(train, name, getattr(train, name).to("meta"))
+    with NoWait():
+        hashing.step(trainer, train.batch(np.arange(16)), 2)
+
+
+def test_batches_put_together_on_the_device_are_the_same() -> None:
+    counts = corpus().train
+    rows = np.random.default_rng(0).permutation(50)[:20]  # empty documents, too
+    u = torch.full((30,), 1 / 30, dtype=torch.float64)
+    there, here = Resident(counts, THERE), Documents(counts, u).batch(rows).counts
+    found = there.batch(rows, torch.from_numpy(rows).to(THERE))
+    for a, b in zip(found.parts, here.parts, strict=True):
+        for part, expected in zip(a, b, strict=True):
+            assert (part.cpu().numpy() == expected.numpy()).all()
+
+
+def test_steps_of_section_4_do_not_wait(nowhere: Any) -> None:
+    gan = dcgan.Options(data="faces", ngf=2, ndf=2, nz=3, batch_size=4, held_out=6)
+    trainer = dcgan.Trainer(gan, faces.draw(14, 0), torch.device("cpu"), "thumbnails")
+    parts = (dcgan.Generator(3, 2), celeba_encoder.Encoder(3, 2), 0.05, dcgan.Generator(3, 2))
+    vae = celeba_encoder.VAE(*parts).eval()
+    options = celeba_joint.Options(batch_size=4, evidence_images=0, precision="float32")
+    arms = [
+        celeba_joint.Joint(vae, replace(options, **changes), {}, torch.device("cpu"))
+        for changes in ({}, {"weight": 0.5, "evidence_images": 4})
+    ]
+    trainer.device = torch.device("meta")
+    trainer.optimizers = {key: nowhere(network) for key, network in trainer.networks.items()}
+    for arm in arms:
+        arm.optimizer = nowhere(vae, *arm.images.values())
+    with NoWait():
+        trainer.step(trainer.batch(torch.arange(4)).to("meta"))
+        for arm in arms:
+            arm.step()

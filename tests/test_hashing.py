@@ -74,8 +74,14 @@ def unigram(counts: scipy.sparse.csr_array, dtype: torch.dtype = torch.float64) 
     return torch.from_numpy(documents.unigram(counts)).to(dtype)
 
 
-def test_loss_and_gradients_equal_the_dense_formula() -> None:
+@pytest.mark.parametrize("block", [7, documents.BLOCK])
+def test_loss_and_gradients_equal_the_dense_formula(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "BLOCK", block)
     toy = corpus()
+    total = toy.train.toarray().astype(float).sum(0) + 1e-4
+    assert (documents.unigram(toy.train) == total / total.sum()).all()
     compare_with_dense(toy.test, unigram(toy.train), np.arange(21), 5)
 
 

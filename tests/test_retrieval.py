@@ -9,7 +9,7 @@ import torch
 from toy import corpus, main, the_one_line
 
 import hashing
-from data import hamming, newsgroups
+from data import documents, hamming, newsgroups
 
 ARGUMENTS = ("--bits", 6, "--epochs", 30, "--fine-epochs", 0, "--lr", 0.05, "--batch-size", 16)
 ARGUMENTS = (*ARGUMENTS, "--device", "cpu")
@@ -53,6 +53,17 @@ def test_packed_codes_have_the_distances_of_their_bits(bits: int) -> None:
     assert (hamming.unpack(packed, bits) == codes).all()
     for i in (0, 39):
         assert (hamming.distances(packed, packed[i]) == (codes != codes[i]).sum(1)).all()
+
+
+def test_characteristic_words_are_those_of_largest_tf_idf(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "BLOCK", 7)
+    toy = corpus()
+    train, counts = toy.train.toarray(), toy.test.toarray()
+    weight = counts * np.log(50 / np.maximum(1, (train > 0).sum(0)))
+    for found, row in zip(documents.characteristic_words(toy.test, toy.train), weight, strict=True):
+        largest = sorted(np.flatnonzero(row), key=lambda j: -row[j])[:6]
+        assert row[found[found >= 0]] == pytest.approx(row[largest])
+        assert (found >= 0).sum() == len(largest)
 
 
 @pytest.fixture
