@@ -1,6 +1,7 @@
 """Figures of Section 3, each drawn from mixture.py's result.json alone."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,82 +38,63 @@ def draw_figure1(result: dict, folder: Path) -> None:
         panel = panels[name]
         regions = np.array([[int(c) for c in row] for row in panel["regions"]])
         labels = np.array([int(c) for c in panel["points"]])
-        axis.imshow(
-            regions,
-            cmap=shade,
-            vmin=0,
-            vmax=3,
-            extent=panels["extent"],
-            origin="lower",
-            aspect="auto",
-        )
+        look = {"cmap": shade, "vmin": 0, "vmax": 3, "origin": "lower", "aspect": "auto"}
+        axis.imshow(regions, extent=panels["extent"], **look)
         for k, code in enumerate(CODE_WORDS):
-            outline = {
-                "levels": [0.5],
-                "colors": "0.25",
-                "linewidths": 0.6,
-                "extent": panels["extent"],
-            }
             if 0 < (regions == k).mean() < 1:  # the shades of some neighbours are one grey
-                axis.contour((regions == k).astype(float), origin="lower", **outline)
-            look = {"color": style.COLOURS[k], "marker": style.MARKERS[k], "linestyle": "none"}
+                look = {"colors": "0.25", "linewidths": 0.6, "origin": "lower"}
+                here = (regions == k).astype(float)
+                axis.contour(here, levels=[0.5], extent=panels["extent"], **look)
+            look = style.look(k, linestyle="none")
             axis.plot(*x[labels == k].T, markersize=1.6, alpha=0.55, markeredgewidth=0, **look)
             axis.plot([], [], markersize=5, label=f"z = {code}", **look)
         true, learned = np.array(panels["truth"]["means"]), np.array(panel["means"])
         for k in range(4):
             if name in ("joint", "consistent_joint"):
                 axis.plot(*np.stack([true[k], learned[k]]).T, color="black", linewidth=0.9)
-                axis.plot(
-                    *learned[k],
-                    marker=style.MARKERS[k],
-                    color=style.COLOURS[k],
-                    markersize=10,
-                    mec="white",
-                    mew=1.2,
-                )
+                axis.plot(*learned[k], **style.look(k), markersize=10, mec="white", mew=1.2)
         axis.plot(*true.T, "x", color="black", markersize=5, markeredgewidth=1.2)
         evidence, elbo = metrics[name]["evidence"], metrics[name]["elbo"]
-        value = (
-            f"log evidence {evidence:.3f}"
-            if name == "truth"
-            else f"ELBO {elbo:.3f}, log evidence {evidence:.3f}"
-        )
+        value = f"log evidence {evidence:.3f}"
+        value = value if name == "truth" else f"ELBO {elbo:.3f}, {value}"
         axis.set(title=title, xlabel=f"$x_1$\n{value}", aspect="equal")
         axis.grid(False)
     axes[0].set_ylabel("$x_2$")
+    look = {"color": "0.4", "markersize": 8, "mec": "white", "mew": 1.2}
     axes[0].plot([], [], "x", color="black", markeredgewidth=1.2, label="true centre")
-    axes[0].plot(
-        [], [], "o", color="0.4", markersize=8, mec="white", mew=1.2, label="learned centre"
-    )
+    axes[0].plot([], [], "o", label="learned centre", **look)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
     style.save(figure, folder, "figure1")
 
 
 def _above(axis: Axes, x: float, text: str) -> None:
-    axis.annotate(
-        text, (x, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8
-    )
+    place: Any = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+    axis.text(x, 1.0, text, fontsize=8, **place)
 
 
 def _lighter(colour: str) -> tuple[float, ...]:
     return tuple(0.25 * np.array(to_rgb(colour)) + 0.75)
 
 
+def _networks(result: dict) -> list[dict]:
+    """Measurements of the networks trained at each variance, in the order of these."""
+    metrics = result["metrics"]
+    own = {"variance": result["config"]["variance"]} | metrics
+    return sorted([*metrics["networks"], own], key=lambda network: network["variance"])
+
+
 def draw_gap(result: dict, folder: Path) -> None:
     """The gap between log evidence and ELBO against the components' variance: oracle, and trained
     networks.
     """
-    metrics, config = result["metrics"], result["config"]
+    metrics = result["metrics"]
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
     gaps = metrics["variances"]
     variances = [gap["variance"] for gap in gaps]
-    networks = sorted(
-        [*metrics["networks"], {"variance": config["variance"]} | metrics],
-        key=lambda network: network["variance"],
-    )
+    networks = _networks(result)
     trained = [network["variance"] for network in networks]
-    look = [{"color": c, "marker": m} for c, m in zip(style.COLOURS, style.MARKERS, strict=True)]
+    look = [style.look(0), *(style.look(i, linestyle="none") for i in (1, 2))]
     kls = [gap["kl"] for gap in gaps]
     axes[0].plot(variances, kls, label="oracle: best factorized q", **look[0])
     series = {
@@ -121,22 +103,16 @@ def draw_gap(result: dict, folder: Path) -> None:
     }
     for i, (label, (stage, key)) in enumerate(series.items(), start=1):
         values = [network[stage][key] for network in networks]
-        axes[0].plot(trained, values, label=label, linestyle="none", **look[i])
+        axes[0].plot(trained, values, label=label, **look[i])
     axes[0].set(xscale="log", xlabel="variance of each component", ylabel="KL (nats per point)")
     axes[0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.93))
-    axes[1].plot(
-        variances, [gap["evidence"] for gap in gaps], label="log evidence, true decoder", **look[0]
-    )
+    evidence = [gap["evidence"] for gap in gaps]
+    axes[1].plot(variances, evidence, label="log evidence, true decoder", **look[0])
     elbo = [network["frozen"]["elbo"] for network in networks]
-    axes[1].plot(trained, elbo, label="ELBO, network, decoder frozen", linestyle="none", **look[1])
+    axes[1].plot(trained, elbo, label="ELBO, network, decoder frozen", **look[1])
     reported = reference.MIXTURE_REPORT["frozen.elbo"]
-    axes[1].axhline(
-        reported,
-        color=style.REFERENCE,
-        linestyle="-.",
-        linewidth=1,
-        label=f"report, decoder frozen: {reported:g}",
-    )
+    line = {"color": style.REFERENCE, "linestyle": "-.", "linewidth": 1}
+    axes[1].axhline(reported, label=f"report, decoder frozen: {reported:g}", **line)
     axes[1].set(xscale="log", xlabel="variance of each component", ylabel="nats per point")
     axes[1].legend(fontsize=8)
     for axis, letter in zip(axes, "ab", strict=True):
@@ -157,7 +133,7 @@ def draw_curves(result: dict, folder: Path) -> None:
         x = [*frozen["step"], *(steps + step for step in joint["step"])]
         for axis, keys in zip(axes, (("elbo", "evidence"), ("kl", "kl_true")), strict=True):
             for j, key in enumerate(keys):
-                look = {"color": style.COLOURS[2 * i + j], "linestyle": style.LINES[2 * i + j]}
+                look = style.look(2 * i + j, marker=None)
                 axis.plot(x, [*frozen[key], *joint[key]], label=f"{model}: {CURVES[key]}", **look)
     evidence = metrics["truth"]["evidence"]
     axes[0].set(ylabel="nats per point", ylim=(evidence - 0.08, evidence + 0.07))
@@ -245,10 +221,9 @@ def report_mixture(result: dict, folder: Path) -> None:
         ("joint", "elbo"),
         ("joint", "kl_true"),
     )
-    networks = [*metrics["networks"], {"variance": result["config"]["variance"]} | metrics]
     rows = [
         (f"{network['variance']:g}", *(network[stage][key] for stage, key in stages))
-        for network in sorted(networks, key=lambda network: network["variance"])
+        for network in _networks(result)
     ]
     print_table(
         ("variance (network)", "log evidence", "frozen ELBO", "gap", "joint ELBO", "KL to truth"),

@@ -1,7 +1,5 @@
 """Figures and Table 1 of Section 4, each drawn from the result JSON of its script alone."""
 
-import base64
-import io
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,22 +18,16 @@ def draw_dcgan(result: dict, folder: Path) -> None:
     epochs = range(1, len(history["frechet"]) + 1)
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
     for i, key in enumerate(("discriminator_loss", "generator_loss")):
-        look = {"color": style.COLOURS[i], "linestyle": style.LINES[i]}
+        look = style.look(i, marker=None)
         axes[0].plot(epochs, history[key], label=key.replace("_", "'s "), **look)
     axes[0].set(xlabel="epoch", ylabel="loss (nats per image)")
     axes[0].legend()
     axes[1].plot(epochs, history["frechet"], color=style.COLOURS[0])
-    axes[1].plot(
-        selected,
-        history["frechet"][selected - 1],
-        linestyle="none",
-        marker=style.MARKERS[0],
-        color=style.COLOURS[1],
-        label=f"selected: epoch {selected}",
-    )
-    axes[1].set(
-        xlabel="epoch", ylabel=f"{result['space']}\nto held-out real images", ylim=(0, None)
-    )
+    look = {"color": style.COLOURS[1], "marker": "o", "linestyle": "none"}
+    distance = history["frechet"][selected - 1]
+    axes[1].plot(selected, distance, label=f"selected: epoch {selected}", **look)
+    label = f"{result['space']}\nto held-out real images"
+    axes[1].set(xlabel="epoch", ylabel=label, ylim=(0, None))
     axes[1].legend()
     style.save(figure, folder, "dcgan_curves")
 
@@ -207,48 +199,33 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     """Joint training with an encoder, and with the best Gaussians of two families in its place."""
     kinds = {name: results[name] for name in INFERENCE if name in results}
     figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.4), width_ratios=(1, 1, 1.05))
-    looks = {
-        k: {"color": style.COLOURS[i], "marker": style.MARKERS[i]} for i, k in enumerate(INFERENCE)
-    }
+    looks = {name: style.look(i, linestyle="-") for i, name in enumerate(INFERENCE)}
     for name, result in kinds.items():
         history, look = result["history"], looks[name] | {"markersize": 3}
         change = history["evidence_change"]
         bound = [a - b for a, b in zip(change, own_gap(result), strict=True)]
         axes[0].plot(history["iteration"], change, **look)
-        axes[0].plot(history["iteration"], bound, **look, linestyle=":")
+        axes[0].plot(history["iteration"], bound, **look | {"linestyle": ":"})
     axes[0].set_yscale("symlog", linthresh=10)
     axes[0].yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=10, subs=(1, 2, 5)))
     axes[0].set(xlabel="iteration", ylabel="nats per image, less the truth's log p(x)")
     axes[0].set_title("(a) log p(x), and ELBO (dotted)")
     usual = next(iter(kinds.values()))["config"]["sigma"]
     for name, label in INFERENCE.items():
+        look = looks[name] | {"linestyle": "none"}
         for result in (result for result in results.values() if kind(result) == name):
             point, (value, error) = own_gap(result)[0], lost(result)
             face = None if result["data"] == faces.NAME else "white"
-            axes[1].errorbar(
-                point, value, error, linestyle="none", markerfacecolor=face, **looks[name]
-            )
+            axes[1].errorbar(point, value, error, markerfacecolor=face, **look)
             if (sigma := result["config"]["sigma"]) != usual:
                 # Below that one are others.
                 offset = (7, -2) if name == "factorized" and sigma < usual else (-5, -10)
-                axes[1].annotate(
-                    f"$\\sigma$ {sigma:g}",
-                    (point, value),
-                    offset,
-                    textcoords="offset points",
-                    fontsize=6,
-                )
-        axes[1].plot([], [], linestyle="none", label=label, **looks[name])
+                place = {"xytext": offset, "textcoords": "offset points", "fontsize": 6}
+                axes[1].annotate(f"$\\sigma$ {sigma:g}", (point, value), **place)
+        axes[1].plot([], [], label=label, **look)
     if any(result["data"] != faces.NAME for result in results.values()):
-        axes[1].plot(
-            [],
-            [],
-            linestyle="none",
-            marker="o",
-            color="gray",
-            markerfacecolor="white",
-            label="photographs",
-        )
+        hollow = {"marker": "o", "color": "gray", "markerfacecolor": "white", "linestyle": "none"}
+        axes[1].plot([], [], label="photographs", **hollow)
     axes[1].set_xscale("symlog", linthresh=1)
     axes[1].xaxis.get_major_locator().set_params(numticks=4)  # labels apart over six decades, too
     # Room for labels below points.
@@ -265,12 +242,8 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     axes[2].axis("off")
     for i, (label, strip) in enumerate(rows.items()):
         row = axes[2].inset_axes((0.2, 0.86 - 0.16 * i, 0.8, 0.14))
-        row.imshow(
-            plt.imread(io.BytesIO(base64.b64decode(strip)), format="png"), interpolation="nearest"
-        )
-        row.set(xticks=[], yticks=[])
+        style.picture(row, strip)
         row.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
-        row.spines[:].set_visible(False)
     style.save(figure, folder, "inference")
 
 
@@ -377,27 +350,14 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
         axis.set_title(f"({letter})", loc="left")
         for i, (label, result) in enumerate(results.items()):
             history = result["history"]
-            look = {
-                "color": style.COLOURS[i],
-                "linestyle": style.LINES[i],
-                "marker": style.MARKERS[i],
-            }
-            axis.plot(
-                *(history[k] if key in history else [] for k in ("iteration", key)),
-                label=label,
-                **look,
-            )
+            x, y = (history[k] if key in history else [] for k in ("iteration", key))
+            axis.plot(x, y, label=label, **style.look(i))
         axis.set(xlabel="iteration", ylabel=title)
         if key != "elbo":
             if priors:  # before joint training the decoder is g*: its g(z) are a second set of x*
                 axis.axhline(priors[0], color=style.REFERENCE, linestyle=":", linewidth=1)
-                place = {
-                    "xycoords": ("axes fraction", "data"),
-                    "ha": "right",
-                    "va": "top",
-                    "fontsize": 8,
-                }
-                axis.annotate("two sets of $x^*$", (0.98, priors[0]), **place)
+                place = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "top"}
+                axis.text(0.98, priors[0], "two sets of $x^*$", fontsize=8, **place)
             axis.set_ylim(0, None)
     values = [value for result in results.values() for value in result["history"]["elbo"]]
     if min(values) < -10_000 < max(values):  # the first steps gain by far the most
@@ -427,12 +387,8 @@ def draw_rows(results: dict[str, dict], folder: Path) -> None:
             rows[f"{label}:\nsample"] = results[name]["strips"]["sampled"]
     figure, axes = plt.subplots(len(rows), 1, figsize=(6.1, 0.68 * len(rows)))
     for axis, (label, strip) in zip(axes, rows.items(), strict=True):
-        axis.imshow(
-            plt.imread(io.BytesIO(base64.b64decode(strip)), format="png"), interpolation="nearest"
-        )
-        axis.set(xticks=[], yticks=[])
+        style.picture(axis, strip)
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
-        axis.spines[:].set_visible(False)
     figure.set_layout_engine("constrained", w_pad=0.1)
     style.save(figure, folder, "celeba_rows")
 
@@ -440,17 +396,13 @@ def draw_rows(results: dict[str, dict], folder: Path) -> None:
 def draw_grid(result: dict, folder: Path) -> None:
     """Images of the selected generator from fixed noise."""
     figure, axis = plt.subplots(figsize=(6, 6.3))
-    axis.imshow(
-        plt.imread(io.BytesIO(base64.b64decode(result["grid"])), format="png"),
-        interpolation="nearest",
-    )
+    style.picture(axis, result["grid"])
     config, metrics = result["config"], result["metrics"]
     axis.set_title(
         f"Generated, not photographs: DCGAN, ngf = {config['ngf']}, {result['images']:,} images "
         f"of {result['data']}, epoch {metrics['selected_epoch']} of {metrics['epochs']}",
         fontsize=8,
     )
-    axis.axis("off")
     style.save(figure, folder, "dcgan_grid")
 
 

@@ -4,6 +4,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,12 +27,7 @@ def draw_estimator_variance(result: dict, folder: Path) -> None:
     names = {"arm": "ARM", "reinforce": "REINFORCE-LOO", "disarm": "DisARM"}
     for axis, (panel, x, label) in zip(axes, panels, strict=True):
         for i, (name, text) in enumerate(names.items()):
-            look = {
-                "color": style.COLOURS[i],
-                "linestyle": style.LINES[i],
-                "marker": style.MARKERS[i],
-            }
-            axis.plot(x, metrics[panel][name], label=text, **look)
+            axis.plot(x, metrics[panel][name], label=text, **style.look(i))
         axis.set(xscale="log", yscale="log", xlabel=label)
         axis.set_xticks(x, [f"{value:g}" for value in x])
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -48,13 +44,10 @@ def report_variance(result: dict, folder: Path) -> None:
     config, metrics = result["config"], result["metrics"]
     points = [("scale", i, config["at_bits"], scale) for i, scale in enumerate(config["scales"])]
     points += [("bits", i, b, config["at_scale"]) for i, b in enumerate(config["bits"])]
-    rows = [
-        (
-            f"b = {b}, logit scale {scale:g}",
-            *(metrics[panel][name][i] for name in ("arm", "reinforce", "disarm")),
-        )
-        for panel, i, b, scale in points
-    ]
+    rows = []
+    for panel, i, b, scale in points:
+        values = [metrics[panel][name][i] for name in ("arm", "reinforce", "disarm")]
+        rows.append((f"b = {b}, logit scale {scale:g}", *values))
     print_table(("total variance, nats^2", "ARM", "REINFORCE-LOO", "DisARM"), rows, digits=2)
     print_closing(result)
 
@@ -67,62 +60,29 @@ def draw_hashing_curves(result: dict, folder: Path) -> None:
     epochs = range(1, len(history["train"]) + 1)
     figure, axis = plt.subplots(figsize=(6, 3.4))
     for i, split in enumerate(("test", "train")):
-        axis.plot(
-            epochs, history[split], color=style.COLOURS[i], linestyle=style.LINES[i], label=split
-        )
+        axis.plot(epochs, history[split], label=split, **style.look(i, marker=None))
     lowest = min(history["test"])
-    axis.plot(
-        history["test"].index(lowest) + 1,
-        lowest,
-        color=style.COLOURS[0],
-        marker="o",
-        linestyle="none",
-        label=f"test minimum, {lowest:.1f}",
-    )
+    at, look = history["test"].index(lowest) + 1, style.look(0, linestyle="none")
+    axis.plot(at, lowest, label=f"test minimum, {lowest:.1f}", **look)
     cell = config["encoder"], config["bits"], config["decoder_layers"]
     lines = [(reference.TABLE3.get(cell), "report (DisARM), test minimum", "-.")]
     if cell[::2] == ("e1", 0):
-        lines.append(
-            (
-                reference.HASHING_ORIGINAL.get(config["bits"]),
-                "original paper (ARM), test minimum",
-                ":",
-            )
-        )
-    if result["corpus"] == newsgroups.NAME:
-        for value, label, line in lines:
-            if value is not None:
-                axis.axhline(
-                    value,
-                    color=style.REFERENCE,
-                    linestyle=line,
-                    linewidth=1,
-                    label=f"{label}, {value:g}",
-                )
+        original = reference.HASHING_ORIGINAL.get(config["bits"])
+        lines.append((original, "original paper (ARM), test minimum", ":"))
+    for value, label, line in lines if result["corpus"] == newsgroups.NAME else []:
+        if value is not None:
+            look: Any = {"color": style.REFERENCE, "linestyle": line, "linewidth": 1}
+            axis.axhline(value, label=f"{label}, {value:g}", **look)
     if len(epochs) > config["epochs"]:
         axis.axvline(config["epochs"], color="0.7", linewidth=0.8)
-        text = f"then {config['pairs']} pairs per step "
-        axis.text(
-            config["epochs"],
-            0.02,
-            text,
-            transform=axis.get_xaxis_transform(),
-            ha="right",
-            fontsize=8,
-        )
+        place: Any = {"transform": axis.get_xaxis_transform(), "ha": "right", "fontsize": 8}
+        axis.text(config["epochs"], 0.02, f"then {config['pairs']} pairs per step ", **place)
     # The first few epochs would flatten the rest.
     top = sorted(history["test"])[-max(1, len(history["test"]) // 50)]
-    axis.set(
-        xlabel="epoch",
-        ylabel="relative negative ELBO\n(nats per document)",
-        ylim=(None, top * 1.01),
-    )
-    axis.set_title(
-        f"{result['corpus']}\n{config['encoder']}, b = {config['bits']}, d = "
-        f"{config['decoder_layers']}, {config['estimator']}, {len(epochs)} epochs, seed "
-        f"{config['seed']}",
-        fontsize=8,
-    )
+    axis.set(xlabel="epoch", ylabel="relative negative ELBO\n(nats per document)")
+    axis.set_ylim(None, top * 1.01)
+    title = f"{result['corpus']}\n{cell[0]}, b = {cell[1]}, d = {cell[2]}, {config['estimator']}, "
+    axis.set_title(f"{title}{len(epochs)} epochs, seed {config['seed']}", fontsize=8)
     axis.legend()
     style.save(figure, folder, "hashing_curves")
 
@@ -413,21 +373,16 @@ def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
     the ELBO.
     """
     config, history = result["config"], result["history"]
-    ends = np.cumsum(
-        [config["likelihood_epochs"], config["encoder_epochs"], config["joint_epochs"]]
-    )
+    stages = ("likelihood_epochs", "encoder_epochs", "joint_epochs")
+    ends = np.cumsum([config[stage] for stage in stages])
     epochs = np.arange(1, ends[-1] + 1)
     frozen, joint = history[f"{encoder}_frozen"], history[f"{encoder}_joint"]
-    likelihood, alone = (
-        history[name][f"{split}_log_likelihood"] for name in ("likelihood", "likelihood_on")
-    )
-    both = np.array(
-        likelihood + frozen[f"{split}_log_likelihood"] + joint[f"{split}_log_likelihood"]
-    )
+    alone = history["likelihood_on"][f"{split}_log_likelihood"]
+    parts = (history["likelihood"], frozen, joint)
+    both = np.concatenate([part[f"{split}_log_likelihood"] for part in parts])
     elbo = np.array(frozen[f"{split}_elbo"] + joint[f"{split}_elbo"])
-    axis.plot(
-        epochs[ends[1] :], alone, color="0.35", linestyle=":", label="the same, never by ELBO"
-    )
+    look: Any = {"color": "0.35", "linestyle": ":"}
+    axis.plot(epochs[ends[1] :], alone, label="the same, never by ELBO", **look)
     axis.plot(epochs, both, color=style.COLOURS[0], label="log-likelihood")
     axis.plot(epochs[ends[0] :], elbo, color=style.COLOURS[1], linestyle="--", label="ELBO")
     axis.fill_between(epochs[ends[0] :], elbo, both[ends[0] :], color="0.92")
@@ -439,15 +394,8 @@ def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
     parts = ("decoder:\nlikelihood", "encoder:\nELBO", "both:\nELBO")
     for start, end, text in zip((shown, *ends[:-1]), ends, parts, strict=True):
         axis.axvline(start, color="0.7", linewidth=0.8)
-        axis.text(
-            (start + end) / 2,
-            0.99,
-            text,
-            transform=axis.get_xaxis_transform(),
-            ha="center",
-            va="top",
-            fontsize=7,
-        )
+        place: Any = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "top"}
+        axis.text((start + end) / 2, 0.99, text, fontsize=7, **place)
 
 
 TRAININGS = {  # names of the stages of `hashing.py exact`, after the encoder's if they have one
@@ -498,17 +446,14 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     # The first of each d.
     first = {result["config"]["decoder_layers"]: result for result in reversed(results)}
     figure, axes = plt.subplots(2, 2, figsize=(7.6, 6))
-    for axis, panel, encoder, result in zip(
-        axes[0], "ab", ("e3", "e1"), (first[min(first)], first[max(first)]), strict=True
-    ):
+    panels = (("a", "e3", first[min(first)]), ("b", "e1", first[max(first)]))
+    for axis, (letter, encoder, result) in zip(axes[0], panels, strict=True):
         config = result["config"]
         encoder = encoder if encoder in config["encoders"] else config["encoders"][0]
         _stages(axis, result, encoder, "train")
         axis.set(xlabel="epoch", ylabel="relative, nats per document")
-        axis.set_title(
-            f"({panel}) train, {encoder}, b = {config['bits']}, d = {config['decoder_layers']}, "
-            "all codes"
-        )
+        of = f"b = {config['bits']}, d = {config['decoder_layers']}, all codes"
+        axis.set_title(f"({letter}) train, {encoder}, {of}")
     axes[0, 0].legend(loc="lower right", fontsize=6.5, handlelength=1.5)
     axis = axes[1, 0]
     for result in results:
@@ -519,27 +464,15 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
             start = f"{encoder}_{'regressed' if regressed else 'frozen'}"
             train = {stage: stages[stage]["train"] for stage in ("likelihood_on", start, name)}
             lost = train["likelihood_on"]["log_likelihood"] - train[name]["log_likelihood"]
-            face = "none" if regressed else COLOUR[encoder]
-            look = {
-                "color": COLOUR[encoder],
-                "marker": style.MARKERS[layers],
-                "markerfacecolor": face,
-            }
+            look = {"color": COLOUR[encoder], "marker": style.MARKERS[layers]}
+            look["markerfacecolor"] = "none" if regressed else COLOUR[encoder]
             axis.plot(train[start]["gap"], lost, **look, linestyle="none", markersize=4)
     present = sorted({encoder for result in results for encoder in result["config"]["encoders"]})
-    keys = [
-        Line2D([], [], color=COLOUR[encoder], linewidth=4, label=encoder) for encoder in present
-    ]
+    keys = [Line2D([], [], color=COLOUR[e], linewidth=4, label=e) for e in present]
+    grey: Any = {"color": "0.35", "linestyle": "none"}
     for layers in sorted({result["config"]["decoder_layers"] for result in results}):
-        marker = style.MARKERS[layers]
-        keys.append(
-            Line2D([], [], color="0.35", marker=marker, linestyle="none", label=f"d = {layers}")
-        )
-    keys.append(
-        Line2D(
-            [], [], color="0.35", marker="o", mfc="none", linestyle="none", label="by regression"
-        )
-    )
+        keys.append(Line2D([], [], marker=style.MARKERS[layers], label=f"d = {layers}", **grey))
+    keys.append(Line2D([], [], marker="o", mfc="none", label="by regression", **grey))
     axis.legend(handles=keys, fontsize=7, loc="upper left")
     axis.axhline(0, color="0.7", linewidth=0.8)
     axis.set(

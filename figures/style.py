@@ -1,5 +1,6 @@
 """One look for every figure: colour-blind-safe hues (Okabe and Ito, 2008)."""
 
+import base64
 import contextlib
 import csv
 import io
@@ -7,9 +8,11 @@ import os
 import re
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ["MPLBACKEND"] = "Agg"  # before any import: figures are files, also in a notebook
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data import write_aside
@@ -54,6 +57,19 @@ def headed(line: str, pdf: bool = False) -> Generator[None]:
     finally:
         HEADING.clear()
         KINDS[1:] = []
+
+
+def look(i: int, **changes: object) -> dict[str, Any]:
+    """How the i-th of several things looks."""
+    return {"color": COLOURS[i], "linestyle": LINES[i], "marker": MARKERS[i]} | changes
+
+
+def picture(axis: Axes, png: str) -> None:
+    """An image of a result, PNG in base64, without ticks and frame."""
+    image = plt.imread(io.BytesIO(base64.b64decode(png)), format="png")
+    axis.imshow(image, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
