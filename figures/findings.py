@@ -174,16 +174,32 @@ def claims(results: Mapping[str, dict]) -> list[Claim]:
     return found
 
 
+def same(case: Mapping[str, Any]) -> tuple:
+    """What cases of the law have in common that differ in the seed only."""
+    return case["section"], case["of"], case["value"]
+
+
+def of_seeds(cases: Sequence[dict]) -> dict[str, Any]:
+    """Means over cases of the law that differ in the seed only."""
+    found = {"of": cases[0]["of"], "value": cases[0]["value"], "seeds": len(cases)}
+    quantities = {"narrowing": law.narrowing, "cost": law.cost, "area": law.area}
+    return found | {key: statistics.mean(map(of, cases)) for key, of in quantities.items()}
+
+
 def values(results: Mapping[str, dict]) -> dict[str, Any]:
     """What the templates see."""
     laws = {n.removeprefix("law/"): r["metrics"] for n, r in results.items() if "law/" in n}
+
+    def seeds(name: str) -> dict[str, Any]:
+        return of_seeds([case for case in laws.values() if same(case) == same(laws[name])])
+
     found: dict[str, Any] = {
         "r": results,
         "m": {name: result["metrics"] for name, result in results.items()},
         "ran": lambda *names: all(name in results for name in names),
         "reference": reference,
         "laws": laws,
-        "law_examples": [(words, laws[name]) for words, name in LAW_EXAMPLES if name in laws],
+        "law_examples": [(words, seeds(name)) for words, name in LAW_EXAMPLES if name in laws],
         "mixtures": [case for case in law.ordered(laws) if case["section"] == 3],
         "spread": spread,
     }
@@ -234,11 +250,6 @@ def of_section4(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
 
     arms = [(words, [name for name in names if name in runs]) for words, names in ARMS]
     plane = [case for case in law.ordered(laws) if case["section"] == 4 and "fresh" in case]
-    alike: dict[tuple, list[dict]] = {}
-    for case in plane:
-        alike.setdefault((case["of"], case["value"]), []).append(case)
-    quantities = {"narrowing": law.narrowing}
-    quantities |= {"cost": law.cost, "area": law.area}
     return {
         "arms": [(words, names) for words, names in arms if names],
         "eight": [name for name in EIGHT if name in runs],
@@ -252,15 +263,7 @@ def of_section4(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
         "holds": holds,
         "over": over,
         "mean": lambda names, quantity: statistics.mean(value(n, quantity) for n in names),
-        "planes": [
-            {
-                "of": of.removeprefix("plane, ").replace("3 hidden units; factorized, ", ""),
-                "value": sigma,
-                "seeds": len(cases),
-            }
-            | {key: statistics.mean(map(of_case, cases)) for key, of_case in quantities.items()}
-            for (of, sigma), cases in alike.items()
-        ],
+        "planes": [of_seeds(list(cases)) for _, cases in itertools.groupby(plane, same)],
         "finer": max(
             (
                 abs(c["finer_evidence"][i] - c["evidence"][i])

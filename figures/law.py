@@ -132,11 +132,13 @@ def holds(metrics: dict) -> bool:
 
 # --- figure and table -----------------------------------------------------------------------------
 
-KNOBS = {3: "variance", 4: "sigma", 5: "words"}
+NAMES = {3: "Section 3", 4: "Section 4, in the plane", 5: "Section 5"}
 SHORT = {  # of what a case is of, in the figure's legend
     "code words: (1,1) opposite (-1,0)": "(1,1) opposite (-1,0)",
     "code words: (1,1) opposite (1,-1)": "(1,1) opposite (1,-1)",
-    "plane, 3 hidden units; factorized, best Gaussian of each point": "in the plane",
+    "plane, 3 hidden units; factorized, best Gaussian of each point": "own Gaussians",
+    "linear decoder, b = 4": "log-linear decoder",
+    "free decoder, b = 4": "free decoder",
 }
 EXAMPLES = ("mixture_0.5_3", "plane3_factorized_own_0.6_seed0", "hashing_free_b4_n16_seed1")
 
@@ -150,10 +152,7 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
     from figures import style
 
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.3))
-    looks = {
-        section: {"color": style.COLOURS[i], "marker": style.MARKERS[i]}
-        for i, section in enumerate(KNOBS)
-    }
+    looks = {section: style.look(i) for i, section in enumerate(NAMES)}
     largest = max(area(case) for case in cases.values())
     for section, look in looks.items():
         here = {name: case for name, case in cases.items() if case["section"] == section}
@@ -162,12 +161,13 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
         shown = here[next((name for name in EXAMPLES if name in here), next(iter(here)))]
         w, gap = np.array(shown["weight"]), np.array(shown["gap"])
         label = f"Section {section}, {shown['knob']} {shown['value']:g}"
-        axes[0].plot(w, gap, label=label, **look)
+        axes[0].plot(w, gap, label=label, **look | {"linestyle": "-"})
         axes[0].fill_between(w, gap, gap[-1], color=look["color"], alpha=0.15, linewidth=0)
         for case in here.values():
             face = None if case["settled"] else "white"
-            axes[1].plot(area(case), cost(case), linestyle="none", markerfacecolor=face, **look)
-        axes[1].plot([], [], linestyle="none", label=f"Section {section}", **look)
+            point = look | {"linestyle": "none", "markerfacecolor": face}
+            axes[1].plot(area(case), cost(case), **point)
+        axes[1].plot([], [], label=NAMES[section], **look | {"linestyle": "none"})
         kinds = dict.fromkeys(case["of"] for case in here.values())
         for line, kind in zip(itertools.cycle(style.LINES), kinds, strict=False):
             of_kind = [c for c in here.values() if c["of"] == kind and narrowing(c) > 1e-6]
@@ -175,8 +175,13 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
             for case in sorted(of_kind, key=lambda case: case["value"]):
                 paid.setdefault(case["value"], []).append(cost(case) / narrowing(case))
             label = f"{section}: {SHORT.get(kind, kind)}" if len(paid) > 1 else None
-            means = list(map(np.mean, paid.values()))
-            axes[2].plot(list(paid), means, **look, linestyle=line, linewidth=1, label=label)
+            means, of_kind = list(map(np.mean, paid.values())), look | {"linestyle": line}
+            if "encoder" in kind:  # of several sizes
+                of_kind["markerfacecolor"] = "white"
+            axes[2].plot(list(paid), means, linewidth=1, label=label, **of_kind)
+        if any("encoder" in kind for kind in kinds):
+            hollow = look | {"linestyle": "none", "markerfacecolor": "white"}
+            axes[2].plot([], [], label=f"{section}: with an encoder", **hollow)
     axes[0].set(
         xlabel="weight w",
         ylabel="gap G (nats)",

@@ -14,7 +14,7 @@ from figures.run import print_closing, print_table
 CODE_WORDS = ("00", "01", "10", "11")
 CURVES = {
     "elbo": "ELBO",
-    "evidence": "log evidence",
+    "evidence": "log p(x)",
     "kl": "KL to posterior",
     "kl_true": "KL to true posterior",
 }
@@ -55,7 +55,7 @@ def draw_figure1(result: dict, folder: Path) -> None:
                 axis.plot(*learned[k], **style.look(k), markersize=10, mec="white", mew=1.2)
         axis.plot(*true.T, "x", color="black", markersize=5, markeredgewidth=1.2)
         evidence, elbo = metrics[name]["evidence"], metrics[name]["elbo"]
-        value = f"log evidence {evidence:.3f}"
+        value = f"log p(x) {evidence:.3f}"
         value = value if name == "truth" else f"ELBO {elbo:.3f}, {value}"
         axis.set(title=title, xlabel=f"$x_1$\n{value}", aspect="equal")
         axis.grid(False)
@@ -105,9 +105,9 @@ def draw_gap(result: dict, folder: Path) -> None:
         values = [network[stage][key] for network in networks]
         axes[0].plot(trained, values, label=label, **look[i])
     axes[0].set(xscale="log", xlabel="variance of each component", ylabel="KL (nats per point)")
-    axes[0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.0, 0.93))
+    axes[0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(0.05, 0.93), handlelength=1.5)
     evidence = [gap["evidence"] for gap in gaps]
-    axes[1].plot(variances, evidence, label="log evidence, true decoder", **look[0])
+    axes[1].plot(variances, evidence, label="log p(x), true decoder", **look[0])
     elbo = [network["frozen"]["elbo"] for network in networks]
     axes[1].plot(trained, elbo, label="ELBO, network, decoder frozen", **look[1])
     reported = reference.MIXTURE_REPORT["frozen.elbo"]
@@ -117,7 +117,7 @@ def draw_gap(result: dict, folder: Path) -> None:
     axes[1].legend(fontsize=8)
     for axis, letter in zip(axes, "ab", strict=True):
         axis.set_title(f"({letter})", loc="left", pad=16)
-        for value, text in ((0.01, "report's text"), (1.0, "its numbers")):
+        for value, text in ((0.01, "report's text"), (1.0, "report's numbers")):
             axis.axvline(value, color="0.7", linewidth=0.8, zorder=0)
             _above(axis, value, text)
     style.save(figure, folder, "mixture_gap")
@@ -144,7 +144,8 @@ def draw_curves(result: dict, folder: Path) -> None:
         for value in stage[key][10:]
     ]
     axes[1].set(ylabel="KL (nats per point)", ylim=(0, 1.5 * max(settled, default=1)))
-    for axis in axes:
+    for axis, letter in zip(axes, "ab", strict=True):
+        axis.set_title(f"({letter})", loc="left")
         axis.axvline(steps, color="0.7", linewidth=0.8)
         _above(axis, steps, "decoder frozen | joint")
         axis.set_xlabel("step")
@@ -182,7 +183,7 @@ def report_mixture(result: dict, folder: Path) -> None:
     )
     names = {
         "elbo": "ELBO",
-        "evidence": "log evidence",
+        "evidence": "log p(x)",
         "kl": "KL(q, posterior)",
         "kl_true": "KL(q, true posterior)",
     }
@@ -213,7 +214,7 @@ def report_mixture(result: dict, folder: Path) -> None:
         (f"{gap['variance']:g}", gap["evidence"], gap["elbo"], f"{gap['kl']:.1e}")
         for gap in metrics["variances"]
     ]
-    print_table(("variance (oracle)", "log evidence", "ELBO", "gap"), rows)
+    print_table(("variance (oracle)", "log p(x)", "ELBO", "gap"), rows)
     stages = (
         ("frozen", "evidence"),
         ("frozen", "elbo"),
@@ -226,7 +227,6 @@ def report_mixture(result: dict, folder: Path) -> None:
         for network in _networks(result)
     ]
     print_table(
-        ("variance (network)", "log evidence", "frozen ELBO", "gap", "joint ELBO", "KL to truth"),
-        rows,
+        ("variance (network)", "log p(x)", "frozen ELBO", "gap", "joint ELBO", "KL to truth"), rows
     )
     print_closing(result)

@@ -21,6 +21,8 @@ def draw_dcgan(result: dict, folder: Path) -> None:
         look = style.look(i, marker=None)
         axes[0].plot(epochs, history[key], label=key.replace("_", "'s "), **look)
     axes[0].set(xlabel="epoch", ylabel="loss (nats per image)")
+    for axis, letter in zip(axes, "ab", strict=True):
+        axis.set_title(f"({letter})", loc="left")
     axes[0].legend()
     axes[1].plot(epochs, history["frechet"], color=style.COLOURS[0])
     look = {"color": style.COLOURS[1], "marker": "o", "linestyle": "none"}
@@ -122,7 +124,7 @@ def report_training(result: dict, folder: Path, stage: str) -> None:
 INFERENCE = {  # kinds of it in celeba_joint.py, and how figures call them
     "encoder": "encoder",
     "factorized": "best factorized",
-    "full": "best Gaussian",
+    "full": "best full Gaussian",
 }
 EVIDENCE = {  # what celeba_joint.py tracks on held-out images, nats
     "evidence": "log p(x) under the decoder",
@@ -206,8 +208,8 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
         bound = [a - b for a, b in zip(change, own_gap(result), strict=True)]
         axes[0].plot(history["iteration"], change, **look)
         axes[0].plot(history["iteration"], bound, **look | {"linestyle": ":"})
-    axes[0].set_yscale("symlog", linthresh=10)
-    axes[0].yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=10, subs=(1, 2, 5)))
+    axes[0].set_yscale("symlog", linthresh=1)
+    axes[0].yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 3)))
     axes[0].set(xlabel="iteration", ylabel="nats per image, less the truth's log p(x)")
     axes[0].set_title("(a) log p(x), and ELBO (dotted)")
     usual = next(iter(kinds.values()))["config"]["sigma"]
@@ -218,9 +220,9 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
             face = None if result["data"] == faces.NAME else "white"
             axes[1].errorbar(point, value, error, markerfacecolor=face, **look)
             if (sigma := result["config"]["sigma"]) != usual:
-                # Below that one are others.
-                offset = (7, -2) if name == "factorized" and sigma < usual else (-5, -10)
-                place = {"xytext": offset, "textcoords": "offset points", "fontsize": 6}
+                # Clear of the other points.
+                offset = (-5, 5) if name == "factorized" and sigma < usual else (0, -10)
+                place = {"xytext": offset, "textcoords": "offset points", "fontsize": 7}
                 axes[1].annotate(f"$\\sigma$ {sigma:g}", (point, value), **place)
         axes[1].plot([], [], label=label, **look)
     if any(result["data"] != faces.NAME for result in results.values()):
@@ -241,7 +243,7 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     axes[2].set_title("(c) images, and re-decoded")
     axes[2].axis("off")
     for i, (label, strip) in enumerate(rows.items()):
-        row = axes[2].inset_axes((0.2, 0.86 - 0.16 * i, 0.8, 0.14))
+        row = axes[2].inset_axes((0.2, 1 - (i + 1) / len(rows), 0.8, 0.95 / len(rows)))
         style.picture(row, strip)
         row.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
     style.save(figure, folder, "inference")
@@ -332,8 +334,8 @@ def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
     distance = fid_name(some) if has_fid else "Fréchet distance in the\ndiscriminator's features"
     panels = {
         "elbo": "ELBO (nats per image)",
-        f"frechet_{space}": f"{distance}:\n$x^*$ and decoded",
-        f"prior_{space}": f"{distance}:\n$x^*$ and $g(z)$ of other $z$",
+        f"frechet_{space}": f"{distance}:\nre-decodings",
+        f"prior_{space}": f"{distance}:\nown samples",
     }
     panels = {
         key: title
@@ -383,8 +385,8 @@ def draw_rows(results: dict[str, dict], folder: Path) -> None:
     for name in ("encoder_report", "elbo_report", "joint_report", "joint_report_sigma"):
         if name in results:
             label = STAGES[name][2].replace("sigma", "$\\sigma$").replace(", ", ",\n")
-            rows[f"{label}:\nmean"] = results[name]["strips"]["decoded"]
-            rows[f"{label}:\nsample"] = results[name]["strips"]["sampled"]
+            rows[f"{label}:\n$g(z')$"] = results[name]["strips"]["decoded"]
+            rows[f"{label}:\n$g(z')$ + noise"] = results[name]["strips"]["sampled"]
     figure, axes = plt.subplots(len(rows), 1, figsize=(6.1, 0.68 * len(rows)))
     for axis, (label, strip) in zip(axes, rows.items(), strict=True):
         style.picture(axis, strip)

@@ -19,7 +19,7 @@ from figures.run import print_closing, print_table
 def draw_estimator_variance(result: dict, folder: Path) -> None:
     """Total gradient variance against the scale of the logits and against b."""
     config, metrics = result["config"], result["metrics"]
-    figure, axes = plt.subplots(1, 2, figsize=(7, 2.8))
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.8), sharey=True)
     panels = (
         ("scale", config["scales"], f"logit scale (b = {config['at_bits']})"),
         ("bits", config["bits"], f"number of bits b (logit scale {config['at_scale']:g})"),
@@ -30,6 +30,7 @@ def draw_estimator_variance(result: dict, folder: Path) -> None:
             axis.plot(x, metrics[panel][name], label=text, **style.look(i))
         axis.set(xscale="log", yscale="log", xlabel=label)
         axis.set_xticks(x, [f"{value:g}" for value in x])
+        axis.set_title("(a)" if panel == "scale" else "(b)", loc="left")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(ScalarFormatter())
         axis.minorticks_off()
@@ -75,8 +76,8 @@ def draw_hashing_curves(result: dict, folder: Path) -> None:
             axis.axhline(value, label=f"{label}, {value:g}", **look)
     if len(epochs) > config["epochs"]:
         axis.axvline(config["epochs"], color="0.7", linewidth=0.8)
-        place: Any = {"transform": axis.get_xaxis_transform(), "ha": "right", "fontsize": 8}
-        axis.text(config["epochs"], 0.02, f"then {config['pairs']} pairs per step ", **place)
+        place: Any = {"transform": axis.get_xaxis_transform(), "fontsize": 8}
+        axis.text(config["epochs"], 0.02, f" {config['pairs']} pairs per step", **place)
     # The first few epochs would flatten the rest.
     top = sorted(history["test"])[-max(1, len(history["test"]) // 50)]
     axis.set(xlabel="epoch", ylabel="relative negative ELBO\n(nats per document)")
@@ -252,7 +253,7 @@ def draw_table3(grid: dict[tuple[str, int, int], dict], folder: Path) -> None:
             ]
             if points:
                 x, y, sizes = zip(*points, strict=True)
-                marker, edge = style.MARKERS[i], style.COLOURS[i]
+                marker, edge = style.MARKERS[i], COLOUR[encoder]
                 face = edge if filled else "none"
                 words = f"{encoder}, {words}" if i else encoder
                 for at, label in (((x, y, sizes), None), (([], [], 36), words)):
@@ -262,9 +263,9 @@ def draw_table3(grid: dict[tuple[str, int, int], dict], folder: Path) -> None:
     axis.scatter([], [], 10, color="0.35", label="small: fewer epochs than the report's")
     low = min(axis.get_xlim()[0], axis.get_ylim()[0])
     high = max(axis.get_xlim()[1], axis.get_ylim()[1])
-    axis.plot([low, high], [low, high], color=style.REFERENCE, linewidth=1, zorder=0)
+    axis.plot([low, high], [low, high], color=style.REFERENCE, linewidth=1, zorder=2)
     axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-    axis.set(xlabel="the report's test loss (nats per document)", ylabel="ours")
+    axis.set(xlabel="the report's test loss (nats per document)", ylabel="our test loss")
     axis.legend(fontsize=8)
     style.save(figure, folder, "table3")
 
@@ -451,7 +452,7 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
         config = result["config"]
         encoder = encoder if encoder in config["encoders"] else config["encoders"][0]
         _stages(axis, result, encoder, "train")
-        axis.set(xlabel="epoch", ylabel="relative, nats per document")
+        axis.set(xlabel="epoch", ylabel="relative log p(x), ELBO\n(nats per document)")
         of = f"b = {config['bits']}, d = {config['decoder_layers']}, all codes"
         axis.set_title(f"({letter}) train, {encoder}, {of}")
     axes[0, 0].legend(loc="lower right", fontsize=6.5, handlelength=1.5)
@@ -483,6 +484,8 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     )
     axis.set_yscale("symlog", linthresh=1)
     axis.margins(y=0.08)
+    bound = np.geomspace(*axis.get_xlim(), 99)
+    axis.plot(bound, bound, color=style.REFERENCE, linestyle=":", zorder=0)
     for ticks in (axis.xaxis, axis.yaxis):
         ticks.set_major_formatter("{x:g}")
     axis = axes[1, 1]
