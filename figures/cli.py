@@ -60,7 +60,6 @@ Natural = Annotated[int, _bounded(int, lambda x: x >= 0, ">=0")]
 Count = Annotated[int, _bounded(int, lambda x: x >= 1, ">=1")]
 Several = Annotated[int, _bounded(int, lambda x: x >= 2, ">=2")]
 Positive = Annotated[float, _bounded(float, lambda x: 0 < x < math.inf, ">0")]
-NonNegative = Annotated[float, _bounded(float, lambda x: 0 <= x < math.inf, ">=0")]
 OptionalCount = Annotated[int | None, _bounded(int, lambda x: x >= 1, ">=1", optional=True)]
 OptionalNatural = Annotated[int | None, _bounded(int, lambda x: x >= 0, ">=0", optional=True)]
 OptionalPositive = Annotated[

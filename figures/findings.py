@@ -258,8 +258,6 @@ def of_section4(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
         "beyond": beyond,
         "bound": bound,
         "late": late,
-        "few": sum(r["history"].get("effective_samples", [99])[-1] < 12 for r in runs.values()),
-        "arm_runs": len(runs),
         "holds": holds,
         "over": over,
         "mean": lambda names, quantity: statistics.mean(value(n, quantity) for n in names),

@@ -63,7 +63,8 @@ def draw(folder: Path) -> list[str]:
     mixture, dcgan = first("mixture_released", "mixture"), first("celeba/dcgan")
     exact = {name: result for name, result in results.items() if name.startswith("exact_")}
     stages = {n: results[f"celeba/{n}"] for n in section4.STAGES if f"celeba/{n}" in results}
-    tracked = {name: result for name, result in stages.items() if not name.startswith("encoder")}
+    kinds = ((section4.STAGES[name][2], name) for name in stages if not name.startswith("encoder"))
+    tracked = {kind: stages[name] for kind, name in kinds}
     inference, cells = below("inference/"), section5.in_order(below("hashing/"))
     cases = {name: result["metrics"] for name, result in below("law/").items()}
     plan = (

@@ -77,16 +77,11 @@ def fid_name(result: dict) -> str:
     return f"FID, {dims} dimensions" if dims else "no FID"
 
 
-def draw_training(result: dict, folder: Path) -> None:
-    """ELBO, and Fréchet distance of x* and its re-decoding, along one training of Section 4."""
-    _draw_curves({f"{result['config']['protocol']} protocol": result}, folder, "training")
-
-
 def report_training(result: dict, folder: Path, stage: str) -> None:
     """Draw one training, and print what was measured beside the report's numbers; stage: a row of
     Table 1.
     """
-    draw_training(result, folder)
+    draw_section4({f"{result['config']['protocol']} protocol": result}, folder, "training")
     metrics, config = result["metrics"], result["config"]
     report = reference.TABLE1.get(stage, {})
     batch = metrics.get("batch_statistics")
@@ -251,23 +246,9 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
 
 def write_inference(results: dict[str, dict], folder: Path) -> None:
     """evidence.md, .tex and .csv: what each run of joint training lost of log p(x)."""
-    header = (
-        "data",
-        "inference",
-        "sigma",
-        "seed",
-        "iterations x batch",
-        "gap, start",
-        "gap, end",
-        "log p(x) lost",
-    )
-    header += (
-        "beyond full, paired",
-        "J'J off diagonal",
-        "Fréchet, own samples",
-        "last quarter",
-        "hours x threads",
-    )
+    header = ("data", "inference", "sigma", "seed", "iterations x batch", "gap, start", "gap, end")
+    header += ("log p(x) lost", "beyond full, paired", "J'J off diagonal", "Fréchet, own samples")
+    header += ("last quarter", "effective samples", "hours x threads")
     rows = []
 
     def place(result: dict) -> tuple:
@@ -284,21 +265,18 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
     ordered = sorted(results.values(), key=place)
     for result in ordered:
         config, history, gap = result["config"], result["history"], own_gap(result)
-        beyond, steps = beyond_full(result, results), history["iteration"]
+        losses, steps = (lost(result), beyond_full(result, results)), history["iteration"]
         ends = [
             f"{history[key][0]:.3f} to {history[key][-1]:.3f}"
             for key in ("off_diagonal", "prior_discriminator")
         ]
-        rows.append(
-            (
-                *(result["data"], inference_name(result), f"{config['sigma']:g}", config["seed"]),
-                f"{steps[-1]:,} x {config['batch_size']}",
-                *(f"{gap[0]:,.2f}", f"{gap[-1]:,.2f}", "{:,.2f} ± {:.2f}".format(*lost(result))),
-                "-" if beyond is None else "{:,.2f} ± {:.2f}".format(*beyond),
-                *(*ends, f"{last_quarter(result):+.2f}"),
-                f"{result['seconds'] / 3600:.2f} x {result['environment']['threads']}",
-            )
-        )
+        cells = [result["data"], inference_name(result), f"{config['sigma']:g}", config["seed"]]
+        cells += [f"{steps[-1]:,} x {config['batch_size']}", f"{gap[0]:,.2f}", f"{gap[-1]:,.2f}"]
+        cells += ["-" if pair is None else "{:,.2f} ± {:.2f}".format(*pair) for pair in losses]
+        cells += [*ends, f"{last_quarter(result):+.2f}"]
+        cells += [f"{history['effective_samples'][-1]:.0f}"]
+        cells += [f"{result['seconds'] / 3600:.2f} x {result['environment']['threads']}"]
+        rows.append(cells)
     some = ordered[0]
     caption = (
         f"Joint training from the ground truth (nz = {some['ground_truth']['width']['nz']}) with "
@@ -309,24 +287,16 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
         "held-out images, with its 95% interval over images, in all and beyond what the full "
         "Gaussians lose, paired by image; share of J'J, by squares, off the diagonal; Fréchet "
         "distance of x* and the decoder's own samples in the discriminator's features, not an "
-        "FID; change of log p(x) in the last quarter, since the first point tracked in it; hours "
-        "of the training steps, without what is tracked."
+        "FID; change of log p(x) in the last quarter, since the first point tracked in it; "
+        "effective sample size of 100, of the image that has least; hours of the training steps, "
+        "without what is tracked."
     )
     style.write_table(folder / "evidence", caption, header, rows)
     style.write_csv(folder / "evidence", header, rows)
 
 
-def draw_section4(results: dict[str, dict], folder: Path) -> None:
-    """ELBO and Fréchet distances along joint training: the section's claim at a glance."""
-    joint = {
-        STAGES[name][2]: results[name]
-        for name in STAGES
-        if not name.startswith("encoder") and name in results
-    }
-    _draw_curves(joint, folder, "section4")
-
-
-def _draw_curves(results: dict[str, dict], folder: Path, name: str) -> None:
+def draw_section4(results: dict[str, dict], folder: Path, name: str = "section4") -> None:
+    """ELBO and Fréchet distances along trainings, by label: the section's claim at a glance."""
     some = next(iter(results.values()))
     # FID if any of the results has it, else the distance in the discriminator's features.
     has_fid = any("frechet_inception" in result["history"] for result in results.values())
