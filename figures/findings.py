@@ -174,16 +174,11 @@ def claims(results: Mapping[str, dict]) -> list[Claim]:
     return found
 
 
-def same(case: Mapping[str, Any]) -> tuple:
-    """What cases of the law have in common that differ in the seed only."""
-    return case["section"], case["of"], case["value"]
-
-
-def of_seeds(cases: Sequence[dict]) -> dict[str, Any]:
+def means(alike: Sequence[dict]) -> dict[str, Any]:
     """Means over cases of the law that differ in the seed only."""
-    found = {"of": cases[0]["of"], "value": cases[0]["value"], "seeds": len(cases)}
+    found = {"of": alike[0]["of"], "value": alike[0]["value"], "seeds": len(alike)}
     quantities = {"narrowing": law.narrowing, "cost": law.cost, "area": law.area}
-    return found | {key: statistics.mean(map(of, cases)) for key, of in quantities.items()}
+    return found | {key: statistics.mean(map(of, alike)) for key, of in quantities.items()}
 
 
 def values(results: Mapping[str, dict]) -> dict[str, Any]:
@@ -191,16 +186,15 @@ def values(results: Mapping[str, dict]) -> dict[str, Any]:
     laws = {n.removeprefix("law/"): r["metrics"] for n, r in results.items() if "law/" in n}
 
     def seeds(name: str) -> dict[str, Any]:
-        return of_seeds([case for case in laws.values() if same(case) == same(laws[name])])
+        return means(next(alike for alike in law.groups(laws) if laws[name] in alike))
 
     found: dict[str, Any] = {
         "r": results,
         "m": {name: result["metrics"] for name, result in results.items()},
         "ran": lambda *names: all(name in results for name in names),
-        "reference": reference,
         "laws": laws,
         "law_examples": [(words, seeds(name)) for words, name in LAW_EXAMPLES if name in laws],
-        "mixtures": [case for case in law.ordered(laws) if case["section"] == 3],
+        "mixtures": [case for case in law.ordered(laws.values()) if case["section"] == 3],
         "spread": spread,
     }
     found |= {"cost": law.cost, "narrowing": law.narrowing, "area": law.area}
@@ -249,7 +243,7 @@ def of_section4(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
         return len(costs) > 1 and statistics.mean(costs) > half_width(costs)
 
     arms = [(words, [name for name in names if name in runs]) for words, names in ARMS]
-    plane = [case for case in law.ordered(laws) if case["section"] == 4 and "fresh" in case]
+    plane = {name: case for name, case in laws.items() if case["section"] == 4 and "fresh" in case}
     return {
         "arms": [(words, names) for words, names in arms if names],
         "eight": [name for name in EIGHT if name in runs],
@@ -261,11 +255,11 @@ def of_section4(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
         "holds": holds,
         "over": over,
         "mean": lambda names, quantity: statistics.mean(value(n, quantity) for n in names),
-        "planes": [of_seeds(list(cases)) for _, cases in itertools.groupby(plane, same)],
+        "planes": [means(alike) for alike in law.groups(plane)],
         "finer": max(
             (
                 abs(c["finer_evidence"][i] - c["evidence"][i])
-                for c in plane
+                for c in plane.values()
                 if c["settled"]
                 for i in (0, -1)
             ),
@@ -352,16 +346,12 @@ def lengths_table(laws: Mapping[str, dict]) -> list[tuple[int, list[str]]]:
     """Rows of n: mean and interval over seeds of gap, narrowing and cost of a free decoder, and of
     the cost of a log-linear one.
     """
-    cases = [case for case in laws.values() if case["section"] == 5]
-    rows = []
-    for n in sorted({case["value"] for case in cases}):
-        texts = []
-        for decoder in ("free", "linear"):
-            alike = [c for c in cases if c["value"] == n and c["of"] == f"{decoder} decoder, b = 4"]
-            quantities = (lambda c: c["gap"][0], law.narrowing, law.cost)
-            for quantity in quantities if decoder == "free" else quantities[-1:]:
-                numbers = [quantity(case) for case in alike]
-                several = interval(numbers, 4) if len(numbers) > 1 else ""
-                texts.append(several or (f"{numbers[0]:.4f}" if numbers else "-"))
-        rows.append((n, texts))
-    return rows
+    rows: dict[int, list[str]] = {}
+    found = {(alike[0]["of"], alike[0]["value"]): alike for alike in law.groups(laws)}
+    columns = (("free", lambda case: case["gap"][0]), ("free", law.narrowing))
+    columns += (("free", law.cost), ("linear", law.cost))
+    for n in sorted({case["value"] for case in laws.values() if case["section"] == 5}):
+        alike = [found.get((f"{decoder} decoder, b = 4", n)) for decoder, _ in columns]
+        pairs = zip(alike, columns, strict=True)
+        rows[n] = [law.of_seeds(map(of, some)) if some else "-" for some, (_, of) in pairs]
+    return list(rows.items())

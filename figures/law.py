@@ -206,52 +206,42 @@ def write_table(cases: dict[str, dict], folder: Path) -> None:
     """law.md: means over seeds, and law.csv: every case."""
     from figures import style
 
-    header = (
-        "section",
-        "q and decoder",
-        "knob",
-        "seeds",
-        "gap at w = 0",
-        "narrowing: the bound",
-        "area",
-        "cost",
-    )
-    quantities = (lambda case: case["gap"][0], narrowing, area, cost)
+    place = ("section", "of", "knob", "value", "seed")
+    quantities = {"gap at w = 0": lambda case: case["gap"][0], "narrowing: the bound": narrowing}
+    quantities |= {"area": area, "cost": cost}
     rows = []
-    groups = dict.fromkeys((case["section"], case["of"], case["value"]) for case in ordered(cases))
-    for section, of, value in groups:
-        alike = [
-            c for c in cases.values() if (c["section"], c["of"], c["value"]) == (section, of, value)
-        ]
-        numbers = [[quantity(case) for case in alike] for quantity in quantities]
-        texts = [
-            interval(column, 4) if len(alike) > 1 else f"{column[0]:.4f}" for column in numbers
-        ]
-        rows.append((section, of, f"{alike[0]['knob']} {value:g}", len(alike), *texts))
+    for alike in groups(cases):
+        some, texts = alike[0], [of_seeds(map(of, alike)) for of in quantities.values()]
+        knob = f"{some['knob']} {some['value']:g}"
+        rows.append((some["section"], some["of"], knob, len(alike), *texts))
     caption = (
         "What joint training costs of log p(x), and the area under its gap, in nats per point or "
         "document, at optima; of several seeds the mean with its 95% t-interval."
     )
+    header = ("section", "q and decoder", "knob", "seeds", *quantities)
     style.write_table(folder / "law", caption, header, rows)
-    lines = [
-        (
-            name,
-            case["section"],
-            case["of"],
-            case["knob"],
-            case["value"],
-            case["seed"],
-            *(q(case) for q in quantities),
-        )
-        for name, case in cases.items()
-    ]
-    style.write_csv(
-        folder / "law", ("case", "section", "of", "knob", "value", "seed", *header[4:]), lines
-    )
+    lines = []
+    for name, case in cases.items():
+        numbers = [of(case) for of in quantities.values()]
+        lines.append((name, *(case[key] for key in place), *numbers))
+    style.write_csv(folder / "law", ("case", *place, *quantities), lines)
 
 
-def ordered(cases: Mapping[str, dict]) -> list[dict]:
-    return sorted(
-        cases.values(),
-        key=lambda case: (case["section"], case["of"], case["value"], case["seed"] or 0),
-    )
+def ordered(cases: Iterable[dict]) -> list[dict]:
+    """Cases by section, what they are of, knob and seed."""
+    return sorted(cases, key=lambda case: (*_kind(case), case["seed"] or 0))
+
+
+def groups(cases: Mapping[str, dict]) -> list[list[dict]]:
+    """Cases that differ in the seed only."""
+    return [list(alike) for _, alike in itertools.groupby(ordered(cases.values()), _kind)]
+
+
+def _kind(case: Mapping[str, Any]) -> tuple:
+    return case["section"], case["of"], case["value"]
+
+
+def of_seeds(values: Iterable[float]) -> str:
+    """Mean and interval, or the one value."""
+    several = list(values)
+    return interval(several, 4) if len(several) > 1 else f"{several[0]:.4f}"

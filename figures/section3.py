@@ -154,19 +154,6 @@ def draw_curves(result: dict, folder: Path) -> None:
     style.save(figure, folder, "mixture_curves")
 
 
-def scalars(metrics: dict, prefix: str = "") -> dict[str, float]:
-    """Numbers of nested metrics by dotted name; of `drift` the largest; centres are left out."""
-    numbers = {}
-    for key, value in metrics.items():
-        if isinstance(value, dict):
-            numbers |= scalars(value, f"{prefix}{key}.")
-        elif key == "drift":
-            numbers[f"{prefix}drift"] = max(value)
-        elif not isinstance(value, list):
-            numbers[prefix + key] = value
-    return numbers
-
-
 def report_mixture(result: dict, folder: Path) -> None:
     """Draw the figures, and print the stages beside the report's numbers, then assignments and
     variances.
@@ -174,40 +161,20 @@ def report_mixture(result: dict, folder: Path) -> None:
     for draw in (draw_figure1, draw_gap, draw_curves):
         draw(result, folder)
     metrics = result["metrics"]
-    flat = scalars(
-        {
-            key: value
-            for key, value in metrics.items()
-            if key not in ("variances", "networks", "cases")
-        }
-    )
-    names = {
-        "elbo": "ELBO",
-        "evidence": "log p(x)",
-        "kl": "KL(q, posterior)",
-        "kl_true": "KL(q, true posterior)",
-    }
+    stages = ("truth", "frozen", "oracle", "joint", "oracle_joint", "consistent_frozen")
     rows = []
-    for stage in (
-        "truth",
-        "frozen",
-        "oracle",
-        "joint",
-        "oracle_joint",
-        "consistent_frozen",
-        "consistent_joint",
-        "maximum_likelihood",
-    ):
-        for quantity in ("evidence",) if stage == "truth" else (*names, "drift"):
+    for stage in (*stages, "consistent_joint", "maximum_likelihood"):
+        measured = metrics[stage] | {"drift": max(metrics[stage]["drift"])}
+        for quantity in ("evidence",) if stage == "truth" else (*CURVES, "drift"):
             key = f"{stage}.{quantity}"
-            label = f"{stage.replace('_', ' ')}: {names.get(quantity, 'farthest centre')}"
+            label = f"{stage.replace('_', ' ')}: {CURVES.get(quantity, 'farthest centre')}"
             published = reference.MIXTURE_REPORT.get(key), reference.MIXTURE_RELEASED_CODE.get(key)
-            rows.append((label, *published, flat[key]))
+            rows.append((label, *published, measured[quantity]))
     print_table(("nats per point", "report", "released code", "ours"), rows)
-    quantities = ("oracle.kl", "frozen.kl", "oracle_joint.elbo", "joint.elbo")
+    quantities = (("oracle", "kl"), ("frozen", "kl"), ("oracle_joint", "elbo"), ("joint", "elbo"))
     rows = [
-        (name, *(flat[f"assignments.{name}.{key}"] for key in quantities))
-        for name in metrics["assignments"]
+        (name, *(of[stage][key] for stage, key in quantities))
+        for name, of in metrics["assignments"].items()
     ]
     print_table(("assignment", "oracle gap", "frozen gap", "best joint ELBO", "joint ELBO"), rows)
     rows = [
@@ -215,18 +182,12 @@ def report_mixture(result: dict, folder: Path) -> None:
         for gap in metrics["variances"]
     ]
     print_table(("variance (oracle)", "log p(x)", "ELBO", "gap"), rows)
-    stages = (
-        ("frozen", "evidence"),
-        ("frozen", "elbo"),
-        ("frozen", "kl"),
-        ("joint", "elbo"),
-        ("joint", "kl_true"),
-    )
+    quantities = (("frozen", "evidence"), ("frozen", "elbo"), ("frozen", "kl"))
+    quantities += (("joint", "elbo"), ("joint", "kl_true"))
     rows = [
-        (f"{network['variance']:g}", *(network[stage][key] for stage, key in stages))
+        (f"{network['variance']:g}", *(network[stage][key] for stage, key in quantities))
         for network in _networks(result)
     ]
-    print_table(
-        ("variance (network)", "log p(x)", "frozen ELBO", "gap", "joint ELBO", "KL to truth"), rows
-    )
+    header = ("variance (network)", "log p(x)", "frozen ELBO", "gap", "joint ELBO", "KL to truth")
+    print_table(header, rows)
     print_closing(result)
