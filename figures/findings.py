@@ -327,10 +327,10 @@ def of_section5(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
             "chosen": [m["test_selected"] - m["test_min"] for m in held],
             "arm_gain": paired(seeds("e1_b64_d0"), seeds("e1_b64_d0_arm")),
         }
-    if "exact_long_again" in results:
+    if "exact_long" in results and len(lost_at("e1_regressed_joint", 0)) > 1:
         runs = [run for d in LAYERS for run in exact_runs(results, "e1_regressed_joint", d)]
-        runs.append("exact_long_again")
-        exact = {name: results[name]["metrics"] for name in [*runs, "exact_long"]}
+        runs.append("exact_long")
+        exact = {name: results[name]["metrics"] for name in runs}
         trains = [{stage: x["train"] for stage, x in exact[run].items()} for run in runs]
         found |= {
             "family": max(x["e1_frozen"]["train"]["factorization"] for x in exact.values()),

@@ -245,7 +245,7 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
 
 
 def write_inference(results: dict[str, dict], folder: Path) -> None:
-    """evidence.md, .tex and .csv: what each run of joint training lost of log p(x)."""
+    """evidence.md and .tex: what each run of joint training lost of log p(x)."""
     header = ("data", "inference", "sigma", "seed", "iterations x batch", "gap, start", "gap, end")
     header += ("log p(x) lost", "beyond full, paired", "J'J off diagonal", "Fréchet, own samples")
     header += ("last quarter", "effective samples", "hours x threads")
@@ -292,7 +292,6 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
         "without what is tracked."
     )
     style.write_table(folder / "evidence", caption, header, rows)
-    style.write_csv(folder / "evidence", header, rows)
 
 
 def draw_section4(results: dict[str, dict], folder: Path, name: str = "section4") -> None:

@@ -159,15 +159,8 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
     cells: results of `hashing.py`, by name. folder: where table2, table3 and hashing_cells go.
     """
     grid = of_the_report(cells)
-    beside: dict[str, dict[tuple, list[str]]] = {}
-    notes = {}
-    for column, (end, note) in BESIDE.items():
-        for (encoder, bits, layers), result in of_the_report(cells, end).items():
-            lowest = f"{result['metrics']['test_min']:.1f} ({result['metrics']['epochs']})"
-            text = held_out_choice(result) if result["config"]["held_out"] else lowest
-            beside.setdefault(column, {}).setdefault((bits, layers), []).append(f"{encoder} {text}")
-            notes[column] = f" {column.capitalize()}: {note}."
     published, corpora = _corpora(cells)
+    beside, notes = _beside(cells)
     for name, title, report, key in (
         ("table2", "Train negative ELBO, last epoch", reference.TABLE2, "train_final"),
         ("table3", "Test negative ELBO, minimum over epochs", reference.TABLE3, "test_min"),
@@ -175,32 +168,42 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
         rows, wide = [], []
         columns = beside if key == "test_min" else {}
         for bits, layers in itertools.product(BITS, LAYERS):
-            wide.append([bits, layers])
+            line: list[object] = [bits, layers]
             for encoder in ENCODERS:
-                reported = report.get((encoder, bits, layers), "-") if published else "-"
-                result = grid.get((encoder, bits, layers))
-                ours, epochs = "not run", 0
-                if result is not None:
-                    ours, epochs = f"{result['metrics'][key]:.1f}", result["metrics"]["epochs"]
+                cell = encoder, bits, layers
+                metrics = grid[cell]["metrics"] if cell in grid else {}
+                reported = report.get(cell, "-") if published else "-"
+                ours = f"{metrics[key]:.1f}" if metrics else "not run"
+                epochs = metrics.get("epochs", 0)
+                few = f" ({epochs})" * (0 < epochs < reference.SECTION5_EPOCHS)
+                line.append(f"{reported} / {ours}{few}")
                 rows.append((bits, layers, encoder, reported, ours, epochs))
-                wide[-1].append(
-                    f"{reported} / {ours}"
-                    + f" ({epochs})" * (0 < epochs < reference.SECTION5_EPOCHS)
-                )
-            wide[-1] += [
-                ", ".join(column.get((bits, layers), ["not run"])) for column in columns.values()
-            ]
+            line += [", ".join(of.get((bits, layers), ["not run"])) for of in columns.values()]
+            wide.append(line)
         caption = (
             f"{title}, relative to the documents' entropy, nats per document: report / ours, in "
             "brackets its epochs, where they are fewer than the report's "
             f"{reference.SECTION5_EPOCHS:,}. {corpora}. The report has no e4."
         )
-        if columns:
-            caption += "".join(notes.values())
-        header = ("b", "d", *ENCODERS, *columns)
-        style.write_table(folder / name, caption, header, wide)
+        caption += "".join(notes) if columns else ""
+        style.write_table(folder / name, caption, ("b", "d", *ENCODERS, *columns), wide)
         style.write_csv(folder / name, ("b", "d", "encoder", "report", "ours", "epochs"), rows)
     write_cells(cells, folder)
+
+
+def _beside(cells: dict[str, dict]) -> tuple[dict[str, dict[tuple, list[str]]], list[str]]:
+    """The columns of BESIDE for which there are cells, their text by b and d; and what they are."""
+    columns: dict[str, dict[tuple, list[str]]] = {}
+    notes = []
+    for column, (end, note) in BESIDE.items():
+        found = of_the_report(cells, end)
+        for (encoder, *place), result in found.items():
+            lowest = f"{result['metrics']['test_min']:.1f} ({result['metrics']['epochs']})"
+            text = held_out_choice(result) if result["config"]["held_out"] else lowest
+            of_column = columns.setdefault(column, {})
+            of_column.setdefault(tuple(place), []).append(f"{encoder} {text}")
+        notes += [f" {column.capitalize()}: {note}."] if found else []
+    return columns, notes
 
 
 def write_cells(cells: dict[str, dict], folder: Path) -> None:
@@ -242,24 +245,15 @@ def draw_table3(grid: dict[tuple[str, int, int], dict], folder: Path) -> None:
             ("test_min", True, "as trained"),
             ("test_counts_min", False, "fed counts"),
         ):
-            points = [
-                (
-                    reference.TABLE3[place],
-                    result["metrics"][key],
-                    36 if result["metrics"]["epochs"] == reference.SECTION5_EPOCHS else 10,
-                )
-                for place, result in grid.items()
-                if place[0] == encoder and place in reference.TABLE3 and key in result["metrics"]
-            ]
-            if points:
-                x, y, sizes = zip(*points, strict=True)
-                marker, edge = style.MARKERS[i], COLOUR[encoder]
-                face = edge if filled else "none"
-                words = f"{encoder}, {words}" if i else encoder
-                for at, label in (((x, y, sizes), None), (([], [], 36), words)):
-                    axis.scatter(
-                        *at, marker=marker, edgecolors=edge, facecolors=face, zorder=3, label=label
-                    )
+            look: Any = {"marker": style.MARKERS[i], "edgecolors": COLOUR[encoder]}
+            look["facecolors"] = COLOUR[encoder] if filled else "none"
+            here = {cell: r["metrics"] for cell, r in grid.items() if cell[0] == encoder}
+            for cell, metrics in here.items():
+                if cell in reference.TABLE3 and key in metrics:
+                    size = 36 if metrics["epochs"] == reference.SECTION5_EPOCHS else 10
+                    axis.scatter(reference.TABLE3[cell], metrics[key], size, zorder=3, **look)
+            if any(key in metrics for metrics in here.values()):
+                axis.scatter([], [], 36, label=f"{encoder}, {words}" if i else encoder, **look)
     axis.scatter([], [], 10, color="0.35", label="small: fewer epochs than the report's")
     low = min(axis.get_xlim()[0], axis.get_ylim()[0])
     high = max(axis.get_xlim()[1], axis.get_ylim()[1])
@@ -271,16 +265,14 @@ def draw_table3(grid: dict[tuple[str, int, int], dict], folder: Path) -> None:
 
 
 def write_retrieval(cells: dict[str, dict], folder: Path) -> None:
-    """retrieval.md, .tex and .csv: precision@100 of the cells of Tables 2 and 3, beside a published
+    """retrieval.md and .tex: precision@100 of the cells of Tables 2 and 3, beside a published
     one.
     """
     grid, rows = of_the_report(cells), []
     published, corpora = _corpora(cells)
     for bits, layers in itertools.product(BITS, LAYERS):
-        ours = ["not run"] * len(ENCODERS)
-        for i, encoder in enumerate(ENCODERS):
-            if (encoder, bits, layers) in grid:
-                ours[i] = f"{100 * grid[encoder, bits, layers]['metrics']['precision_at_100']:.1f}"
+        found = [grid.get((encoder, bits, layers)) for encoder in ENCODERS]
+        ours = [f"{100 * r['metrics']['precision_at_100']:.1f}" if r else "not run" for r in found]
         rows.append(
             (bits, layers, *ours, reference.RETRIEVAL_AMMI.get(bits, "-") if published else "-")
         )
@@ -294,7 +286,6 @@ def write_retrieval(cells: dict[str, dict], folder: Path) -> None:
     )
     header = ("b", "d", *ENCODERS, "AMMI, published")
     style.write_table(folder / "retrieval", caption, header, rows)
-    style.write_csv(folder / "retrieval", header, rows)
 
 
 def held_out_choice(result: dict) -> str:
