@@ -16,7 +16,7 @@ Under `report` the encoder's batch norm learns its statistics in training, then 
 200 batches (a quarter of the iterations, if these are fewer).
 
 The evaluation at the end is shared with `celeba_joint.py`. On fresh samples of the ground truth:
-ELBO with its parts, importance-weighted lower bounds of log p(x), the aggregate posterior, Fréchet
+ELBO with its parts, importance-weighted lower bounds of log p(x), Fréchet
 distances between x* = g*(z) and its re-decoding g(z'), z' ~ q(z given x). And without an encoder,
 from the Jacobian of g* at the true z (Laplace): log p(x), and what the best factorized Gaussian
 would lose of it.
@@ -32,7 +32,7 @@ import base64
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -80,7 +80,7 @@ class TrainingOptions:
     celeba_joint.py
     """
     test_images: Several = 10_000
-    """fresh samples for ELBO and aggregate posterior"""
+    """fresh samples for the ELBO"""
     bound_images: Count = 200
     """fresh samples for importance-weighted bounds"""
     laplace_images: Count = 64
@@ -191,24 +191,16 @@ class VAE(nn.Module):
             return clean, clean + self.sigma * normal(clean.shape, noise)
 
     def elbo(self, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
-        """One sample z ~ q(z given x), images (N, 3, 64, 64): the ELBO (N,), its data term and KL;
-        q and g(z).
+        """One sample z ~ q(z given x), images (N, 3, 64, 64): the ELBO (N,), its data term and KL.
 
         ELBO = log N(x; g(z), sigma^2 I) - KL(q(z given x) || N(0, I)), equation 1 of the report
         rearranged.
         """
         mu, log_s = self.encoder(x)
         z = mu + log_s.exp() * normal(mu.shape, noise)
-        decoded = widened(self.decoder(z))
-        data, kl = log_normal(x, decoded, self.log_sigma), kl_to_prior(mu, log_s)
-        return {
-            "elbo": data - kl,
-            "data": data,
-            "kl": kl,
-            "mu": mu,
-            "log_s": log_s,
-            "decoded": decoded,
-        }
+        data = log_normal(x, widened(self.decoder(z)), self.log_sigma)
+        kl = kl_to_prior(mu, log_s)
+        return {"elbo": data - kl, "data": data, "kl": kl}
 
 
 @contextlib.contextmanager
@@ -243,133 +235,148 @@ def modes(vae: VAE, *batch_statistics: str, learning: bool = False) -> Generator
 
 
 class Trainer:
-    """A training by Adam on fresh samples, tracked, with checkpoints: that of the encoder, and the
-    joint one.
+    """What a checkpoint holds of a training by Adam on fresh samples, and what it is tracked with.
 
-    objective: a loss, nats per image, of latents z (N, nz), images x, and the noise's stream.
+    kinds: which distances are tracked, frechet or prior. also: what else a checkpoint holds.
     """
 
-    KEPT = ("vae", "optimizer", "noise", "history", "iteration", "sum", "seconds")
+    KEPT = ("vae", "optimizer", "noise", "history", "iteration", "sum", "seconds", "also")
 
     def __init__(
         self,
         vae: VAE,
-        objective: Callable[[Tensor, Tensor, torch.Generator], Tensor],
         adam: tuple[float, tuple[float, float]],
         options: Any,
         spaces: Mapping[str, Features],
         device: torch.device,
+        kinds: Sequence[str] = ("frechet",),
+        **also: Any,
     ):
-        self.vae = vae
-        self.objective = objective
-        self.options = options
-        self.spaces = spaces
-        self.device = device
+        self.vae, self.options, self.spaces, self.device = vae, options, spaces, device
+        self.also = also
         self.tested = vae  # what is tracked; in celeba_joint.py its decoder may be an average
         parameters = [p for p in vae.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
             parameters, options.lr or adam[0], betas=adam[1], fused=True
         )
         self.noise = torch.Generator(device).manual_seed(options.seed)
-        self.history: dict[str, list] = {
-            key: [] for key in ("iteration", "loss", "elbo", "data", "kl", "sigma")
-        }
-        kinds = ("frechet",) if vae.decoder is vae.truth else ("frechet", "prior")
-        self.history |= {f"{kind}_{name}": [] for name in spaces for kind in kinds}
+        keys = ["iteration", "loss", "elbo", "data", "kl", "sigma"]
+        keys += [f"{kind}_{space}" for space in spaces for kind in kinds]
+        self.history: dict[str, list] = {key: [] for key in keys}
         self.iteration, self.sum, self.seconds = 0, torch.zeros((), device=device), 0.0
         self.known: dict[str, Moments] = {}
 
-    def step(self) -> Tensor:
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"
-        ):
-            z = normal((self.options.batch_size, self.vae.nz), self.noise)
-            loss = self.objective(z, self.vae.sample(z, self.noise)[1], self.noise)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+    def autocast(self) -> torch.autocast:
+        """Inside, products are of the precision that the options want."""
+        rounded = self.options.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=rounded)
 
-    def elbo(self) -> dict[str, Any]:
-        with modes(self.tested, *(NETWORKS if self.options.protocol == "released" else ())):
-            return mean_elbo(self.tested, self.options.track_images, self.options, self.device)
 
-    def track(self) -> None:
-        """Add a point to the curves."""
-        options, vae = self.options, self.tested
-        elbo, one_by_one = self.elbo(), options.protocol == "released"
-        images = Images(
-            vae, options.track_images, options.batch_size, options.seed, self.device, one_by_one
-        )
-        for name, features in self.spaces.items():
-            if name not in self.known:
-                self.known[name] = moments(features, images("truth"))
-            for kind, stream in (("frechet", "decoded"), ("prior", "prior")):
-                if f"{kind}_{name}" in self.history:
-                    distance = frechet_distance(self.known[name], moments(features, images(stream)))
-                    self.history[f"{kind}_{name}"].append(distance)
-        since = self.iteration - (self.history["iteration"][-1] if self.history["iteration"] else 0)
-        values = {"iteration": self.iteration, "loss": float(self.sum) / since if since else None}
-        values |= {key: elbo[key] for key in ("elbo", "data", "kl")} | {
-            "sigma": vae.log_sigma.exp().item()
-        }
-        for key, value in values.items():
-            if value is not None and not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the {key} is {value} at iteration {self.iteration}; try a smaller --lr"
-                )
-            self.history[key].append(value)
-        self.sum = torch.zeros((), device=self.device)
-        run.note(options.out, **{key: h[-1] for key, h in self.history.items() if h})
+Step = Callable[[Trainer], Tensor]  # of Adam; returns the loss, nats per image
+Measure = Callable[[Trainer], dict[str, Any]]  # elbo, data, kl, and what else is tracked
 
-    def run(self, batch_statistics: tuple[str, ...], checkpoint: Path) -> None:
-        """Train to --iterations, from the checkpoint if there is one, with the named networks in
-        training mode.
-        """
-        total, options = self.options.iterations, self.options
-        points = {round(total * i / options.track) for i in range(options.track + 1)}
-        if checkpoint.exists():
-            self.load(checkpoint)
-        run.take_back(options.out, "iteration", self.iteration)
-        every = options.checkpoint_every
-        with (
-            run.saving_at_sigterm() as told,
-            tqdm(total=total, initial=self.iteration, desc="training", unit="step") as bar,
-        ):
-            while True:
-                if self.iteration in points and self.iteration not in self.history["iteration"]:
-                    self.track()
-                    bar.set_postfix_str(f"ELBO {self.history['elbo'][-1]:.0f}")
-                due = self.iteration % every == 0 or self.iteration == total
-                if self.iteration and (due or told()):
-                    run.save_trainer(checkpoint, self)
-                if self.iteration == total or told():
-                    return
-                start = time.perf_counter()
-                stop = min(total, (self.iteration // every + 1) * every)
-                stop = min([stop, *(point for point in points if point > self.iteration)])
-                with modes(self.vae, *batch_statistics, learning=True):
-                    while self.iteration < stop and not told():
-                        self.sum = self.sum + self.step()
-                        self.iteration += 1
-                        bar.update()
-                self.seconds += time.perf_counter() - start
 
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other
-        options.
-        """
-        with run.reading(path, "checkpoint of such a run") as state:
-            run.same_options(path, state["config"], run.as_config(self.options), FREE_ON_RESUME)
-            if state["history"].keys() != self.history.keys():
-                had = "with" if "frechet_inception" in state["history"] else "without"
-                raise RunError(
-                    f"--resume: {path} was tracked {had} Inception's weights, which now is not so"
-                )
-            truth = self.vae.truth.named_parameters()
-            if not all(torch.equal(state["vae"][f"truth.{name}"], p.cpu()) for name, p in truth):
-                raise RunError(f"--resume: {path} is of another ground truth")
-            run.restore(self, state)
+def train(
+    trainer: Trainer,
+    step: Step,
+    measure: Measure,
+    batch_statistics: tuple[str, ...],
+    checkpoint: Path,
+) -> None:
+    """Train to --iterations, from the checkpoint if there is one, with the named networks in
+    training mode.
+    """
+    total, options = trainer.options.iterations, trainer.options
+    points = {round(total * i / options.track) for i in range(options.track + 1)}
+    if checkpoint.exists():
+        resume(trainer, checkpoint)
+    run.take_back(options.out, "iteration", trainer.iteration)
+    every = options.checkpoint_every
+    with (
+        run.saving_at_sigterm() as told,
+        tqdm(total=total, initial=trainer.iteration, desc="training", unit="step") as bar,
+    ):
+        while True:
+            if (
+                trainer.iteration in points
+                and trainer.iteration not in trainer.history["iteration"]
+            ):
+                track(trainer, measure(trainer))
+                bar.set_postfix_str(f"ELBO {trainer.history['elbo'][-1]:.0f}")
+            due = trainer.iteration % every == 0 or trainer.iteration == total
+            if trainer.iteration and (due or told()):
+                run.save_trainer(checkpoint, trainer)
+            if trainer.iteration == total or told():
+                return
+            start = time.perf_counter()
+            stop = min(total, (trainer.iteration // every + 1) * every)
+            stop = min([stop, *(point for point in points if point > trainer.iteration)])
+            with modes(trainer.vae, *batch_statistics, learning=True):
+                while trainer.iteration < stop and not told():
+                    trainer.sum = trainer.sum + step(trainer)
+                    trainer.iteration += 1
+                    bar.update()
+            trainer.seconds += time.perf_counter() - start
+
+
+def track(trainer: Trainer, measured: dict[str, Any]) -> None:
+    """Add a point to the curves."""
+    options, vae, history = trainer.options, trainer.tested, trainer.history
+    images = Images(vae, options, options.track_images, trainer.device)
+    for name, features in trainer.spaces.items():
+        if name not in trainer.known:
+            trainer.known[name] = moments(features, images("truth"))
+        for kind, stream in (("frechet", "decoded"), ("prior", "prior")):
+            if f"{kind}_{name}" in history:
+                distance = frechet_distance(trainer.known[name], moments(features, images(stream)))
+                history[f"{kind}_{name}"].append(distance)
+    since = trainer.iteration - (history["iteration"][-1] if history["iteration"] else 0)
+    loss = float(trainer.sum) / since if since else None
+    values = {"iteration": trainer.iteration, "loss": loss} | measured
+    values["sigma"] = vae.log_sigma.exp().item()
+    for key, value in values.items():
+        if value is not None and not math.isfinite(value):
+            raise FloatingPointError(
+                f"the {key} is {value} at iteration {trainer.iteration}; try a smaller --lr"
+            )
+        history[key].append(value)
+    trainer.sum = torch.zeros((), device=trainer.device)
+    run.note(options.out, **{key: h[-1] for key, h in history.items() if h})
+
+
+def resume(trainer: Trainer, path: Path) -> None:
+    """Go on from a checkpoint. Raises RunError if it is none, or one of another run."""
+    with run.reading(path, "checkpoint of such a run") as state:
+        run.same_options(path, state["config"], run.as_config(trainer.options), FREE_ON_RESUME)
+        if state["history"].keys() != trainer.history.keys():
+            had = "with" if "frechet_inception" in state["history"] else "without"
+            raise RunError(
+                f"--resume: {path} was tracked {had} Inception's weights, which now is not so"
+            )
+        truth = trainer.vae.truth.named_parameters()
+        if not all(torch.equal(state["vae"][f"truth.{name}"], p.cpu()) for name, p in truth):
+            raise RunError(f"--resume: {path} is of another ground truth")
+        run.restore(trainer, state)
+
+
+def step(trainer: Trainer) -> Tensor:
+    """One step of Adam on -log q(z given x) of fresh pairs."""
+    vae, noise = trainer.vae, trainer.noise
+    with trainer.autocast():
+        z = normal((trainer.options.batch_size, vae.nz), noise)
+        x = vae.sample(z, noise)[1]
+        loss = -log_normal(z, *vae.encoder(x)).mean()
+    trainer.optimizer.zero_grad()
+    loss.backward()
+    trainer.optimizer.step()
+    return loss.detach()
+
+
+def measure(trainer: Trainer) -> dict[str, Any]:
+    """The ELBO of fresh samples, with its parts."""
+    options, vae = trainer.options, trainer.tested
+    with modes(vae, *(NETWORKS if options.protocol == "released" else ())):
+        return mean_elbo(vae, options.track_images, options, trainer.device)
 
 
 def networks_of(
@@ -403,11 +410,9 @@ def main(options: Options) -> None:
     real = real_images(options, origin)
     spaces = feature_spaces(options, discriminator, device)
 
-    def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
-        return -log_normal(z, *vae.encoder(x)).mean()
-
-    trainer = Trainer(vae, objective, ADAM[options.protocol], options, spaces, device)
-    trainer.run(NETWORKS if options.protocol == "released" else ("encoder",), checkpoint)
+    trainer = Trainer(vae, ADAM[options.protocol], options, spaces, device)
+    learning = NETWORKS if options.protocol == "released" else ("encoder",)
+    train(trainer, step, measure, learning, checkpoint)
     if options.protocol == "report":
         noise = torch.Generator(device).manual_seed(5_000_003 + options.seed)
         batches = min(CALIBRATION, -(-options.iterations // 4))
@@ -451,57 +456,32 @@ def finish(trainer: Trainer, metrics: dict, origin: Mapping, stage: str) -> None
 
 @torch.no_grad()
 def mean_elbo(vae: VAE, count: int, options: Any, device: torch.device) -> dict[str, Any]:
-    """Means over `count` fresh samples, the same ones at each call; the networks' modes are the
-    caller's.
-
-    elbo, data, kl: nats. log_q: of the true z. squared_error: of g(z) against x*, per pixel and
-    channel.
-    mean, variance: of the aggregate posterior, a list over dimensions.
+    """Means over `count` fresh samples, the same ones at each call, nats: elbo, data, kl; the
+    networks' modes are the caller's.
     """
     noise = torch.Generator(device).manual_seed(1_000_003 + options.seed)
-    sums: dict[str, Tensor] = {}
-    first, second = torch.zeros(2, vae.nz, dtype=torch.float64, device=device)
+    sums: dict[str, Any] = dict.fromkeys(("elbo", "data", "kl"), 0.0)
     for start in range(0, count, options.batch_size):
         z = normal((min(options.batch_size, count - start), vae.nz), noise)
         clean, x = vae.sample(z, noise)
-        parts = vae.elbo(x, noise)
-        mu, log_s = parts["mu"].double(), parts["log_s"].double()
-        surplus = noise_surplus(x, clean, vae.sigma)
-        values = {
-            "elbo": parts["elbo"] + surplus,
-            "data": parts["data"] + surplus,
-            "kl": parts["kl"],
-        }
-        values["log_q"] = log_normal(z, parts["mu"], parts["log_s"])
-        values["squared_error"] = ((parts["decoded"] - clean) ** 2).mean((1, 2, 3))
-        for key, value in values.items():
-            sums[key] = value.double().sum() + sums.get(key, 0.0)
-        first, second = first + mu.sum(0), second + (mu**2 + (2 * log_s).exp()).sum(0)
-    mean = first / count
-    return {key: (value / count).item() for key, value in sums.items()} | {
-        "mean": mean.tolist(),
-        "variance": (second / count - mean**2).tolist(),
-    }
+        parts, surplus = vae.elbo(x, noise), noise_surplus(x, clean, vae.sigma)
+        for key, value in parts.items():
+            value = value if key == "kl" else value + surplus
+            sums[key] += value.double().sum()
+    return {key: (value / count).item() for key, value in sums.items()}
 
 
 class Images:
     """Streams of images for Fréchet distances; each call of one begins the same stream anew.
 
-    one_by_one: the networks in training mode, an image at a time, as the released code makes the
-    images for FID.
+    Under the released code's protocol the networks are in training mode, and images are made one at
+    a time, as it makes those for FID.
     """
 
-    def __init__(
-        self,
-        vae: VAE,
-        count: int,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-        one_by_one: bool,
-    ):
-        self.vae, self.count, self.device, self.one_by_one = vae, count, device, one_by_one
-        self.batch_size, self.seed = batch_size, seed
+    def __init__(self, vae: VAE, options: Any, count: int, device: torch.device):
+        self.vae, self.count, self.device = vae, count, device
+        self.one_by_one = options.protocol == "released"
+        self.batch_size, self.seed = options.batch_size, options.seed
 
     @torch.no_grad()
     def __call__(self, kind: str) -> Iterator[Tensor]:
@@ -631,14 +611,7 @@ def evaluate(
     if options.protocol == "released":
         with modes(vae, *NETWORKS):
             metrics["batch_statistics"] = mean_elbo(vae, options.test_images, options, device)
-    images = Images(
-        vae,
-        options.fid_images,
-        options.batch_size,
-        options.seed,
-        device,
-        options.protocol == "released",
-    )
+    images = Images(vae, options, options.fid_images, device)
     metrics["frechet"], all_moments = {}, {}
     for name, features in spaces.items():
         metrics["frechet"][name], all_moments[name] = frechet_distances(
@@ -653,14 +626,8 @@ def strips(vae: VAE, options: Any, device: torch.device) -> dict[str, str]:
     """Rows of images for the figure, as PNG in base64: x*, x, g(z') and g(z') with the decoder's
     noise.
     """
-    kinds = {
-        kind: next(
-            Images(vae, COLUMNS, COLUMNS, options.seed, device, options.protocol == "released")(
-                kind
-            )
-        )
-        for kind in ("truth", "noisy", "decoded")
-    }
+    images = Images(vae, replace(options, batch_size=COLUMNS), COLUMNS, device)
+    kinds = {kind: next(images(kind)) for kind in ("truth", "noisy", "decoded")}
     noise = torch.Generator(device).manual_seed(options.seed)
     kinds["sampled"] = kinds["decoded"] + vae.log_sigma.exp().detach() * normal(
         kinds["decoded"].shape, noise

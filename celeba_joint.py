@@ -75,7 +75,9 @@ from celeba_encoder import (
     modes,
     networks_of,
     real_images,
+    train,
 )
+from celeba_encoder import measure as measure_elbo
 from figures import law, run
 from figures.cli import (
     Count,
@@ -164,102 +166,103 @@ QUICK = Options(
 )
 
 
-class Joint(Trainer):
-    """The joint training by an encoder or by Gaussians for each image, the evidence tracked."""
+def shares(options: Options) -> dict[str, float]:
+    """How much of the objective is the ELBO of each image's best Gaussian, by family."""
+    assert options.weight is not None
+    both = {"factorized": options.weight, "full": 1 - options.weight}
+    return {family: share for family, share in both.items() if share}
 
-    KEPT = (*Trainer.KEPT, "evidence", "images", "averaged")
 
-    def __init__(
-        self, vae: VAE, options: Options, spaces: Mapping[str, Features], device: torch.device
-    ):
-        def objective(z: Tensor, x: Tensor, noise: torch.Generator) -> Tensor:
-            return -vae.elbo(x, noise)["elbo"].mean()
+def make_trainer(
+    vae: VAE, options: Options, spaces: Mapping[str, Features], device: torch.device
+) -> Trainer:
+    """The trainer, with what it holds besides: the evidence of held-out images, without an encoder
+    the images in use, of each family, the oldest first, and an average of the decoder.
+    """
+    evidence = Evidence(vae, options, device) if options.evidence_images else None
+    kinds, also = ("prior",), {"evidence": evidence, "images": {}, "averaged": None}
+    if options.weight is None:
+        kinds = ("frechet",) if options.freeze_decoder else ("frechet", "prior")
+    vae.encoder.requires_grad_(options.weight is None)
+    trainer = Trainer(vae, ADAM[options.protocol], options, spaces, device, kinds, **also)
+    trainer.history |= {key: [] for key in (EVIDENCE if evidence else ())}
+    if options.weight is not None:
+        z = torch.zeros(options.batch_size, vae.nz, device=device)
+        x = vae.sample(z, trainer.noise)[0]
+        trainer.also["images"] = {f: Posteriors(f, 0 * x, z) for f in shares(options)}
+    if options.average:
+        averaged = AveragedModel(vae.decoder, multi_avg_fn=get_ema_multi_avg_fn(options.average))
+        trainer.also["averaged"] = averaged.requires_grad_(False)
+        average = averaged.module
+        assert isinstance(average, dcgan.Generator)
+        trainer.tested = VAE(vae.truth, vae.encoder, vae.sigma, average).to(device).eval()
+    return trainer
 
-        self.evidence = Evidence(vae, options, device) if options.evidence_images else None
-        self.by_encoder = options.weight is None
-        vae.encoder.requires_grad_(self.by_encoder)
-        super().__init__(vae, objective, ADAM[options.protocol], options, spaces, device)
-        self.images: dict[str, Posteriors] = {}  # in use, the oldest first
-        self.averaged: AveragedModel | None = None
-        if options.weight is not None:
-            shares = {"factorized": options.weight, "full": 1 - options.weight}
-            self.shares = {family: share for family, share in shares.items() if share}
-            z = torch.zeros(options.batch_size, vae.nz, device=device)
-            x = vae.sample(z, self.noise)[0]
-            self.images = {family: Posteriors(family, 0 * x, z) for family in self.shares}
-        if options.average:
-            self.averaged = AveragedModel(
-                vae.decoder, multi_avg_fn=get_ema_multi_avg_fn(options.average)
-            )
-            self.averaged.requires_grad_(False)
-            average = self.averaged.module
-            assert isinstance(average, dcgan.Generator)
-            self.tested = VAE(vae.truth, vae.encoder, vae.sigma, average).to(device).eval()
-        self.highest = self.optimizer.param_groups[0]["lr"]
-        kept = (key for key in self.history if self.by_encoder or not key.startswith("frechet"))
-        self.history = {key: [] for key in (*kept, *(EVIDENCE if self.evidence else ()))}
 
-    def renew(self) -> None:
-        """Draw fresh images, find their Gaussians, and drop as many of the oldest."""
-        fresh = self.options.batch_size // self.options.reuse
-        z = normal((fresh // 2, self.vae.nz), self.noise)
-        clean, x = self.vae.sample(z, self.noise)
-        # Each with its pixels' noise and with the opposite: what the noise adds to the gradient all
-        # but cancels.
-        modes_of = Posteriors("full", torch.cat([x, 2 * clean - x]), torch.cat([z, z]))
-        pairs = normal((3, fresh, self.vae.nz), self.noise)
-        # Its precision, of the true z, is all but one sample of the posterior's mean.
-        modes_of.to_mode(self.vae, 1)
-        for family, images in self.images.items():
-            new = Posteriors(family, modes_of.x, modes_of.mean)
-            new.precision = modes_of.precision
-            for i, e in enumerate(pairs):
-                new.climb(self.vae, e, 1 / (i + 1))
-            images.renew(new)
-
-    def step(self) -> Tensor:
-        """With an encoder, by the ELBO of one z for each of fresh images; else of the pair mean +-
-        R e.
-        """
-        options = self.options
-        if options.schedule == "falling":
-            done = (self.iteration + 0.5) / options.iterations
-            self.optimizer.param_groups[0]["lr"] = self.highest * min(10 * done, (1 - done) / 0.9)
-        if self.by_encoder:
-            return super().step()
-        for _ in range(1 if self.iteration else options.reuse):
-            self.renew()
-        e = normal((options.batch_size, self.vae.nz), self.noise)
-        elbos = [
-            share * self.images[family].pair_elbo(self.vae, e).mean()
-            for family, share in self.shares.items()
-        ]
+def step(trainer: Trainer) -> Tensor:
+    """One step of Adam: with an encoder, on the ELBO of one z for each of fresh images; else on
+    that of the pairs mean +- R e of images in use, whose Gaussians are improved by it.
+    """
+    options, vae, noise = trainer.options, trainer.vae, trainer.noise
+    images, optimizer = trainer.also["images"], trainer.optimizer
+    if options.schedule == "falling":
+        done = (trainer.iteration + 0.5) / options.iterations
+        highest = options.lr or ADAM[options.protocol][0]
+        optimizer.param_groups[0]["lr"] = highest * min(10 * done, (1 - done) / 0.9)
+    if options.weight is None:
+        with trainer.autocast():
+            x = vae.sample(normal((options.batch_size, vae.nz), noise), noise)[1]
+            loss = -vae.elbo(x, noise)["elbo"].mean()
+    else:
+        for _ in range(1 if trainer.iteration else options.reuse):
+            renew(images, vae, options, noise)
+        e = normal((options.batch_size, vae.nz), noise)
+        elbos = [w * images[f].pair_elbo(vae, e).mean() for f, w in shares(options).items()]
         loss = -torch.stack(elbos).sum()
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        for family, share in self.shares.items():
-            images, gradient = self.images[family], self.images[family].mean.grad
-            assert gradient is not None
-            images.improve(-gradient * options.batch_size / share, REUSE_RATE)
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.vae.decoder)
-        return loss.detach()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    for family, posteriors in images.items():
+        gradient = -posteriors.mean.grad * options.batch_size / shares(options)[family]
+        posteriors.improve(gradient, REUSE_RATE)
+    if trainer.also["averaged"] is not None:
+        trainer.also["averaged"].update_parameters(vae.decoder)
+    return loss.detach()
 
-    def elbo(self) -> dict[str, Any]:
-        """Without an encoder: what is maximised, of held-out images, each with its best Gaussians;
-        no parts.
-        """
-        measured = {}
-        if self.evidence is not None:
-            with modes(self.tested):
-                measured = self.evidence.measure(self.tested)
-        for key, value in measured.items():
-            self.history[key].append(value)
-        if self.by_encoder:
-            return super().elbo()
-        gap = sum(share * measured[f"gap_{family}"] for family, share in self.shares.items())
-        return {"elbo": measured["evidence"] - gap, "data": None, "kl": None}
+
+def renew(
+    images: Mapping[str, Posteriors], vae: VAE, options: Options, noise: torch.Generator
+) -> None:
+    """Draw fresh images, find their Gaussians, and drop as many of the oldest."""
+    fresh = options.batch_size // options.reuse
+    z = normal((fresh // 2, vae.nz), noise)
+    clean, x = vae.sample(z, noise)
+    # Each with its pixels' noise and with the opposite: what the noise adds to the gradient all
+    # but cancels.
+    modes_of = Posteriors("full", torch.cat([x, 2 * clean - x]), torch.cat([z, z]))
+    pairs = normal((3, fresh, vae.nz), noise)
+    # Its precision, of the true z, is all but one sample of the posterior's mean.
+    modes_of.to_mode(vae, 1)
+    for family, posteriors in images.items():
+        new = Posteriors(family, modes_of.x, modes_of.mean)
+        new.precision = modes_of.precision
+        for i, e in enumerate(pairs):
+            new.climb(vae, e, 1 / (i + 1))
+        posteriors.renew(new)
+
+
+def measure(trainer: Trainer) -> dict[str, Any]:
+    """With an encoder, its ELBO on fresh samples; else what is maximised, of held-out images, each
+    with its best Gaussians, without parts. And the evidence of held-out images.
+    """
+    options, measured = trainer.options, {}
+    if trainer.also["evidence"] is not None:
+        with modes(trainer.tested):
+            measured = trainer.also["evidence"].measure(trainer.tested)
+    if options.weight is None:
+        return measured | measure_elbo(trainer)
+    gap = sum(share * measured[f"gap_{family}"] for family, share in shares(options).items())
+    return measured | {"elbo": measured["evidence"] - gap, "data": None, "kl": None}
 
 
 def main(options: Options) -> None:
@@ -289,19 +292,16 @@ def main(options: Options) -> None:
     # Before Inception's weights are fetched: what is wrong shows first.
     real = real_images(options, origin)
     spaces = feature_spaces(options, discriminator, device)
-    trainer = Joint(vae, options, spaces, device)
-    trainer.run(NETWORKS if options.protocol == "released" else (), checkpoint)
-    vae = trainer.tested
+    trainer = make_trainer(vae, options, spaces, device)
+    learning = NETWORKS if options.protocol == "released" else ()
+    train(trainer, step, measure, learning, checkpoint)
+    vae, evidence = trainer.tested, trainer.also["evidence"]
     model = {name: getattr(vae, name).state_dict() for name in ("encoder", "decoder")}
     model |= {"log_sigma": vae.log_sigma.detach(), "config": run.as_config(options)}
     run.save_torch(options.out / "model.pt", model | {"ground_truth": before["ground_truth"]})
     changed = "frozen, ELBO" if options.freeze_decoder else "joint"
-    changes = (
-        {"evidence_changes": trainer.evidence.change.tolist()}
-        if trainer.evidence is not None
-        else {}
-    )
-    if trainer.by_encoder:
+    changes = {} if evidence is None else {"evidence_changes": evidence.change.tolist()}
+    if options.weight is None:
         moments = options.encoder.with_name("moments.pt")
         known = known_moments(moments, run.as_config(options), config, device)
         metrics, _ = evaluate(vae, options, spaces, real, known, device)
@@ -330,7 +330,7 @@ def strips_without_encoder(vae: VAE, options: Options, device: torch.device) -> 
     """The rows of images that a run with an encoder keeps, of the same x, but for those with the
     decoder's noise.
     """
-    images = Images(vae, COLUMNS, COLUMNS, options.seed, device, one_by_one=False)
+    images = Images(vae, replace(options, batch_size=COLUMNS), COLUMNS, device)
     rows = {kind: next(images(kind)) for kind in ("truth", "noisy")}
     noise = torch.Generator(device).manual_seed(options.seed + 4_000_037)
     best = Posteriors(

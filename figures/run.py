@@ -194,19 +194,20 @@ def save_trainer(path: Path, trainer: Any, **more: Any) -> None:
 
 def restore(trainer: Any, state: Mapping[str, Any]) -> None:
     """Give a trainer back what `save_trainer` wrote."""
+
+    def restored(part: Any, value: Any) -> Any:
+        if hasattr(part, "load_state_dict"):
+            part.load_state_dict(value)
+        elif isinstance(part, torch.Generator):
+            part.set_state(value)
+        elif isinstance(part, dict):
+            return {key: restored(part.get(key), of_key) for key, of_key in value.items()}
+        else:
+            return value.to(trainer.device) if torch.is_tensor(value) else value
+        return part
+
     for name in trainer.KEPT:
-        part, parts = getattr(trainer, name), {}
-        if isinstance(part, dict):
-            live = hasattr(next(iter(part.values()), None), "load_state_dict")
-            live |= isinstance(next(iter(part.values()), None), torch.Generator)
-            parts = {key: (value, state[name][key]) for key, value in part.items()} if live else {}
-        elif hasattr(part, "load_state_dict") or isinstance(part, torch.Generator):
-            parts = {name: (part, state[name])}
-        for one, its in parts.values():
-            (one.set_state if isinstance(one, torch.Generator) else one.load_state_dict)(its)
-        if not parts:
-            value = state[name]
-            setattr(trainer, name, value.to(trainer.device) if torch.is_tensor(value) else value)
+        setattr(trainer, name, restored(getattr(trainer, name), state[name]))
 
 
 HISTORY = "history.jsonl"

@@ -92,33 +92,30 @@ def vae() -> Iterator[celeba_encoder.VAE]:
 
 
 @pytest.mark.parametrize("protocol", ["report", "released"])
-def test_encoder_and_joint_training(protocol: Any, vae: celeba_encoder.VAE) -> None:
+def test_encoder_training(protocol: Any, vae: celeba_encoder.VAE) -> None:
     options = replace(celeba_encoder.QUICK, protocol=protocol, precision="float32")
     few = {"batch_size": 4, "test_images": 8, "bound_images": 1, "laplace_images": 1}
     options = replace(options, **few, fid_images=8, track_images=4)
     spaces = {"discriminator": dcgan.Discriminator(2).to(THERE).eval().features}
 
-    def objective(z: torch.Tensor, x: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-        return -vae.elbo(x, noise)["elbo"].mean() - evidence.log_normal(z, *vae.encoder(x)).mean()
-
-    trainer = celeba_encoder.Trainer(vae, objective, (1e-3, (0.9, 0.999)), options, spaces, THERE)
+    trainer = celeba_encoder.Trainer(vae, (1e-3, (0.9, 0.999)), options, spaces, THERE)
     held_out = faces.draw(8, 0)
     with elsewhere:
         with celeba_encoder.modes(vae, "encoder", learning=True):
-            trainer.step()
-        trainer.track()
+            celeba_encoder.step(trainer)
+        celeba_encoder.track(trainer, celeba_encoder.measure(trainer))
         metrics, _ = celeba_encoder.evaluate(vae, options, spaces, held_out, {}, THERE)
     assert metrics["frechet"]["discriminator"].keys() >= {"means", "floor"}
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_joint_training_without_an_encoder(weight: float, vae: celeba_encoder.VAE) -> None:
+@pytest.mark.parametrize("weight", [None, 0.0, 1.0])
+def test_joint_training(weight: float | None, vae: celeba_encoder.VAE) -> None:
     options = celeba_joint.Options(
         weight=weight, batch_size=4, evidence_images=4, precision="float32"
     )
-    trainer = celeba_joint.Joint(vae, options, {}, THERE)
+    trainer = celeba_joint.make_trainer(vae, options, {}, THERE)
     with elsewhere:
-        trainer.step()
+        celeba_joint.step(trainer)
         z = torch.zeros(4, 3, device=THERE)
         full = evidence.Posteriors("full", vae.sample(z, trainer.noise)[1], z)
         evidence.estimate(full.log_weights(vae, torch.zeros(2, 4, 3, device=THERE)))
@@ -193,14 +190,14 @@ def test_steps_of_section_4_do_not_wait(nowhere: Any) -> None:
     vae = celeba_encoder.VAE(*parts).eval()
     options = celeba_joint.Options(batch_size=4, evidence_images=0, precision="float32")
     arms = [
-        celeba_joint.Joint(vae, replace(options, **changes), {}, torch.device("cpu"))
+        celeba_joint.make_trainer(vae, replace(options, **changes), {}, torch.device("cpu"))
         for changes in ({}, {"weight": 0.5, "evidence_images": 4})
     ]
     trainer.device = torch.device("meta")
     trainer.optimizers = {key: nowhere(network) for key, network in trainer.networks.items()}
     for arm in arms:
-        arm.optimizer = nowhere(vae, *arm.images.values())
+        arm.optimizer = nowhere(vae, *arm.also["images"].values())
     with NoWait():
         trainer.step(trainer.batch(torch.arange(4)).to("meta"))
         for arm in arms:
-            arm.step()
+            celeba_joint.step(arm)

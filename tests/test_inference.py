@@ -310,13 +310,14 @@ def test_images_of_which_few_samples_count_get_more(monkeypatch: pytest.MonkeyPa
 def test_a_falling_rate_rises_first(
     encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rates, step = [], celeba_joint.Trainer.step
+    rates, step = [], celeba_joint.step
 
-    def watched(self: celeba_joint.Joint) -> Tensor:
-        rates.append(self.optimizer.param_groups[0]["lr"])
-        return step(self)
+    def watched(trainer: celeba_joint.Trainer) -> Tensor:
+        loss = step(trainer)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return loss
 
-    monkeypatch.setattr(celeba_joint.Trainer, "step", watched)
+    monkeypatch.setattr(celeba_joint, "step", watched)
     arguments = (
         "--encoder",
         encoder,
@@ -364,15 +365,15 @@ def test_a_run_without_an_encoder(
     own = [e - weight * factorized - (1 - weight) * full for e, factorized, full in places]
     assert history["elbo"] == pytest.approx(own)
     assert history["evidence_change"][0] == 0 != history["evidence_change"][-1]
-    step, count = celeba_joint.Joint.step, iter(range(100))
+    step, count = celeba_joint.step, iter(range(100))
 
-    def stopping(self: celeba_joint.Joint) -> Tensor:
+    def stopping(trainer: celeba_joint.Trainer) -> Tensor:
         if next(count) == 3:
             raise KeyboardInterrupt
-        return step(self)
+        return step(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(celeba_joint.Joint, "step", stopping)
+        patch.setattr(celeba_joint, "step", stopping)
         assert main(celeba_joint, *arguments, "--out", tmp_path / "parts").returncode == 130
     assert main(celeba_joint, *arguments, "--resume", "--out", tmp_path / "parts").returncode == 0
     assert read(tmp_path / "parts")["history"] == history

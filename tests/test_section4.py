@@ -126,7 +126,7 @@ def linear_vae(orthogonal: bool) -> tuple[VAE, Tensor, Tensor]:
     return VAE(decoder, encoder, SIGMA).double(), weight, precision
 
 
-def settings(**changes: int) -> SimpleNamespace:
+def settings(**changes: object) -> SimpleNamespace:
     return SimpleNamespace(
         **{"seed": 0, "batch_size": 50, "bound_images": 200, "laplace_images": 200} | changes
     )
@@ -228,13 +228,10 @@ def test_laplace_knows_what_a_factorized_posterior_loses() -> None:
     assert bounds["1"] < bounds["10"] < bounds["100"]
 
 
-def test_aggregate_posterior_is_the_prior_for_the_true_posterior() -> None:
+def test_the_elbo_of_the_same_samples_is_the_same() -> None:
     vae, _, _ = linear_vae(orthogonal=True)
     with modes(vae):
-        found = mean_elbo(vae, 20_000, settings(), CPU)
-    assert max(map(abs, found["mean"])) < 0.03
-    assert found["variance"] == pytest.approx([1.0] * 3, abs=0.05)
-    assert found == mean_elbo(vae, 20_000, settings(), CPU)
+        assert mean_elbo(vae, 200, settings(), CPU) == mean_elbo(vae, 200, settings(), CPU)
 
 
 def test_modes_leave_running_statistics_alone_unless_learning() -> None:
@@ -267,7 +264,7 @@ def test_modes_leave_running_statistics_alone_unless_learning() -> None:
 
 def test_streams_of_images() -> None:
     vae = small_vae()
-    streams = Images(vae, 10, 4, 0, CPU, one_by_one=False)
+    streams = Images(vae, settings(batch_size=4, protocol="report"), 10, CPU)
     made: list[Tensor] = []
     vae.truth.register_forward_pre_hook(lambda _, arguments: made.append(arguments[0]))
     latents = {}
@@ -286,7 +283,8 @@ def test_streams_of_images() -> None:
     assert (found["noisy_decoded"] - found["decoded"]).std() == pytest.approx(0.05, rel=0.02)
     torch.testing.assert_close(found["truth"], torch.cat(list(streams("truth"))), rtol=0, atol=0)
     # One by one, an image does not depend on those it is made with.
-    alone, pairs = (torch.cat(list(Images(vae, 10, n, 0, CPU, True)("truth"))) for n in (1, 5))
+    one_by_one = [settings(batch_size=n, protocol="released") for n in (1, 5)]
+    alone, pairs = (torch.cat(list(Images(vae, o, 10, CPU)("truth"))) for o in one_by_one)
     z = torch.randn(5, 5, generator=torch.Generator().manual_seed(4_000_037))
     with modes(vae, "truth"), torch.no_grad():
         expected = torch.cat([vae.truth(row[None]) for row in z])
@@ -300,7 +298,6 @@ def test_frozen_run_reports_everything(encoders: dict[str, Path]) -> None:
         metrics = result["metrics"]
         assert metrics["elbo"] == pytest.approx(metrics["data"] - metrics["kl"])
         assert set(metrics["bounds"]) == {"1", "10", "100"}
-        assert len(metrics["mean"]) == len(metrics["variance"]) == 5
         assert set(metrics["frechet"]) == {"discriminator"}
         assert set(metrics["frechet"]["discriminator"]) == set(celeba_encoder.FROZEN_DISTANCES)
         assert ("batch_statistics" in metrics) == (protocol == "released")
@@ -407,15 +404,15 @@ def test_resume_is_bitwise(
         source = ("--encoder", encoders[protocol] / "model.pt")
     run = (*source, *SMALL)
     assert main(module, *run, "--out", tmp_path / "whole").returncode == 0
-    step, count = celeba_encoder.Trainer.step, iter(range(100))
+    step, count = module.step, iter(range(100))
 
-    def stopping(self: celeba_encoder.Trainer) -> Tensor:
+    def stopping(trainer: celeba_encoder.Trainer) -> Tensor:
         if next(count) == 3:
             raise KeyboardInterrupt
-        return step(self)
+        return step(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(celeba_encoder.Trainer, "step", stopping)
+        patch.setattr(module, "step", stopping)
         assert main(module, *run, "--out", tmp_path / "parts").returncode == 130
     assert "go on with --resume" in the_one_line(main(module, *run, "--out", tmp_path / "parts"))
     assert "0.0002" in the_one_line(
