@@ -37,7 +37,7 @@ HAIR = np.array(
 IRIS = np.array([(0.25, 0.14, 0.07), (0.38, 0.26, 0.12), (0.25, 0.42, 0.30), (0.26, 0.45, 0.70)])
 WHITE, DARK = np.array(((0.96, 0.96, 0.94), (0.10, 0.07, 0.07)), np.float32)
 
-# Bands of rows out of which a feature never reaches: only these are painted.
+# Bands of rows, of which only one is painted for a feature: what reaches out of it is cut off.
 ALL, TOP, EYES = slice(0, 64), slice(0, 40), slice(16, 46)
 NOSE, MOUTH, BOTTOM = slice(24, 52), slice(34, 60), slice(36, 64)
 
@@ -86,12 +86,15 @@ class _Canvas:
         rows: slice,
         coverage: np.ndarray | np.floating,
         colour: np.ndarray,
-        shade: np.ndarray | float = 1.0,
+        shade: np.ndarray | None = None,
     ) -> None:
-        """Lay a colour, (CHUNK, 3) or (3,), over the pixels of `rows` where they are covered."""
+        """Lay a colour, (CHUNK, 3) or (3,), over the pixels of `rows` where they are covered;
+        shade: of all pixels.
+        """
+        shades = np.float32(1) if shade is None else shade[:, rows]
         for c in range(3):
             part = self.image[:, c, rows]
-            target = np.broadcast_to(colour, (CHUNK, 3))[:, c, None, None] * shade
+            target = np.broadcast_to(colour, (CHUNK, 3))[:, c, None, None] * shades
             part += coverage * (target - part)
 
 
@@ -145,18 +148,14 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
     hanging *= canvas.inside(y - uniform(0.7, 1.7))
     paint(ALL, np.maximum(behind, hanging * long) * (1 - bald), hair * 0.8, light)
     neck = canvas.inside(np.abs(x[:, BOTTOM]) - uniform(0.34, 0.46))
-    paint(BOTTOM, neck * canvas.inside(0.4 - y[:, BOTTOM]), skin * 0.8, light[:, BOTTOM])
+    paint(BOTTOM, neck * canvas.inside(0.4 - y[:, BOTTOM]), skin * 0.8, light)
     clothes = rng.uniform(0.05, 0.9, (CHUNK, 3)).astype(np.float32)
-    paint(
-        BOTTOM,
-        ellipse(BOTTOM, 0, 2.05, uniform(1.2, 1.6), uniform(0.72, 0.9)),
-        clothes,
-        light[:, BOTTOM],
-    )
+    body = ellipse(BOTTOM, 0, 2.05, uniform(1.2, 1.6), uniform(0.72, 0.9))
+    paint(BOTTOM, body, clothes, light)
     ear_y, covered = 0.02 + pitch, long * chance(0.8)
     for side in (-1, 1):
         ear = ellipse(NOSE, side * (width + 0.02) - yaw * 0.3, ear_y, 0.10, 0.19)
-        paint(NOSE, ear * (1 - covered), skin * 0.88, light[:, NOSE])
+        paint(NOSE, ear * (1 - covered), skin * 0.88, light)
     narrow = width * (1 - jaw * np.clip(y, 0, 1) ** 2)
     face = canvas.inside((np.sqrt((x / narrow) ** 2 + (y / height) ** 2) - 1) * width)
     paint(ALL, face, skin, light)
@@ -165,17 +164,17 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
     blush = skin * np.array((1.0, 0.72, 0.70), np.float32)
     for side in (-1, 1):
         soft = ((x[:, NOSE] - side * 0.42 - yaw) / 0.24) ** 2 + ((y[:, NOSE] - 0.30) / 0.18) ** 2
-        paint(NOSE, np.exp(-soft) * uniform(0.0, 0.6), blush, light[:, NOSE])
+        paint(NOSE, np.exp(-soft) * uniform(0.0, 0.6), blush, light)
     bearded, beard_top = chance(0.25) * (1 - long) * uniform(0.3, 1.0), uniform(0.30, 0.5)
     rim = canvas.inside(
         beard_top + 0.2 - 0.6 * np.abs(x[:, MOUTH.start :] - yaw) - y[:, MOUTH.start :]
     )
     beard = slice(MOUTH.start, SIZE)
-    paint(beard, face[:, beard] * rim * bearded * 0.85, hair * 0.9, light[:, beard])
+    paint(beard, face[:, beard] * rim * bearded * 0.85, hair * 0.9, light)
     hairline, arch, part = uniform(-0.72, -0.38), uniform(0.1, 0.7), normal(0.35)
     fringe = canvas.inside(y[:, TOP] - hairline - arch * (x[:, TOP] - part) ** 2)
     top = np.maximum(behind[:, TOP], face[:, TOP])
-    paint(TOP, fringe * top * (1 - bald), hair, light[:, TOP] * uniform(0.95, 1.25))
+    paint(TOP, fringe * top * (1 - bald), hair, light * uniform(0.95, 1.25))
 
     # Eyes, lids and brows.
     eye_x, eye_y, eye_w = uniform(0.29, 0.37), -0.12 + normal(0.03) + pitch, uniform(0.13, 0.18)
@@ -184,9 +183,7 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
     socket = skin * 0.82
     for side in (-1, 1):
         cx = side * eye_x + yaw
-        paint(
-            EYES, ellipse(EYES, cx, eye_y - 0.02, eye_w * 1.25, eye_h * 1.9), socket, light[:, EYES]
-        )
+        paint(EYES, ellipse(EYES, cx, eye_y - 0.02, eye_w * 1.25, eye_h * 1.9), socket, light)
         white = ellipse(EYES, cx, eye_y, eye_w, eye_h, side * slant)
         paint(EYES, white, WHITE)
         paint(EYES, white * ellipse(EYES, cx + gaze, eye_y, 0.075, 0.075), iris)
@@ -211,23 +208,14 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
     # Nose: a shadow on the side away from the light, a tip, two nostrils.
     nose_y, nose_w = uniform(0.22, 0.34) + pitch, uniform(0.09, 0.16)
     away, tip = np.where(light_x > 0, -1, 1), 1.6 * yaw
-    paint(
-        NOSE,
-        ellipse(NOSE, yaw + away * nose_w * 0.55, nose_y - 0.16, 0.04, 0.22) * 0.6,
-        skin * 0.75,
-        light[:, NOSE],
-    )
-    paint(NOSE, ellipse(NOSE, tip, nose_y, nose_w, 0.09), skin * 0.92, light[:, NOSE])
-    paint(
-        NOSE,
-        ellipse(NOSE, tip, nose_y - 0.05, nose_w * 0.6, 0.08) * 0.7,
-        np.minimum(skin * 1.1, 1),
-        light[:, NOSE],
-    )
+    shadow = ellipse(NOSE, yaw + away * nose_w * 0.55, nose_y - 0.16, 0.04, 0.22)
+    paint(NOSE, shadow * 0.6, skin * 0.75, light)
+    paint(NOSE, ellipse(NOSE, tip, nose_y, nose_w, 0.09), skin * 0.92, light)
+    shine = ellipse(NOSE, tip, nose_y - 0.05, nose_w * 0.6, 0.08)
+    paint(NOSE, shine * 0.7, np.minimum(skin * 1.1, 1), light)
     for side in (-1, 1):
-        paint(
-            NOSE, ellipse(NOSE, tip + side * nose_w * 0.5, nose_y + 0.06, 0.035, 0.022), skin * 0.4
-        )
+        nostril = ellipse(NOSE, tip + side * nose_w * 0.5, nose_y + 0.06, 0.035, 0.022)
+        paint(NOSE, nostril, skin * 0.4)
 
     # Mouth: two lips along a curve, and between them, if it is open, teeth.
     mouth_y, mouth_w = uniform(0.54, 0.64) + pitch, uniform(0.20, 0.36)
@@ -241,7 +229,7 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
     taper = np.clip(1 - (mx / mouth_w) ** 2, 0, 1)
     ends = canvas.inside(np.abs(mx) - mouth_w)
     upper, lower = curve - (fullness + opening) * taper, curve + (fullness * 1.3 + opening) * taper
-    paint(MOUTH, canvas.inside(np.maximum(upper - my, my - lower)) * ends, lips, light[:, MOUTH])
+    paint(MOUTH, canvas.inside(np.maximum(upper - my, my - lower)) * ends, lips, light)
     gap = canvas.inside(np.abs(my - curve) - np.maximum(opening, 0.012) * taper) * ends
     paint(MOUTH, gap, np.where(opening[:, 0] > 0.02, WHITE, lips * 0.45))
 
