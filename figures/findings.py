@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +16,9 @@ BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
 EVIDENCE = "log p(x)"
 KEYS = {"config", "metrics", "environment", "seconds", "history"}  # of a result
 SEEDS = ("", "_seed1", "_seed2")  # ends of the names of Section 4's runs of three seeds
-EIGHT = [f"factorized_long_seed{seed}" for seed in range(8)]
 ARMS = (  # Section 4 without an encoder
     ("drawn faces", [f"factorized{seed}" for seed in SEEDS]),
-    ("another GAN", EIGHT),
+    ("another GAN", [f"factorized_long_seed{seed}" for seed in range(8)]),
     ("sigma 1", ["factorized_sigma1"]),
     ("sigma 0.2", ["factorized_sigma0.2"]),
     ("photographs", ["photos_factorized"]),
@@ -205,56 +204,40 @@ def of_section4(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
     """What the page of Section 4 says of runs without an encoder, and of the plane."""
     runs = {n.removeprefix("inference/"): r for n, r in results.items() if "inference/" in n}
 
-    def full(name: str) -> dict:
-        return runs[name.replace("factorized", "full").replace("encoder_1000", "full")]
-
-    def beyond(name: str) -> tuple[float, float]:
-        """What an arm lost beyond that with full Gaussians, and the half width of its interval over
-        images.
+    def arm(words: str, names: Sequence[str]) -> dict[str, Any]:
+        """Runs of several seeds, what they lost beyond those with full Gaussians, and by how much
+        their gap narrowed beyond that of these: means, and texts with intervals, over seeds, or of
+        one seed over images.
         """
-        found = section4.beyond_full(runs[name], runs)
-        assert found is not None
-        return found
+        own = [runs[name] for name in names]
+        pairs = [(run, section4.control(run, runs) or run) for run in own]
+        beyond = [section4.beyond_full(run, runs) or (0.0, 0.0) for run in own]
+        gaps = [(section4.own_gap(a), b["history"]["gap_factorized"]) for a, b in pairs]
+        bounds = [gap[0] - gap[-1] - (control[0] - control[-1]) for gap, control in gaps]
+        late = [section4.last_quarter(b) - section4.last_quarter(a) for a, b in pairs]
+        costs = [cost for cost, _ in beyond]
+        several, cost = len(names) > 1, statistics.mean(costs)
+        return {
+            "words": words,
+            "seeds": len(names),
+            "steps": own[0]["history"]["iteration"][-1],
+            "start": statistics.mean(gap[0] for gap, _ in gaps),
+            "bound": interval(bounds, 2) if several else f"{bounds[0]:.2f}",
+            "mean_bound": statistics.mean(bounds),
+            "cost": interval(costs, 2) if several else "{:.2f} ± {:.2f}".format(*beyond[0]),
+            "share": cost / statistics.mean(bounds),
+            "late": statistics.mean(late),
+            "holds": several and cost > half_width(costs),
+        }
 
-    def bound(name: str) -> float:
-        """By how much an arm's factorized gap narrowed, beyond that with full Gaussians."""
-        control = full(name)["history"]["gap_factorized"]
-        own = section4.own_gap(runs[name])
-        return own[0] - own[-1] - (control[0] - control[-1])
-
-    def late(name: str) -> float:
-        """Change of the cost, beyond full Gaussians, in the last quarter."""
-        return section4.last_quarter(full(name)) - section4.last_quarter(runs[name])
-
-    def value(name: str, quantity: Callable[[str], Any]) -> float:
-        number = quantity(name)
-        return number[0] if isinstance(number, tuple) else number
-
-    def over(names: Sequence[str], quantity: Callable[[str], Any]) -> str:
-        """Mean and interval over seeds; of one seed its value, with its own interval if any."""
-        if len(names) > 1:
-            return interval([value(name, quantity) for name in names], 2)
-        number = quantity(names[0])
-        return "{:.2f} ± {:.2f}".format(*number) if isinstance(number, tuple) else f"{number:.2f}"
-
-    def holds(names: Sequence[str]) -> bool:
-        """Whether the interval of the cost over seeds is above zero."""
-        costs = [beyond(name)[0] for name in names]
-        return len(costs) > 1 and statistics.mean(costs) > half_width(costs)
-
-    arms = [(words, [name for name in names if name in runs]) for words, names in ARMS]
+    controlled = [name for name, run in runs.items() if section4.control(run, runs)]
+    arms = [(words, [name for name in names if name in controlled]) for words, names in ARMS]
+    arms = {words: arm(words, names) for words, names in arms if names}
+    encoders = [name for seed in SEEDS if (name := f"encoder_1000{seed}") in controlled]
     plane = {name: case for name, case in laws.items() if case["section"] == 4 and "fresh" in case}
     return {
-        "arms": [(words, names) for words, names in arms if names],
-        "eight": [name for name in EIGHT if name in runs],
-        "steps": lambda name: runs[name]["history"]["iteration"][-1],
-        "start": lambda name: section4.own_gap(runs[name])[0],
-        "beyond": beyond,
-        "bound": bound,
-        "late": late,
-        "holds": holds,
-        "over": over,
-        "mean": lambda names, quantity: statistics.mean(value(n, quantity) for n in names),
+        "arms": arms,
+        "encoders": arm("encoders", encoders) if len(encoders) == len(SEEDS) else None,
         "planes": [means(alike) for alike in law.groups(plane)],
         "finer": max(
             (

@@ -159,21 +159,25 @@ def lost(result: dict) -> tuple[float, float]:
     return -statistics.mean(changes), half_width(changes)
 
 
+def control(result: dict, results: Mapping[str, dict]) -> dict | None:
+    """The run with full Gaussians that is otherwise alike."""
+    same = ("sigma", "seed", "iterations", "lr", "schedule", "batch_size", "evidence_images")
+    for other in results.values():
+        alike = all(other["config"][key] == result["config"][key] for key in same)
+        if alike and kind(other) == "full" and other["data"] == result["data"]:
+            return None if other is result else other
+    return None
+
+
 def beyond_full(result: dict, results: Mapping[str, dict]) -> tuple[float, float] | None:
     """How much more was lost than by the run with full Gaussians, paired by image, and its half
     width.
     """
-    same = ("sigma", "seed", "iterations", "lr", "schedule", "batch_size", "evidence_images")
-    for other in results.values():
-        alike = (
-            all(other["config"][key] == result["config"][key] for key in same)
-            and other["data"] == result["data"]
-        )
-        if kind(other) == "full" and alike and other is not result:
-            pairs = [r["metrics"]["evidence_changes"] for r in (other, result)]
-            differences = [a - b for a, b in zip(*pairs, strict=True)]
-            return statistics.mean(differences), half_width(differences)
-    return None
+    if (other := control(result, results)) is None:
+        return None
+    pairs = [r["metrics"]["evidence_changes"] for r in (other, result)]
+    differences = [a - b for a, b in zip(*pairs, strict=True)]
+    return statistics.mean(differences), half_width(differences)
 
 
 def inference_name(result: dict) -> str:
