@@ -201,7 +201,7 @@ def restore(trainer: Any, state: Mapping[str, Any]) -> None:
         elif isinstance(part, torch.Generator):
             part.set_state(value)
         elif isinstance(part, dict):
-            return {key: restored(part.get(key), of_key) for key, of_key in value.items()}
+            return {key: restored(part.get(key), value[key]) for key in {**part, **value}}
         else:
             return value.to(trainer.device) if torch.is_tensor(value) else value
         return part
