@@ -1,3 +1,7 @@
 """Everything after the numbers: result files, published values, tables, figures, and the committed
 ones.
 """
+
+import os
+
+os.environ["MPLBACKEND"] = "Agg"  # before matplotlib: figures are files, also in a notebook

@@ -168,7 +168,6 @@ class Server:
         os.set_blocking(ours, False)
         self.answers = os.fdopen(ours, "rb", buffering=0)
         command = [*CHILD, str(theirs), *IMPORTED]
-        environment = {**environment, "MPLBACKEND": "Agg"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, pass_fds=(theirs,), env=environment
         )

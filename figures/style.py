@@ -4,13 +4,11 @@ import base64
 import contextlib
 import csv
 import io
-import os
 import re
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ["MPLBACKEND"] = "Agg"  # before any import: figures are files, also in a notebook
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

@@ -291,9 +291,11 @@ def test_no_standard_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None
     cli("", ("run", lambda options: print("unheard"), Nothing(), ""))
 
 
-def test_figures_are_files_in_a_notebook_too() -> None:
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from figures import style; "
-    code += "print(style.plt.get_backend())"
+@pytest.mark.parametrize("module", ["style", "section3", "section4", "section5", "page"])
+def test_figures_are_files_in_a_notebook_too(module: str) -> None:
+    """Whatever is imported first: this is what a script inherits there."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import figures.{module}; "
+    code += "from matplotlib import pyplot; print(pyplot.get_backend())"
     environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     assert python(code, env=environment).stdout.strip().lower() == "agg"
 
