@@ -253,6 +253,13 @@ def test_tasks_survive_lost_workers(house: Path, cluster: tuple[str, list[psutil
         assert (folder / "log.txt").read_text(encoding="utf-8").count("done") == 1
 
 
+def test_a_worker_that_only_starts_scripts_has_no_memory_limit() -> None:
+    """Above one, Dask would pause it without a word."""
+    with connected(ClusterOptions(jobs=2)) as client:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        assert [worker["memory_limit"] for worker in workers] == [0]
+
+
 def test_wrong_schedulers_are_one_line(house: Path) -> None:
     for wrong in ("", str(house / "none.json")):
         with pytest.raises(RunError, match="--scheduler: no file"):
