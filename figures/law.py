@@ -140,7 +140,7 @@ SHORT = {  # of what a case is of, in the figure's legend
     "linear decoder, b = 4": "log-linear decoder",
     "free decoder, b = 4": "free decoder",
 }
-EXAMPLES = ("mixture_0.5_3", "plane3_factorized_own_0.6_seed0", "hashing_free_b4_n16_seed1")
+EXAMPLES = ("mixture_0.5_3", "plane3_factorized_own_0.6_seed0", "hashing_free_b4_n2_seed1")
 
 
 def draw(cases: dict[str, dict], folder: Path) -> None:
