@@ -79,12 +79,13 @@ def corpus_of(documents: Iterable[Document], name: str, digest: bool = False) ->
     for split, chosen in rows.items():
         if not len(chosen):
             raise DataError(f"{name}: no {split} documents; name folders train/ and test/")
-    train = counts[rows["train"]]
-    occurring = np.bincount(train.indices, minlength=len(index))
+    tables = {split: counts[chosen] for split, chosen in rows.items()}
+    del counts, parts, columns, values  # the largest, and needed no more
+    occurring = np.bincount(tables["train"].indices, minlength=len(index))
     if occurring.max(initial=0) < 2:
         raise DataError(f"{name}: no word stands in two training documents")
-    kept = frequent_words(train, min(VOCABULARY, int((occurring > 0).sum())))
-    splits = {"train": train[:, kept], "test": counts[rows["test"]][:, kept]}
+    kept = frequent_words(tables["train"], min(VOCABULARY, int((occurring > 0).sum())))
+    splits = {split: table[:, kept] for split, table in tables.items()}
     for split in splits.values():
         split.sort_indices()
     names = sorted(set(groups))
