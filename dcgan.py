@@ -144,6 +144,28 @@ class Generator(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input[:, :, None, None])
 
+    @torch.no_grad()
+    def with_jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Images of latents (N, nz), and their derivatives, (N, nz, 3, 64, 64), in evaluation mode.
+
+        Along each of the nz directions a tangent goes through the layers beside the image. Batch
+        norm's scale waits for the activation's slope, so that tangents are multiplied once.
+        """
+        x, scale = z[:, :, None, None], z.new_ones(())
+        directions = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        tangents = directions.repeat(len(z), 1)[:, :, None, None]
+        for layer in self:
+            x = layer(x)
+            if isinstance(layer, nn.ConvTranspose2d):
+                tangents = layer(tangents)
+            elif isinstance(layer, nn.BatchNorm2d):
+                assert layer.running_var is not None
+                scale = (layer.weight * (layer.running_var + layer.eps).rsqrt())[:, None, None]
+            else:
+                slope = (x > 0) * scale if isinstance(layer, nn.ReLU) else 1 - x**2
+                tangents.unflatten(0, (len(z), -1)).mul_(slope[:, None])
+        return x, tangents.unflatten(0, (len(z), -1))
+
 
 def trunk(ndf: int) -> nn.Sequential:
     """The discriminator without its last layer: images (N, 3, 64, 64) -> (N, 8 ndf, 4, 4)."""

@@ -4,13 +4,13 @@ A bound cannot show what joint training costs, so log p(x) itself is estimated: 
 sampling from the encoder or from Gaussians that are fitted to each image; and for the ground truth
 from its Jacobian. celeba_joint.py trains by such Gaussians, too.
 
-`vae` has the networks `truth` g*, `encoder` and `decoder` g, the standard deviation `sigma` of the
-ground truth's pixels and `log_sigma` of the decoder's, `nz`, and `sample`, as celeba_encoder.VAE.
+`vae` has the networks `truth` g*, `encoder` and `decoder` g, as those of dcgan.py with their
+Jacobians, the standard deviation `sigma` of the ground truth's pixels and `log_sigma` of the
+decoder's, `nz`, and `sample`, as celeba_encoder.VAE.
 All quantities are in nats per image.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,13 +92,7 @@ def laplace(vae: Any, options: Any, device: torch.device) -> dict[str, float]:
     for _ in range(options.laplace_images):
         z = normal((1, nz), noise)
         e = normal(vae.truth(z).shape, noise)
-        with warnings.catch_warnings():  # torch's own use of torch.jit
-            warnings.simplefilter("ignore", FutureWarning)
-            # One copy per direction; in evaluation mode batch norm does not mix them.
-            tangents = torch.func.jvp(
-                vae.truth, (z.repeat(nz, 1),), (torch.eye(nz, device=device),)
-            )[1]
-        jacobian = tangents.flatten(1).double()  # (nz, pixels)
+        jacobian = vae.truth.with_jacobian(z)[1][0].flatten(1).double()  # (nz, pixels)
         precision = (
             torch.eye(nz, dtype=torch.float64, device=device) + jacobian @ jacobian.T / vae.sigma**2
         )
@@ -241,18 +235,11 @@ def curvature(vae: Any, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """
     nz, gradients, precisions = z.shape[1], [], []
     identity = torch.eye(nz, dtype=z.dtype, device=z.device)
-    for images, latents in zip(
-        x.split(max(1, CHUNK // nz)), z.split(max(1, CHUNK // nz)), strict=True
-    ):
-
-        def along(tangent: Tensor, latents: Tensor = latents) -> Any:
-            return torch.func.jvp(vae.decoder, (latents,), (tangent.expand_as(latents),))[1]
-
-        with warnings.catch_warnings():  # torch's own use of torch.jit
-            warnings.simplefilter("ignore", FutureWarning)
-            jacobian = torch.func.vmap(along, out_dims=1)(identity)
+    size = max(1, CHUNK // nz)
+    for images, latents in zip(x.split(size), z.split(size), strict=True):
+        decoded, jacobian = vae.decoder.with_jacobian(latents)
         jacobian = jacobian.flatten(2) / vae.log_sigma.exp()  # (B, nz, pixels)
-        residual = ((images - vae.decoder(latents)) / vae.log_sigma.exp()).flatten(1)
+        residual = ((images - decoded) / vae.log_sigma.exp()).flatten(1)
         gradients.append(torch.einsum("bkp,bp->bk", jacobian, residual) - latents)
         precisions.append(identity + jacobian @ jacobian.mT)
     return torch.cat(gradients), torch.cat(precisions)

@@ -77,6 +77,26 @@ def test_generator_in_evaluation_mode_makes_an_image_alone_as_in_a_batch() -> No
     assert (generator(z)[2:3] - generator(z[2:3])).abs().max() > 0.01
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own use of torch.jit
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_the_jacobian_is_that_of_autograd(form: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    generator = dcgan.Generator(5, 2).double().to(memory_format=form)
+    for layer in generator:
+        if isinstance(layer, torch.nn.ConvTranspose2d):
+            layer.weight.data *= 10
+    generator(torch.randn(20, 5).double())  # running statistics
+    generator.eval()
+    z = torch.randn(3, 5).double()
+    images, jacobian = generator.with_jacobian(z)
+    torch.testing.assert_close(images, generator(z))
+    for i, direction in enumerate(torch.eye(5).double()):
+        expected = torch.func.jvp(generator, (z,), (direction.expand_as(z),))[1]
+        torch.testing.assert_close(jacobian[:, i], expected)
+    assert jacobian.abs().max() > 0.1
+    assert not jacobian.requires_grad
+
+
 def test_step_minimises_the_tutorials_losses() -> None:
     options = dcgan.Options(faces=40, held_out=20, ngf=2, ndf=2, nz=5, precision="float32")
     trainer = dcgan.Trainer(options, faces.draw(40), CPU, "thumbnails")

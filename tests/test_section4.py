@@ -95,6 +95,9 @@ class LinearDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return (z @ self.weight.T.to(z.dtype)).unflatten(1, SHAPE)
 
+    def with_jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self(z), self.weight.T.to(z.dtype).unflatten(1, SHAPE).expand(len(z), -1, *SHAPE)
+
 
 class LinearEncoder(nn.Module):
     """q = N(A x, diag s^2)."""
