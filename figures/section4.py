@@ -258,13 +258,8 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
     def place(result: dict) -> tuple:
         config = result["config"]
         place = list(INFERENCE).index(kind(result))
-        return (
-            result["data"] != faces.NAME,
-            -config["sigma"],
-            -place,
-            -own_gap(result)[0],
-            config["seed"],
-        )
+        first = (result["data"] != faces.NAME, -config["sigma"], -place)
+        return (*first, -own_gap(result)[0], config["seed"])
 
     ordered = sorted(results.values(), key=place)
     for result in ordered:
@@ -403,23 +398,19 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
         "joint": "joint training",
         "joint, sigma learned": "joint training, sigma learned",
     }
+    there = {place[:2]: results[name] for name, place in STAGES.items() if name in results}
     wide, long = [], []
     for stage, words in experiments.items():
         row: list[object] = [words]
-        reported = reference.TABLE1.get(stage, {})
         for quantity in ("elbo", "fid"):
-            row.append(reported.get(quantity, "-"))
+            reported = reference.TABLE1.get(stage, {}).get(quantity, "-")
+            row.append(reported)
             for protocol in ("report", "released"):
-                there = [
-                    results[n]
-                    for n, place in STAGES.items()
-                    if n in results and place[:2] == (stage, protocol)
-                ]
-                row.append(_cell(there[0], quantity) if there else "not run")
-                iterations = there[0]["metrics"]["iterations"] if there else 0
-                long.append(
-                    (words, protocol, quantity, reported.get(quantity, "-"), row[-1], iterations)
-                )
+                ours, iterations = "not run", 0
+                if result := there.get((stage, protocol)):
+                    ours, iterations = _cell(result, quantity), result["metrics"]["iterations"]
+                row.append(ours)
+                long.append((words, protocol, quantity, reported, ours, iterations))
         wide.append(row)
     iterations = sorted({result["metrics"]["iterations"] for result in results.values()})
     reduced = (
@@ -439,11 +430,8 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
     header = ("experiment", "ELBO: report", "ours, report's text", "ours, released code's protocol")
     header += ("FID: report", *header[2:])
     style.write_table(folder / "table1", caption, header, wide)
-    style.write_csv(
-        folder / "table1",
-        ("experiment", "protocol", "quantity", "report", "ours", "iterations"),
-        long,
-    )
+    header = ("experiment", "protocol", "quantity", "report", "ours", "iterations")
+    style.write_csv(folder / "table1", header, long)
 
 
 def _cell(result: dict, quantity: str) -> str:
