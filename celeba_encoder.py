@@ -16,10 +16,9 @@ Under `report` the encoder's batch norm learns its statistics in training, then 
 200 batches (a quarter of the iterations, if these are fewer).
 
 The evaluation at the end is shared with `celeba_joint.py`. On fresh samples of the ground truth:
-ELBO with its parts, importance-weighted lower bounds of log p(x), Fréchet
-distances between x* = g*(z) and its re-decoding g(z'), z' ~ q(z given x). And without an encoder,
-from the Jacobian of g* at the true z (Laplace): log p(x), and what the best factorized Gaussian
-would lose of it.
+ELBO with its parts, importance-weighted lower bounds of log p(x), and Fréchet distances between
+x* = g*(z) and its re-decoding g(z'), z' ~ q(z given x). And without an encoder, from the Jacobian
+of g* at the true z (Laplace): log p(x), and what the best factorized Gaussian would lose of it.
 
 All quantities are in nats per image, of 12,288 dimensions.
 
@@ -237,7 +236,7 @@ def modes(vae: VAE, *batch_statistics: str, learning: bool = False) -> Generator
 class Trainer:
     """What a checkpoint holds of a training by Adam on fresh samples, and what it is tracked with.
 
-    kinds: which distances are tracked, frechet or prior. also: what else a checkpoint holds.
+    kinds: which distances are tracked, frechet, prior, or both. also: what else a checkpoint holds.
     """
 
     KEPT = ("vae", "optimizer", "noise", "history", "iteration", "sum", "seconds", "also")
@@ -475,13 +474,20 @@ class Images:
     """Streams of images for Fréchet distances; each call of one begins the same stream anew.
 
     Under the released code's protocol the networks are in training mode, and images are made one at
-    a time, as it makes those for FID.
+    a time, as it makes those for FID. batch_size: None: that of the options.
     """
 
-    def __init__(self, vae: VAE, options: Any, count: int, device: torch.device):
+    def __init__(
+        self,
+        vae: VAE,
+        options: Any,
+        count: int,
+        device: torch.device,
+        batch_size: int | None = None,
+    ):
         self.vae, self.count, self.device = vae, count, device
         self.one_by_one = options.protocol == "released"
-        self.batch_size, self.seed = options.batch_size, options.seed
+        self.batch_size, self.seed = batch_size or options.batch_size, options.seed
 
     @torch.no_grad()
     def __call__(self, kind: str) -> Iterator[Tensor]:
@@ -626,7 +632,7 @@ def strips(vae: VAE, options: Any, device: torch.device) -> dict[str, str]:
     """Rows of images for the figure, as PNG in base64: x*, x, g(z') and g(z') with the decoder's
     noise.
     """
-    images = Images(vae, replace(options, batch_size=COLUMNS), COLUMNS, device)
+    images = Images(vae, options, COLUMNS, device, COLUMNS)
     kinds = {kind: next(images(kind)) for kind in ("truth", "noisy", "decoded")}
     noise = torch.Generator(device).manual_seed(options.seed)
     kinds["sampled"] = kinds["decoded"] + vae.log_sigma.exp().detach() * normal(

@@ -330,7 +330,7 @@ def strips_without_encoder(vae: VAE, options: Options, device: torch.device) -> 
     """The rows of images that a run with an encoder keeps, of the same x, but for those with the
     decoder's noise.
     """
-    images = Images(vae, replace(options, batch_size=COLUMNS), COLUMNS, device)
+    images = Images(vae, options, COLUMNS, device, COLUMNS)
     rows = {kind: next(images(kind)) for kind in ("truth", "noisy")}
     noise = torch.Generator(device).manual_seed(options.seed + 4_000_037)
     best = Posteriors(

@@ -413,7 +413,8 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
     start, best = time.perf_counter(), int(np.argmin(history["test"]))
     trainer.model.load_state_dict(trainer.selected)
     splits = (corpus.train, corpus.test)
-    packed = np.concatenate([trainer.model.codes(Documents(c, trainer.u)) for c in splits])
+    train = Documents(corpus.train, trainer.u) if trainer.held_out else trainer.train
+    packed = np.concatenate([trainer.model.codes(part) for part in (train, trainer.test)])
     words = np.concatenate([characteristic_words(c, corpus.train) for c in splits])
     labels = np.concatenate([corpus.train_labels, corpus.test_labels])
     saved = {  # for others to load, and for `search`: plain tensors, strings and numbers
@@ -483,21 +484,26 @@ class SearchOptions:
 
 def search(options: SearchOptions) -> None:
     """Find the documents whose codes are nearest to that of words, a text file or a document, by
-    what is kept of a trained model's run: neither the corpus nor its texts are read again.
+    what is kept of a trained model's run; of own documents the files are read that are shown.
     """
     with run.reading(options.model, "model of hashing.py") as saved:
         config = saved["config"]
         architecture = {key: config[key] for key in ("encoder", "bits", "decoder_layers")}
         model = VAE(Options(**architecture), len(saved["words"]))
         model.load_state_dict(saved["model"])
+        if "codes" not in saved:
+            raise RunError(f"{options.model} is of an earlier version, without codes: train again")
         packed = saved["codes"].numpy().view(np.uint64)
         titles, groups = saved["titles"].split("\0"), saved["groups"]
     if bool(options.query) + (options.file is not None) + (options.document is not None) != 1:
         raise RunError("search with one of: words, --file, --document")
 
+    own = Path(config["corpus"])  # a folder of documents, whose lines can be shown
+
     def typical(i: int) -> list[str]:
         return [saved["words"][j] for j in saved["characteristic"][i].tolist() if j >= 0]
 
+    logits = None
     if options.document is None:
         file = options.file
         text = file.read_text("utf-8", "replace") if file else " ".join(options.query)
@@ -508,19 +514,22 @@ def search(options: SearchOptions) -> None:
         distance = hamming.distances(packed, hamming.pack(logits > 0)[0])
     elif 1 <= options.document <= len(titles):
         i = options.document - 1
-        words = typical(i)
-        logits = 2.0 * hamming.unpack(packed[[i]], config["bits"]) - 1
+        words, kept = typical(i), own / titles[i]
+        print(f"{groups[saved['labels'][i]]}, {titles[i]}: {' '.join(words)}")
+        if kept.is_file():
+            words = texts.words_of(kept.read_text("utf-8", "replace"))
         distance = hamming.distances(packed, packed[i])
         distance[i] = config["bits"] + 1  # it is not its own neighbour
-        print(f"{groups[saved['labels'][i]]}, {titles[i]}: {' '.join(words)}")
     else:
         raise RunError(f"--document must be from 1 to {len(titles)}, not {options.document}")
     top = min(options.top, int((distance <= config["bits"]).sum()))
     farthest = np.partition(distance, top - 1)[top - 1]
     near = np.flatnonzero(distance <= farthest)
-    # Log q of each code given the query, but for a constant: orders equal distances.
-    likely = hamming.unpack(packed[near], config["bits"]) @ logits[0]
-    own = Path(config["corpus"])  # a folder of documents, whose lines can be shown
+    # Equal distances by log q of the code given the query, but for a constant; given a document, as
+    # they come.
+    likely = np.zeros(len(near))
+    if logits is not None:
+        likely = hamming.unpack(packed[near], config["bits"]) @ logits[0]
     rows = []
     for i in near[np.lexsort((-likely, distance[near]))][:top]:
         kept = own / titles[i]

@@ -62,7 +62,7 @@ def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> C
     if unnamed(corpus.words):
         print(
             f"no {WORDS}: words go by their number, and none can be searched for; get it from "
-            f"{PAGE} into {folder}"
+            f"{PAGE} into {folder}, and end a finished run again with --resume"
         )
     return corpus
 

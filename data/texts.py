@@ -1,9 +1,9 @@
 """Own documents: a folder of .txt files, or a .csv or .jsonl file with a column `text`.
 
 Sub-folders, or a column `group`, are the groups. What lies in `train/` and `test/` is the split;
-without these, a quarter of the documents, by a hash of their names, is the test set, so that
-training and search agree on it. Words are counted as the search does, lower case, letters and
-digits of any script; the 10,000 that occur in most training documents are kept.
+without these, a quarter of the documents, by a hash of their names, is the test set, of every
+run the same. Words are counted as the search does, lower case, letters and digits of any script;
+the 10,000 that occur in most training documents are kept.
 
 scikit-learn's CountVectorizer would do the counting, but takes words of two letters or more, where
 queries have words of any length, and is a large dependency for ten lines.
@@ -89,7 +89,8 @@ def corpus_of(documents: Iterable[Document], name: str, digest: bool = False) ->
     for split in splits.values():
         split.sort_indices()
     names = sorted(set(groups))
-    labels = np.searchsorted(names, groups)
+    number = {group: i for i, group in enumerate(names)}
+    labels = np.fromiter((number[group] for group in groups), np.int64, len(groups))
     return Corpus(
         name=name,
         **splits,

@@ -210,8 +210,9 @@ def of_section4(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
         one seed over images.
         """
         own = [runs[name] for name in names]
-        pairs = [(run, section4.control(run, runs) or run) for run in own]
-        beyond = [section4.beyond_full(run, runs) or (0.0, 0.0) for run in own]
+        pairs = [(run, full) for run in own if (full := section4.control(run, runs))]
+        beyond = [found for run in own if (found := section4.beyond_full(run, runs))]
+        assert len(pairs) == len(beyond) == len(own)
         gaps = [(section4.own_gap(a), b["history"]["gap_factorized"]) for a, b in pairs]
         bounds = [gap[0] - gap[-1] - (control[0] - control[-1]) for gap, control in gaps]
         late = [section4.last_quarter(b) - section4.last_quarter(a) for a, b in pairs]
@@ -293,6 +294,14 @@ def of_section5(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
         return [lost(run, stage) for run in exact_runs(results, stage, layers)]
 
     found: dict[str, Any] = {"lengths": lengths_table(laws), "lengths_of": ""}
+
+    def seeds_of(stage: str) -> str:
+        """How many seeds a stage has, by d."""
+        counts = [len(lost_at(stage, layers)) for layers in LAYERS]
+        low, high = min(counts), max(counts)
+        return f"{low}" if low == high else f"{low} or {high}"
+
+    found["seeds_of"] = seeds_of
     found |= {"readings": readings, "gaps": lambda stage, d: of_exact(stage, d, "gap")}
     found["lost_at"] = lost_at
     if some := results.get("law/hashing_free_b4_n2_seed1"):
@@ -310,7 +319,9 @@ def of_section5(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
             "chosen": [m["test_selected"] - m["test_min"] for m in held],
             "arm_gain": paired(seeds("e1_b64_d0"), seeds("e1_b64_d0_arm")),
         }
-    if "exact_long" in results and len(lost_at("e1_regressed_joint", 0)) > 1:
+    several = len(lost_at("e1_regressed_joint", 0)) > 1  # for an interval
+    complete = several and all(lost_at("e1_regressed_joint", layers) for layers in LAYERS)
+    if "exact_long" in results and complete:
         runs = [run for d in LAYERS for run in exact_runs(results, "e1_regressed_joint", d)]
         runs.append("exact_long")
         exact = {name: results[name]["metrics"] for name in runs}

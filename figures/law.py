@@ -175,10 +175,10 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
             for case in sorted(of_kind, key=lambda case: case["value"]):
                 paid.setdefault(case["value"], []).append(cost(case) / narrowing(case))
             label = f"{section}: {SHORT.get(kind, kind)}" if len(paid) > 1 else None
-            means, of_kind = list(map(np.mean, paid.values())), look | {"linestyle": line}
+            means, curve = list(map(np.mean, paid.values())), look | {"linestyle": line}
             if "encoder" in kind:  # of several sizes
-                of_kind["markerfacecolor"] = "white"
-            axes[2].plot(list(paid), means, linewidth=1, label=label, **of_kind)
+                curve["markerfacecolor"] = "white"
+            axes[2].plot(list(paid), means, linewidth=1, label=label, **curve)
         if any("encoder" in kind for kind in kinds):
             hollow = look | {"linestyle": "none", "markerfacecolor": "white"}
             axes[2].plot([], [], label=f"{section}: with an encoder", **hollow)

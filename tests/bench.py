@@ -161,7 +161,9 @@ def scale(documents: int, words: int) -> None:
     from 20 Newsgroups, a word of which is one of several at random.
     """
     corpus, rng = newsgroups.load(), np.random.default_rng(0)
-    several = words // len(corpus.words)
+    several, rest = divmod(words, len(corpus.words))
+    if not several or rest:
+        sys.exit(f"words: a multiple of {len(corpus.words):,}")
 
     def drawn(split: str, count: int) -> dict[str, object]:
         rows = rng.integers(len(getattr(corpus, f"{split}_labels")), size=count)

@@ -346,7 +346,8 @@ def test_an_encoder_fitted_by_the_elbo_can_go_on(encoder: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("weight", "others"), [(1, ()), (0, ()), (0.25, ("--reuse", 2, "--average", 0.5))]
+    ("weight", "others"),
+    [(1, ()), (0, ("--batch-size 12 --reuse 3",)), (0.25, ("--reuse", 2, "--average", 0.5))],
 )
 def test_a_run_without_an_encoder(
     encoder: Path, weight: float, others: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

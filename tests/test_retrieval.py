@@ -46,6 +46,16 @@ def test_precision_without_ties_is_exact() -> None:
         assert found == pytest.approx(expected)
 
 
+def test_precision_of_some_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third of more than are allowed."""
+    rng = np.random.default_rng(0)
+    queries, database = hamming.pack(rng.random((10, 8)) < 0.5), hamming.pack(np.eye(8))
+    labels, query_labels = rng.integers(2, size=8), rng.integers(2, size=10)
+    expected = hamming.precision_at(3, queries[::3], query_labels[::3], database, labels)
+    monkeypatch.setattr(hamming, "QUERIES", 4)
+    assert hamming.precision_at(3, queries, query_labels, database, labels) == expected
+
+
 @pytest.mark.parametrize("bits", [1, 8, 63, 64, 65, 130])
 def test_packed_codes_have_the_distances_of_their_bits(bits: int) -> None:
     codes = np.random.default_rng(bits).random((40, bits)) < 0.5
@@ -123,6 +133,12 @@ def test_a_model_trained_before_the_list_of_words_came(
 def test_the_corpus_is_not_read_again(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashing, "load_corpus", lambda *_: pytest.fail("read"))
     assert main(hashing, "search", "word3", "--model", trained).returncode == 0
+
+
+def test_a_model_without_codes_is_one_line(trained: Path) -> None:
+    state = torch.load(trained, weights_only=True)
+    torch.save({key: value for key, value in state.items() if key != "codes"}, trained)
+    assert "earlier version" in the_one_line(main(hashing, "search", "word3", "--model", trained))
 
 
 def test_codes_that_tell_nothing_apart_are_said(trained: Path) -> None:
