@@ -417,6 +417,7 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
     packed = np.concatenate([trainer.model.codes(part) for part in (train, trainer.test)])
     words = np.concatenate([characteristic_words(c, corpus.train) for c in splits])
     labels = np.concatenate([corpus.train_labels, corpus.test_labels])
+    titles = [t.encode("utf-8", "surrogatepass") for t in corpus.train_titles + corpus.test_titles]
     saved = {  # for others to load, and for `search`: plain tensors, strings and numbers
         "config": run.as_config(options),
         "corpus": corpus.name,
@@ -427,7 +428,8 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
         "codes": torch.from_numpy(packed.view(np.int64)),
         "labels": torch.from_numpy(labels),
         "groups": corpus.groups,
-        "titles": "\0".join(corpus.train_titles + corpus.test_titles),
+        "titles": torch.frombuffer(bytearray(b"".join(titles)), dtype=torch.uint8),
+        "title_ends": torch.tensor([len(title) for title in titles]).cumsum(0),
         "characteristic": torch.from_numpy(words),
     }
     run.save_torch(options.out / "model.pt", saved)
@@ -494,7 +496,7 @@ def search(options: SearchOptions) -> None:
         if "codes" not in saved:
             raise RunError(f"{options.model} is of an earlier version, without codes: train again")
         packed = saved["codes"].numpy().view(np.uint64)
-        titles, groups = saved["titles"].split("\0"), saved["groups"]
+        groups, ends = saved["groups"], saved["title_ends"]
     if bool(options.query) + (options.file is not None) + (options.document is not None) != 1:
         raise RunError("search with one of: words, --file, --document")
 
@@ -502,6 +504,10 @@ def search(options: SearchOptions) -> None:
 
     def typical(i: int) -> list[str]:
         return [saved["words"][j] for j in saved["characteristic"][i].tolist() if j >= 0]
+
+    def title(i: int) -> str:
+        text = saved["titles"][ends[i - 1] if i else 0 : ends[i]]
+        return text.numpy().tobytes().decode("utf-8", "surrogatepass")
 
     logits = None
     if options.document is None:
@@ -512,16 +518,16 @@ def search(options: SearchOptions) -> None:
         with torch.no_grad():
             logits = model.encoder(Documents(counts, saved["u"]).batch(np.arange(1))).numpy()
         distance = hamming.distances(packed, hamming.pack(logits > 0)[0])
-    elif 1 <= options.document <= len(titles):
+    elif 1 <= options.document <= len(packed):
         i = options.document - 1
-        words, kept = typical(i), own / titles[i]
-        print(f"{groups[saved['labels'][i]]}, {titles[i]}: {' '.join(words)}")
+        words, kept = typical(i), own / title(i)
+        print(f"{groups[saved['labels'][i]]}, {title(i)}: {' '.join(words)}")
         if kept.is_file():
             words = texts.words_of(kept.read_text("utf-8", "replace"))
         distance = hamming.distances(packed, packed[i])
         distance[i] = config["bits"] + 1  # it is not its own neighbour
     else:
-        raise RunError(f"--document must be from 1 to {len(titles)}, not {options.document}")
+        raise RunError(f"--document must be from 1 to {len(packed)}, not {options.document}")
     top = min(options.top, int((distance <= config["bits"]).sum()))
     farthest = np.partition(distance, top - 1)[top - 1]
     near = np.flatnonzero(distance <= farthest)
@@ -532,10 +538,10 @@ def search(options: SearchOptions) -> None:
         likely = hamming.unpack(packed[near], config["bits"]) @ logits[0]
     rows = []
     for i in near[np.lexsort((-likely, distance[near]))][:top]:
-        kept = own / titles[i]
+        kept = own / title(i)
         line = texts.best_line(kept, words) if own.is_dir() and kept.is_file() else ""
         line = line or " ".join(typical(i))
-        rows.append((int(distance[i]), groups[saved["labels"][i]], titles[i], line))
+        rows.append((int(distance[i]), groups[saved["labels"][i]], title(i), line))
     shown = "line that matches best" if own.is_dir() else "characteristic words"
     run.print_table(("distance", "group", "document", shown), rows)
     if (alike := int((distance == farthest).sum())) > top:
