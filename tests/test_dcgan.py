@@ -15,7 +15,7 @@ from pytorch_fid import inception as pytorch_fid_inception
 from pytorch_fid.fid_score import calculate_activation_statistics
 from pytorch_fid.inception import FID_WEIGHTS_URL
 from torch import nn
-from toy import complaint, main, the_one_line
+from toy import complaint, interrupted, main, the_one_line
 
 import dcgan
 from data import celeba, faces
@@ -243,17 +243,9 @@ def test_a_run_keeps_what_it_selected(tmp_path: Path) -> None:
     assert "thumbnails" in done.stdout
 
 
-def test_resume_is_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_is_bitwise(tmp_path: Path) -> None:
     assert main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "whole").returncode == 0
-    step, count = dcgan.Trainer.step, iter(range(100))
-
-    def stopping(self: dcgan.Trainer, real: torch.Tensor) -> torch.Tensor:
-        if next(count) == 4:  # in the middle of the second epoch
-            raise KeyboardInterrupt
-        return step(self, real)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(dcgan.Trainer, "step", stopping)
+    with interrupted(dcgan.Trainer, "step", 4):  # in the middle of the second epoch
         stopped = main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "parts")
     assert stopped.returncode == 130
     assert "--resume" in the_one_line(stopped)

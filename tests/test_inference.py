@@ -11,7 +11,7 @@ import torch
 from test_section4 import SIGMA, SMALL, linear_vae, read, small_vae
 from test_section4 import ground_truth as ground_truth  # a fixture
 from torch import Tensor
-from toy import main, option_error, the_one_line
+from toy import interrupted, main, option_error, ran, the_one_line
 
 import celeba_encoder
 import celeba_joint
@@ -350,7 +350,7 @@ def test_an_encoder_fitted_by_the_elbo_can_go_on(encoder: Path, tmp_path: Path) 
     [(1, ()), (0, ("--batch-size 12 --reuse 3",)), (0.25, ("--reuse", 2, "--average", 0.5))],
 )
 def test_a_run_without_an_encoder(
-    encoder: Path, weight: float, others: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: Path, weight: float, others: tuple, tmp_path: Path
 ) -> None:
     arguments = (*SMALL, *WITHOUT, "--encoder", encoder, "--weight", weight, "--sigma 0.2", *others)
     whole = main(celeba_joint, *arguments, "--out", tmp_path / "whole")
@@ -366,18 +366,9 @@ def test_a_run_without_an_encoder(
     own = [e - weight * factorized - (1 - weight) * full for e, factorized, full in places]
     assert history["elbo"] == pytest.approx(own)
     assert history["evidence_change"][0] == 0 != history["evidence_change"][-1]
-    step, count = celeba_joint.step, iter(range(100))
-
-    def stopping(trainer: celeba_joint.Trainer) -> Tensor:
-        if next(count) == 3:
-            raise KeyboardInterrupt
-        return step(trainer)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(celeba_joint, "step", stopping)
+    with interrupted(celeba_joint, "step", 3):
         assert main(celeba_joint, *arguments, "--out", tmp_path / "parts").returncode == 130
-    assert main(celeba_joint, *arguments, "--resume", "--out", tmp_path / "parts").returncode == 0
-    assert read(tmp_path / "parts")["history"] == history
+    assert ran(celeba_joint, *arguments, "--resume", out=tmp_path / "parts")["history"] == history
     states = [
         torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["vae"]
         for name in ("whole", "parts")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_dcgan import CPU, TINY, no_network  # noqa: F401 (a fixture)
 from torch import Tensor, nn
-from toy import complaint, main, the_one_line
+from toy import complaint, interrupted, main, ran, the_one_line
 
 import celeba_encoder
 import celeba_joint
@@ -44,17 +44,8 @@ def encoders(ground_truth: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     folders = {}
     for protocol in ("report", "released"):
         folders[protocol] = tmp_path_factory.mktemp(protocol)
-        arguments = (
-            "--ground-truth",
-            ground_truth,
-            "--protocol",
-            protocol,
-            *SMALL,
-            "--out",
-            folders[protocol],
-        )
-        done = main(celeba_encoder, *arguments)
-        assert done.returncode == 0, done.stderr
+        arguments = ("--ground-truth", ground_truth, "--protocol", protocol, *SMALL)
+        ran(celeba_encoder, *arguments, out=folders[protocol])
     return folders
 
 
@@ -314,10 +305,9 @@ def test_frozen_run_reports_everything(encoders: dict[str, Path]) -> None:
 def test_joint_run_goes_on_from_the_encoder(
     encoders: dict[str, Path], tmp_path: Path, protocol: str
 ) -> None:
-    arguments = ("--encoder", encoders[protocol] / "model.pt", *SMALL)
-    done = main(celeba_joint, *arguments, "--learn-sigma", "--out", tmp_path / "a")
-    assert done.returncode == 0, done.stderr
-    frozen, joint = read(encoders[protocol]), read(tmp_path / "a")
+    arguments = (*SMALL, "--learn-sigma", "--encoder")
+    joint = ran(celeba_joint, *arguments, encoders[protocol] / "model.pt", out=tmp_path / "a")
+    frozen = read(encoders[protocol])
     assert joint["config"]["protocol"] == protocol
     assert set(joint["metrics"]["frechet"]["discriminator"]) == set(celeba_encoder.DISTANCES)
     assert joint["metrics"]["sigma"] != pytest.approx(0.05, abs=1e-6)
@@ -329,18 +319,8 @@ def test_joint_run_goes_on_from_the_encoder(
     # Computed again, where nothing is taken over, they are the same.
     kept = torch.load(encoders[protocol] / "model.pt", weights_only=True)
     torch.save(kept, tmp_path / "model.pt")
-    again = main(
-        celeba_joint,
-        "--encoder",
-        tmp_path / "model.pt",
-        *SMALL,
-        "--learn-sigma --out",
-        tmp_path / "b",
-    )
-    assert again.returncode == 0, again.stderr
-    theirs, ours = (
-        read(tmp_path / name)["metrics"]["frechet"]["discriminator"] for name in ("a", "b")
-    )
+    again = ran(celeba_joint, *arguments, tmp_path / "model.pt", out=tmp_path / "b")
+    theirs, ours = (of["metrics"]["frechet"]["discriminator"] for of in (joint, again))
     assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9)
 
 
@@ -352,23 +332,16 @@ def test_training_raises_what_it_should(ground_truth: Path, tmp_path: Path) -> N
     torch.save(kept, tmp_path / "ground_truth.pt")
     run = (*SMALL, "--batch-size 32 --lr 0.003 --track-images 64 --checkpoint-every 1000")
     truth = ("--ground-truth", tmp_path / "ground_truth.pt", "--iterations", 100)
-    assert main(celeba_encoder, *run, *truth, "--out", tmp_path / "encoder").returncode == 0
-    loss = read(tmp_path / "encoder")["history"]["loss"]
+    loss = ran(celeba_encoder, *run, *truth, out=tmp_path / "encoder")["history"]["loss"]
     assert loss[-1] < loss[1] - 0.3  # of 5 latents, nats
     encoder = ("--encoder", tmp_path / "encoder" / "model.pt", "--iterations", 60)
-    assert main(celeba_joint, *run, *encoder, "--out", tmp_path / "joint").returncode == 0
-    elbo = read(tmp_path / "joint")["history"]["elbo"]
+    elbo = ran(celeba_joint, *run, *encoder, out=tmp_path / "joint")["history"]["elbo"]
     assert elbo[-1] > elbo[0] + 1000
 
 
 def test_a_frozen_decoder_stays(encoders: dict[str, Path], tmp_path: Path) -> None:
-    arguments = (
-        "--encoder",
-        encoders["report"] / "model.pt",
-        *SMALL,
-        "--freeze-decoder --out",
-        tmp_path,
-    )
+    encoder = encoders["report"] / "model.pt"
+    arguments = ("--encoder", encoder, *SMALL, "--freeze-decoder --out", tmp_path)
     done = main(celeba_joint, *arguments)
     assert done.returncode == 0, done.stderr
     assert "frozen, ELBO" in done.stdout
@@ -394,38 +367,23 @@ def test_a_frozen_decoder_stays(encoders: dict[str, Path], tmp_path: Path) -> No
 @pytest.mark.parametrize("protocol", ["report", "released"])
 @pytest.mark.parametrize("joint", [False, True])
 def test_resume_is_bitwise(
-    ground_truth: Path,
-    encoders: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    joint: bool,
-    protocol: str,
+    ground_truth: Path, encoders: dict[str, Path], tmp_path: Path, joint: bool, protocol: str
 ) -> None:
     module = celeba_joint if joint else celeba_encoder
     source = ("--ground-truth", ground_truth, "--protocol", protocol)
     if joint:
         source = ("--encoder", encoders[protocol] / "model.pt")
     run = (*source, *SMALL)
-    assert main(module, *run, "--out", tmp_path / "whole").returncode == 0
-    step, count = module.step, iter(range(100))
-
-    def stopping(trainer: celeba_encoder.Trainer) -> Tensor:
-        if next(count) == 3:
-            raise KeyboardInterrupt
-        return step(trainer)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "step", stopping)
+    whole = ran(module, *run, out=tmp_path / "whole")
+    with interrupted(module, "step", 3):
         assert main(module, *run, "--out", tmp_path / "parts").returncode == 130
     assert "go on with --resume" in the_one_line(main(module, *run, "--out", tmp_path / "parts"))
     assert "0.0002" in the_one_line(
         main(module, *run, "--lr", 0.0002, "--resume", "--out", tmp_path / "parts")
     )
-    assert main(module, *run, "--resume", "--out", tmp_path / "parts").returncode == 0
-    whole, parts = read(tmp_path / "whole"), read(tmp_path / "parts")
-    assert whole["history"] == parts["history"]
-    assert whole["metrics"] == parts["metrics"]
-    assert whole["strips"] == parts["strips"]
+    parts = ran(module, *run, "--resume", out=tmp_path / "parts")
+    for key in ("history", "metrics", "strips"):
+        assert whole[key] == parts[key]
 
 
 def test_resume_refuses_another_ground_truth(ground_truth: Path, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import importlib
 import io
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -123,6 +125,27 @@ def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
         except SystemExit as stop:
             code = stop.code or 0
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+def ran(module: ModuleType, *arguments: object, out: Path) -> dict:
+    """The result of a run of the script that must succeed."""
+    done = main(module, *arguments, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "result.json").read_bytes())
+
+
+@contextmanager
+def interrupted(owner: object, name: str, calls: int) -> Iterator[None]:
+    """Inside, a function of `owner` works so many times, and is then interrupted as by Ctrl-C."""
+    function, count = getattr(owner, name), iter(range(calls))
+
+    def stopping(*arguments: object) -> object:
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    with mock.patch.object(owner, name, stopping):
+        yield
 
 
 def options_of(command: str) -> object:
