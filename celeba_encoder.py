@@ -296,10 +296,8 @@ def train(
         tqdm(total=total, initial=trainer.iteration, desc="training", unit="step") as bar,
     ):
         while True:
-            if (
-                trainer.iteration in points
-                and trainer.iteration not in trainer.history["iteration"]
-            ):
+            left = points.difference(trainer.history["iteration"])
+            if trainer.iteration in left:
                 track(trainer, measure(trainer))
                 bar.set_postfix_str(f"ELBO {trainer.history['elbo'][-1]:.0f}")
             due = trainer.iteration % every == 0 or trainer.iteration == total
@@ -309,7 +307,7 @@ def train(
                 return
             start = time.perf_counter()
             stop = min(total, (trainer.iteration // every + 1) * every)
-            stop = min([stop, *(point for point in points if point > trainer.iteration)])
+            stop = min([stop, *(point for point in left if point > trainer.iteration)])
             with modes(trainer.vae, *batch_statistics, learning=True):
                 while trainer.iteration < stop and not told():
                     trainer.sum = trainer.sum + step(trainer)

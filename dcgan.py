@@ -340,15 +340,6 @@ class Trainer:
             run.restore(self, state)
 
 
-def data_name(options: Options) -> str:
-    """What results call the images."""
-    if options.data == "faces":
-        return faces.NAME
-    source = celeba.find(options.images)
-    usual = source is None or source.name in (celeba.ARCHIVE, celeba.FOLDER)
-    return celeba.NAME if usual else f"images of {source.name}"
-
-
 def selecting_features(options: Options, device: torch.device) -> tuple[Features, str]:
     """The feature space that selects the epoch, and its name."""
     if options.features == "inception":
@@ -418,7 +409,8 @@ def main(options: Options) -> None:
         trainer.generator.load_state_dict(networks["generator"])
     width = {key: getattr(options, key) for key in ("nz", "ngf", "ndf")}
     origin = {"width": width, "epoch": selected, "data": options.data, "seed": options.seed}
-    origin["images"] = data_name(options)
+    name = faces.NAME if options.data == "faces" else celeba.name_of(options.images)
+    origin["images"] = name
     run.save_torch(options.out / "ground_truth.pt", origin | networks)
     grid = png(torch.cat(list(trainer.generated(GRID))))
     write_aside(options.out / "grid.png", grid)
@@ -436,7 +428,7 @@ def main(options: Options) -> None:
         metrics,
         history,
         images=len(trainer.images),
-        data=data_name(options),
+        data=name,
         space=space,
         grid=base64.b64encode(grid).decode(),
         seconds_per_step=trainer.seconds["training"] / (steps * trainer.epoch),

@@ -412,10 +412,8 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
     options, history, selected = trainer.options, trainer.history, trainer.selected_epoch
     start, best = time.perf_counter(), int(np.argmin(history["test"]))
     trainer.model.load_state_dict(trainer.selected)
-    splits = (corpus.train, corpus.test)
     train = Documents(corpus.train, trainer.u) if trainer.held_out else trainer.train
     packed = np.concatenate([trainer.model.codes(part) for part in (train, trainer.test)])
-    words = np.concatenate([characteristic_words(c, corpus.train) for c in splits])
     labels = np.concatenate([corpus.train_labels, corpus.test_labels])
     titles = [t.encode("utf-8", "surrogatepass") for t in corpus.train_titles + corpus.test_titles]
     saved = {  # for others to load, and for `search`: plain tensors, strings and numbers
@@ -430,7 +428,7 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
         "groups": corpus.groups,
         "titles": torch.frombuffer(bytearray(b"".join(titles)), dtype=torch.uint8),
         "title_ends": torch.tensor([len(title) for title in titles]).cumsum(0),
-        "characteristic": torch.from_numpy(words),
+        "characteristic": torch.from_numpy(characteristic_words(corpus.train, corpus.test)),
     }
     run.save_torch(options.out / "model.pt", saved)
     rows, first = trainer.training_rows, corpus.train.shape[0]

@@ -28,7 +28,7 @@ its released code has 2,000 points for each component and 1e-4 for joint trainin
 All quantities are in nats per point.
 
     uv run mixture.py           the settings of the report's text
-    uv run mixture.py quick     a fifth of the steps, half a minute
+    uv run mixture.py quick     a tenth of the steps, half a minute
     uv run mixture.py --points-per-component 2000 --joint-lr 1e-4     those of its released code
 """
 

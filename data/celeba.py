@@ -70,6 +70,13 @@ def find(images: Path | None = None, folder: Path = Path(__file__).parent) -> Pa
     return Path(named) if named else next((path for path in places if path.exists()), None)
 
 
+def name_of(images: Path | None) -> str:
+    """What results call the images."""
+    source = find(images)
+    usual = source is None or source.name in (ARCHIVE, FOLDER)
+    return NAME if usual else f"images of {source.name}"
+
+
 def _downloaded(folder: Path) -> Path:
     from torchvision.datasets import CelebA  # here, as it takes seconds
 

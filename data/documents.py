@@ -14,6 +14,7 @@ only dense work is the softmax's normaliser and its gradient. tests/test_hashing
 with these formulas, in float64.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from data import Corpus, DataError, docstrings, newsgroups, texts
 from data.texts import words_of
 
 BLOCK = 2**15  # documents
+SHOWN = 6  # characteristic words of a document
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Counts:
 
 
 def parts_of(counts: scipy.sparse.csr_array) -> list[Tensor]:
+    """Indices, offsets and values, as `Counts` takes them."""
     return [torch.from_numpy(part) for part in (counts.indices, counts.indptr, counts.data)]
 
 
@@ -162,22 +165,21 @@ def blocks(counts: scipy.sparse.csr_array) -> Iterator[tuple[slice, np.ndarray, 
         yield slice(start, start + rows.shape[0]), within, rows
 
 
-def characteristic_words(
-    counts: scipy.sparse.csr_array, train: scipy.sparse.csr_array, most: int = 6
-) -> np.ndarray:
-    """Of each document, a row of counts (N, V), the words of largest tf-idf, int32 (N, most); -1
-    where it has fewer. Document frequencies are of `train`.
+def characteristic_words(train: scipy.sparse.csr_array, test: scipy.sparse.csr_array) -> np.ndarray:
+    """Of each document, rows of counts (N, V), first of train, then of test, the SHOWN words of
+    largest tf-idf, int32 (N, SHOWN); -1 where it has fewer. Document frequencies are of train.
     """
     of_blocks = (np.bincount(c.indices, minlength=train.shape[1]) for _, _, c in blocks(train))
-    frequency = np.maximum(1, sum(of_blocks))
-    idf = np.log(train.shape[0] / frequency)
-    found = np.full((counts.shape[0], most), -1, np.int32)
-    for block, document, rows in blocks(counts):
+    idf = np.log(train.shape[0] / np.maximum(1, sum(of_blocks)))
+    found = []
+    for _, document, rows in itertools.chain(blocks(train), blocks(test)):
         order = np.lexsort((-rows.data * idf[rows.indices], document))  # rows stay in their order
         place = np.arange(len(order)) - rows.indptr[document]
-        first = place < most
-        found[block][document[first], place[first]] = rows.indices[order][first]
-    return found
+        first = place < SHOWN
+        words = np.full((rows.shape[0], SHOWN), -1, np.int32)
+        words[document[first], place[first]] = rows.indices[order][first]
+        found.append(words)
+    return np.concatenate(found)
 
 
 def load_corpus(name: str, archive: Path | None) -> Corpus:

@@ -8,17 +8,18 @@ float32. "Products" are the step's matrix products alone, the floor for this ari
 turns in one process, and ratios are taken round by round, since a shared machine's speed drifts.
 """
 
+import itertools
 import math
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from torch.nn.functional import softplus
 
 import hashing
 import mixture
-from data import newsgroups
+from data import newsgroups, texts
 from figures.run import native_precision
 
 FEW, STEPS = 50, 20  # steps of a turn, in Sections 3 and 5
@@ -157,29 +158,26 @@ def hashing_products(
 
 
 def scale(documents: int, words: int) -> None:
-    """One line: peak memory with the documents loaded and trained on, and seconds. They are drawn
-    from 20 Newsgroups, a word of which is one of several at random.
+    """One line: peak memory after counting the documents' words, and after training and keeping
+    the model; and seconds. They are texts of words of 20 Newsgroups, each one of several at random.
     """
-    corpus, rng = newsgroups.load(), np.random.default_rng(0)
-    several, rest = divmod(words, len(corpus.words))
+    source, rng = newsgroups.load(), np.random.default_rng(0)
+    several, rest = divmod(words, len(source.words))
     if not several or rest:
-        sys.exit(f"words: a multiple of {len(corpus.words):,}")
+        sys.exit(f"words: a multiple of {len(source.words):,}")
 
-    def drawn(split: str, count: int) -> dict[str, object]:
-        rows = rng.integers(len(getattr(corpus, f"{split}_labels")), size=count)
-        counts = getattr(corpus, split)[rows]
-        if several > 1:
-            counts.indices *= several
-            counts.indices += rng.integers(several, size=counts.nnz, dtype=np.int32)
-            counts = type(counts)((counts.data, counts.indices, counts.indptr), (count, words))
-            counts.sort_indices()
-        labels = getattr(corpus, f"{split}_labels")[rows]
-        titles = [f"{split} {i}" for i in range(count)]
-        return {split: counts, f"{split}_labels": labels, f"{split}_titles": titles}
+    def drawn(split: str, count: int) -> Iterator[texts.Document]:
+        for i, row in enumerate(rng.integers(source.train.shape[0], size=count)):
+            place = slice(*source.train.indptr[row : row + 2])
+            tokens = source.train.indices[place].repeat(source.train.data[place].astype(int))
+            which = rng.integers(several, size=len(tokens))
+            pairs = zip(tokens, which, strict=True)
+            yield f"{split}/{i}", "all", " ".join(f"{source.words[j]}{k}" for j, k in pairs)
 
-    names = [f"{word}{i}" for word in corpus.words for i in range(several)]
-    parts = drawn("train", documents) | drawn("test", documents // 10)
-    corpus = replace(corpus, words=names, **parts)
+    with mock.patch.object(texts, "VOCABULARY", words):
+        both = itertools.chain(drawn("train", documents), drawn("test", documents // 10))
+        corpus = texts.corpus_of(both, "drawn")
+    counted = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     with tempfile.TemporaryDirectory() as folder:
         options = hashing.Options(bits=16, epochs=1, fine_epochs=0, out=Path(folder))
         begun = time.perf_counter()
@@ -195,7 +193,8 @@ def scale(documents: int, words: int) -> None:
         ended = time.perf_counter()
     print(
         f"{documents:,} documents, {words:,} words, {corpus.train.nnz:,} non-zeros: peak "
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB; load "
+        f"{counted:.2f} GiB counted, "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB at the end; load "
         f"{loaded - begun:.1f} s; step {(stepped - loaded) / STEPS * 1e3:.0f} ms; test of a tenth "
         f"{tested - stepped:.1f} s; codes and retrieval {ended - tested:.1f} s"
     )

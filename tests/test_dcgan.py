@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -334,8 +333,5 @@ def test_weights_with_code_are_not_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_other_images_are_called_what_they_are(tmp_path: Path) -> None:
-    folder = Path("runs") / "cats"
-    options = replace(dcgan.Options(), data="celeba", images=folder)
-    assert dcgan.data_name(options) == "images of cats"
-    assert dcgan.data_name(replace(options, images=tmp_path / celeba.ARCHIVE)) == celeba.NAME
-    assert dcgan.data_name(replace(options, data="faces", images=None)) == faces.NAME
+    assert celeba.name_of(tmp_path / "cats") == "images of cats"
+    assert celeba.name_of(tmp_path / celeba.ARCHIVE) == celeba.NAME

@@ -68,9 +68,9 @@ def test_packed_codes_have_the_distances_of_their_bits(bits: int) -> None:
 def test_characteristic_words_are_those_of_largest_tf_idf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "BLOCK", 7)
     toy = corpus()
-    train, counts = toy.train.toarray(), toy.test.toarray()
-    weight = counts * np.log(50 / np.maximum(1, (train > 0).sum(0)))
-    for found, row in zip(documents.characteristic_words(toy.test, toy.train), weight, strict=True):
+    train, test = toy.train.toarray(), toy.test.toarray()
+    weight = np.concatenate([train, test]) * np.log(50 / np.maximum(1, (train > 0).sum(0)))
+    for found, row in zip(documents.characteristic_words(toy.train, toy.test), weight, strict=True):
         largest = sorted(np.flatnonzero(row), key=lambda j: -row[j])[:6]
         assert row[found[found >= 0]] == pytest.approx(row[largest])
         assert (found >= 0).sum() == len(largest)
