@@ -25,6 +25,10 @@ port can run code as you: keep it inside, with --host.
     uv run dask scheduler --port 0 --scheduler-file runs/scheduler.json
     uv run dask worker --scheduler-file runs/scheduler.json --nthreads 1     on each machine
     uv run figures/make.py --preset report --scheduler runs/scheduler.json
+
+On SLURM, figures/slurm.sh makes an array of the steps, each queued again at its time limit:
+
+    ONLY='hashing/e1_*' sbatch --array=1-12 figures/slurm.sh
 """
 
 import fnmatch
