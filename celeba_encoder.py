@@ -16,8 +16,8 @@ Under `report` the encoder's batch norm learns its statistics in training, then 
 200 batches (a quarter of the iterations, if these are fewer).
 
 The evaluation at the end is shared with `celeba_joint.py`. On fresh samples of the ground truth:
-ELBO with its parts, importance-weighted lower bounds of log p(x), and Fréchet distances between
-x* = g*(z) and its re-decoding g(z'), z' ~ q(z given x). And without an encoder, from the Jacobian
+ELBO with its parts, and Fréchet distances between x* = g*(z) and its re-decoding g(z'), z' ~ q(z
+given x). And without an encoder, from the Jacobian
 of g* at the true z (Laplace): log p(x), and what the best factorized Gaussian would lose of it.
 
 All quantities are in nats per image, of 12,288 dimensions.
@@ -27,7 +27,6 @@ All quantities are in nats per image, of 12,288 dimensions.
     uv run celeba_encoder.py quick                   after `dcgan.py quick`; no FID
 """
 
-import base64
 import contextlib
 import math
 import time
@@ -36,7 +35,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -46,23 +44,13 @@ import dcgan
 from data import celeba, faces
 from figures import run
 from figures.cli import Count, Natural, OptionalPositive, Positive, RunError, Several, cli
-from figures.evidence import (
-    importance_bounds,
-    kl_to_prior,
-    laplace,
-    log_normal,
-    noise_surplus,
-    normal,
-)
+from figures.evidence import kl_to_prior, laplace, log_normal, noise_surplus, normal
 from figures.frechet import Features, Moments, frechet_distance, inception, moments
 
 Protocol = Literal["report", "released"]
 ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (2e-5, (0.5, 0.999))}  # learning rate, betas
-FREE_ON_RESUME = {"resume", "checkpoint_every", "images", "out"}
+FREE_ON_RESUME = {"resume", "checkpoint_every", "out"}
 NETWORKS = ("truth", "encoder", "decoder")  # of a VAE
-COLUMNS = 8  # images in the figure
-# Streams of images that joint training does not change.
-SHARED = {"truth", "noisy", "truth_prior", "real"}
 CALIBRATION = 200  # batches at most, from which the encoder's batch norm takes its statistics
 
 
@@ -80,22 +68,16 @@ class TrainingOptions:
     """
     test_images: Several = 10_000
     """fresh samples for the ELBO"""
-    bound_images: Count = 200
-    """fresh samples for importance-weighted bounds"""
     laplace_images: Count = 64
     """fresh samples for log p(x) from the Jacobian"""
     fid_images: Several = 200_000
-    """images per side for Fréchet distances; of real ones as many as there are, of drawn faces
-    10,000 at most
-    """
+    """images per side for Fréchet distances"""
     fid_dims: Literal[0, 64, 192, 768, 2048] = 2048
     """which of Inception's features; 0: no FID"""
     track: Count = 20
     """how often ELBO and Fréchet distances are taken along the training"""
     track_images: Several = 1000
     """images for these"""
-    images: Path | None = None
-    """real images to compare with, as in dcgan.py; CelebA is not downloaded for this"""
     precision: Literal["float32", "bfloat16"] | None = None
     """arithmetic of training and of Inception; None: bfloat16 on a CPU with instructions for it,
     else float32
@@ -129,7 +111,6 @@ QUICK = Options(
     batch_size=64,
     lr=1e-3,
     test_images=500,
-    bound_images=16,
     laplace_images=8,
     fid_images=1000,
     fid_dims=0,
@@ -403,10 +384,7 @@ def main(options: Options) -> None:
     vae = VAE(
         truth, Encoder(origin["width"]["nz"], origin["width"]["ndf"]).to(device), options.sigma
     ).to(device)
-    # Before Inception's weights are fetched: what is wrong shows first.
-    real = real_images(options, origin)
     spaces = feature_spaces(options, discriminator, device)
-
     trainer = Trainer(vae, ADAM[options.protocol], options, spaces, device)
     learning = NETWORKS if options.protocol == "released" else ("encoder",)
     train(trainer, step, measure, learning, checkpoint)
@@ -415,11 +393,7 @@ def main(options: Options) -> None:
         batches = min(CALIBRATION, -(-options.iterations // 4))
         latents = (normal((options.batch_size, vae.nz), noise) for _ in range(batches))
         update_bn((vae.sample(z, noise)[1] for z in latents), vae.encoder)
-    metrics, known = evaluate(vae, options, spaces, real, {}, device)
-    shared = {
-        name: {kind: vars(of[kind]) for kind in SHARED & of.keys()} for name, of in known.items()
-    }
-    run.save_torch(options.out / "moments.pt", shared | {"device": device.type})
+    metrics = evaluate(vae, options, spaces, device)
     model = {
         "encoder": vae.encoder.state_dict(),
         "config": run.as_config(options),
@@ -433,15 +407,13 @@ def finish(trainer: Trainer, metrics: dict, origin: Mapping, stage: str) -> None
     """Write result.json and the figure, and print the report, of a training that is done; stage: a
     row of Table 1.
     """
-    options, vae, device = trainer.options, trainer.tested, trainer.device
-    seconds = trainer.seconds + metrics.pop("seconds")
+    options, seconds = trainer.options, trainer.seconds + metrics.pop("seconds")
     metrics |= {"iterations": trainer.iteration}
     result = run.save_result(
-        *(options.out, options, device, seconds, metrics, trainer.history),
+        *(options.out, options, trainer.device, seconds, metrics, trainer.history),
         data=origin["images"],
         ground_truth=dict(origin),
         seconds_per_step=trainer.seconds / trainer.iteration,
-        strips=strips(vae, options, device),
     )
     from figures import section4
 
@@ -472,20 +444,13 @@ class Images:
     """Streams of images for Fréchet distances; each call of one begins the same stream anew.
 
     Under the released code's protocol the networks are in training mode, and images are made one at
-    a time, as it makes those for FID. batch_size: None: that of the options.
+    a time, as it makes those for FID.
     """
 
-    def __init__(
-        self,
-        vae: VAE,
-        options: Any,
-        count: int,
-        device: torch.device,
-        batch_size: int | None = None,
-    ):
+    def __init__(self, vae: VAE, options: Any, count: int, device: torch.device):
         self.vae, self.count, self.device = vae, count, device
         self.one_by_one = options.protocol == "released"
-        self.batch_size, self.seed = batch_size or options.batch_size, options.seed
+        self.batch_size, self.seed = options.batch_size, options.seed
 
     @torch.no_grad()
     def __call__(self, kind: str) -> Iterator[Tensor]:
@@ -528,47 +493,25 @@ class Images:
         return torch.cat([network(piece) for piece in self.pieces(x)])
 
 
-# Pairs of streams whose distance is reported. Of a frozen decoder, which is g* itself, the first
-# four.
+# Pairs of streams whose distance is reported. Of a frozen decoder, which is g* itself, the first.
 FROZEN_DISTANCES = {
     "means": ("truth", "decoded"),
     "noise_alone": ("truth", "noisy"),
     "floor": ("truth", "truth_prior"),
-    "truth_to_real": ("truth_prior", "real"),
 }
 DISTANCES = FROZEN_DISTANCES | {
     "noise_on_one_side": ("truth", "noisy_decoded"),
     "prior": ("truth", "prior"),
-    "prior_to_real": ("prior", "real"),
 }
 
 
-def frechet_distances(
-    features: Features, images: Images, real: np.ndarray | None, known: Mapping[str, Moments]
-) -> tuple[dict[str, float | None], dict[str, Moments]]:
-    """The distances of DISTANCES in one feature space, None where there are no real images; and all
-    moments.
-
-    known: moments of streams that need not be computed again.
-    """
+def distances(features: Features, images: Images) -> dict[str, float]:
+    """The Fréchet distances of DISTANCES in one feature space."""
     pairs = FROZEN_DISTANCES if images.vae.decoder is images.vae.truth else DISTANCES
-    present = dict(known)
-    for kind in tqdm(
-        dict.fromkeys(k for pair in pairs.values() for k in pair), desc="features", leave=False
-    ):
-        if kind == "real" and real is not None and kind not in present:
-            starts = range(0, min(len(real), images.count), images.batch_size)
-            parts = (torch.from_numpy(np.array(real[i : i + images.batch_size])) for i in starts)
-            present[kind] = moments(
-                features, (part.to(images.device).float() / 127.5 - 1 for part in parts)
-            )
-        elif kind != "real" and kind not in present:
-            present[kind] = moments(features, images(kind))
-    distances = {
-        name: frechet_distance(present[a], present[b]) if a in present and b in present else None
-        for name, (a, b) in pairs.items()
-    }
-    return distances, present
+    kinds = dict.fromkeys(kind for pair in pairs.values() for kind in pair)
+    bar = tqdm(kinds, desc="features", leave=False)
+    known = {kind: moments(features, images(kind)) for kind in bar}
+    return {name: frechet_distance(known[a], known[b]) for name, (a, b) in pairs.items()}
 
 
 def feature_spaces(
@@ -586,60 +529,22 @@ def feature_spaces(
     return spaces
 
 
-def real_images(options: Any, ground_truth: Mapping) -> np.ndarray | None:
-    """Images like those that the GAN learned, uint8 (N, 3, 64, 64), or None where there is none."""
-    if ground_truth["data"] == "faces":
-        if options.images is not None:
-            raise RunError("--images is of CelebA; the ground truth learned drawn faces")
-        return faces.draw(min(options.fid_images, 10_000), ground_truth["seed"])
-    source = celeba.find(options.images)
-    return None if source is None else celeba.load(source)
-
-
 def evaluate(
-    vae: VAE,
-    options: Any,
-    spaces: Mapping[str, Features],
-    real: np.ndarray | None,
-    known: Mapping,
-    device: torch.device,
-) -> tuple[dict[str, Any], dict[str, dict[str, Moments]]]:
-    """All of the evaluation, and the moments of images that a later evaluation need not compute
-    again.
-    """
+    vae: VAE, options: Any, spaces: Mapping[str, Features], device: torch.device
+) -> dict[str, Any]:
+    """All of the evaluation, and the seconds it took."""
     start = time.perf_counter()
     with modes(vae):
         metrics = mean_elbo(vae, options.test_images, options, device)
-        metrics["bounds"] = importance_bounds(vae, options, device)
         metrics["laplace"] = laplace(vae, options, device)
     if options.protocol == "released":
         with modes(vae, *NETWORKS):
             metrics["batch_statistics"] = mean_elbo(vae, options.test_images, options, device)
     images = Images(vae, options, options.fid_images, device)
-    metrics["frechet"], all_moments = {}, {}
-    for name, features in spaces.items():
-        metrics["frechet"][name], all_moments[name] = frechet_distances(
-            features, images, real, known.get(name, {})
-        )
+    metrics["frechet"] = {name: distances(f, images) for name, f in spaces.items()}
     metrics["sigma"] = vae.log_sigma.exp().item()
     metrics["seconds"] = time.perf_counter() - start
-    return metrics, all_moments
-
-
-def strips(vae: VAE, options: Any, device: torch.device) -> dict[str, str]:
-    """Rows of images for the figure, as PNG in base64: x*, x, g(z') and g(z') with the decoder's
-    noise.
-    """
-    images = Images(vae, options, COLUMNS, device, COLUMNS)
-    kinds = {kind: next(images(kind)) for kind in ("truth", "noisy", "decoded")}
-    noise = torch.Generator(device).manual_seed(options.seed)
-    kinds["sampled"] = kinds["decoded"] + vae.log_sigma.exp().detach() * normal(
-        kinds["decoded"].shape, noise
-    )
-    return {
-        kind: base64.b64encode(dcgan.png(images, COLUMNS)).decode()
-        for kind, images in kinds.items()
-    }
+    return metrics
 
 
 RUNS = (

@@ -30,9 +30,9 @@ Tracked for every kind, on held-out images of the ground truth, is what a bound 
 p(x) under the present decoder, by importance sampling from the full Gaussian; and how far below it
 the ELBOs of the best Gaussians are.
 
-The evaluation at the end is that of `celeba_encoder.py`, with three more distances: of x* and g(z')
-with noise of sigma = 0.05 added to that only, as the released code does for Table 1; of x* and the
-prior's g(z); of that and real images.
+The evaluation at the end is that of `celeba_encoder.py`, with two more distances: of x* and g(z')
+with noise of sigma = 0.05 added to that only, as the released code does for Table 1; and of x* and
+the prior's g(z).
 
 All quantities are in nats per image, of 12,288 dimensions.
 
@@ -43,7 +43,6 @@ All quantities are in nats per image, of 12,288 dimensions.
     uv run celeba_joint.py quick                                after `celeba_encoder.py quick`
 """
 
-import base64
 import copy
 import itertools
 import math
@@ -61,11 +60,9 @@ from tqdm import tqdm
 
 import dcgan
 from celeba_encoder import (
-    COLUMNS,
     NETWORKS,
     VAE,
     Encoder,
-    Images,
     Protocol,
     Trainer,
     TrainingOptions,
@@ -74,7 +71,6 @@ from celeba_encoder import (
     finish,
     modes,
     networks_of,
-    real_images,
     train,
 )
 from celeba_encoder import measure as measure_elbo
@@ -92,7 +88,7 @@ from figures.cli import (
     cli,
 )
 from figures.evidence import EVIDENCE, Evidence, Posteriors, kl_to_prior, normal
-from figures.frechet import Features, known_moments
+from figures.frechet import Features
 
 REUSE_RATE = 0.25  # of the steps of an image's means, once it has been in use
 ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (1e-5, (0.9, 0.999))}  # learning rate, betas
@@ -155,7 +151,6 @@ QUICK = Options(
     iterations=250,
     batch_size=64,
     test_images=500,
-    bound_images=16,
     laplace_images=8,
     fid_images=1000,
     fid_dims=0,
@@ -289,8 +284,6 @@ def main(options: Options) -> None:
     decoder.to(memory_format=torch.channels_last)  # a fifth faster
     vae = VAE(truth, encoder.to(device), sigma, decoder).to(device).eval()
     vae.log_sigma.requires_grad_(options.learn_sigma)
-    # Before Inception's weights are fetched: what is wrong shows first.
-    real = real_images(options, origin)
     spaces = feature_spaces(options, discriminator, device)
     trainer = make_trainer(vae, options, spaces, device)
     learning = NETWORKS if options.protocol == "released" else ()
@@ -302,9 +295,7 @@ def main(options: Options) -> None:
     changed = "frozen, ELBO" if options.freeze_decoder else "joint"
     changes = {} if evidence is None else {"evidence_changes": evidence.change.tolist()}
     if options.weight is None:
-        moments = options.encoder.with_name("moments.pt")
-        known = known_moments(moments, run.as_config(options), config, device)
-        metrics, _ = evaluate(vae, options, spaces, real, known, device)
+        metrics = evaluate(vae, options, spaces, device)
         objective = "ELBO" if "freeze_decoder" in config else "log q"
         metrics |= changes | {
             "encoder_fitted_by": objective,
@@ -318,28 +309,10 @@ def main(options: Options) -> None:
         data=origin["images"],
         ground_truth=dict(origin),
         seconds_per_step=trainer.seconds / trainer.iteration,
-        strips=strips_without_encoder(vae, options, device),
     )
     from figures import section4
 
     section4.report_evidence(result)
-
-
-@torch.no_grad()
-def strips_without_encoder(vae: VAE, options: Options, device: torch.device) -> dict[str, str]:
-    """The rows of images that a run with an encoder keeps, of the same x, but for those with the
-    decoder's noise.
-    """
-    images = Images(vae, options, COLUMNS, device, COLUMNS)
-    rows = {kind: next(images(kind)) for kind in ("truth", "noisy")}
-    noise = torch.Generator(device).manual_seed(options.seed + 4_000_037)
-    best = Posteriors(
-        "factorized" if options.weight else "full", rows["noisy"], normal((COLUMNS, vae.nz), noise)
-    )
-    best.to_mode(vae, 10)
-    best.settle(vae, noise)
-    rows["decoded"] = vae.decoder(best.sample(normal((1, *best.mean.shape), noise))[0])
-    return {kind: base64.b64encode(dcgan.png(row, COLUMNS)).decode() for kind, row in rows.items()}
 
 
 # --- the same in the plane, where nothing is sampled ----------------------------------------------

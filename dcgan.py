@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from data import celeba, faces, write_aside
 from figures import run
-from figures.cli import Count, Fraction, Natural, Positive, RunError, Several, cli
+from figures.cli import Count, Natural, Positive, RunError, Several, cli
 from figures.frechet import Features, as_bytes, frechet_distance, inception, moments, thumbnails
 
 GRID = 64  # images in a grid
@@ -52,9 +52,7 @@ class Options:
     data: Literal["celeba", "faces"] = "celeba"
     """CelebA, or drawn faces for machines without it"""
     images: Path | None = None
-    """img_align_celeba.zip or a folder of images; None: $CELEBA_IMAGES, else data/, else it is
-    downloaded there
-    """
+    """img_align_celeba.zip or a folder of images; None: $CELEBA_IMAGES, else data/"""
     faces: Count = 10_000
     """faces drawn with --data faces"""
     held_out: Several = 1000
@@ -73,8 +71,6 @@ class Options:
     """images per step; what is left of an epoch below that is a smaller step"""
     lr: Positive = 2e-4
     """learning rate of both Adams"""
-    beta1: Fraction = 0.5
-    """first beta of both Adams"""
     features: Literal["inception", "thumbnails"] = "inception"
     """space of the distance that selects the epoch; thumbnails without Inception's weights"""
     fid_dims: Literal[64, 192, 768, 2048] = 2048
@@ -254,7 +250,7 @@ class Trainer:
         for name, network in self.networks.items():
             network.to(device)
             adam = torch.optim.Adam(
-                network.parameters(), options.lr, betas=(options.beta1, 0.999), fused=True
+                network.parameters(), options.lr, betas=(0.5, 0.999), fused=True
             )
             self.optimizers[name] = adam
         # Data order and latents: each has a random stream of its own.

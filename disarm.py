@@ -6,18 +6,17 @@ the gradient
 
   * in `logits`: by ARM (Yin & Zhou, 2018), by DisARM (Dong, Mnih & Tucker, 2020, eq. 7, found at
     the same time as "U2G" by Yin, Ho, Yan, Qian & Zhou), by REINFORCE with a leave-one-out baseline
-    (Kool, van Hoof & Welling, 2019) on two independent samples, or exactly, by summing over all 2^b
-    codes;
+    (Kool, van Hoof & Welling, 2019) on two independent samples;
   * in everything that f depends on, the decoder's parameters for one, by differentiating the mean
     of its values.
 
 One convention for all: `estimator(f, logits, generator)`, where
 
   logits:  shape (..., b)
-  f:       maps codes of shape (S, ..., b), zeros and ones, to values of shape (S, ...). It is
-           called once, with all S samples stacked (S = 2, or 2^b for enumeration), and must not be
-           differentiable in the logits itself: a term such as log q(z) enters with the logits
-           detached, since E_q[grad log q(z)] = 0.
+  f:       maps codes of shape (2, ..., b), zeros and ones, to values of shape (2, ...). It is
+           called once, with both samples stacked, and must not be differentiable in the logits
+           itself: a term such as log q(z) enters with the logits detached, since
+           E_q[grad log q(z)] = 0.
   returns: shape (...), the mean value of f.
 
 Where b is small, `log_posterior`, `exact_elbo` and `best_factorized` sum over all 2^b codes
@@ -55,14 +54,7 @@ def reinforce(f: Objective, logits: Tensor, generator: torch.Generator | None = 
     return _with_gradient(values.mean(0), logits, 0.5 * _difference(values) * (z[0] - z[1]))
 
 
-def enumeration(f: Objective, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The exact expectation and gradient, a sum over all 2^b codes; for small b. Draws nothing."""
-    bits = logits.shape[-1]
-    z = codes(bits, logits).reshape(-1, *(1,) * (logits.dim() - 1), bits).expand(-1, *logits.shape)
-    return (log_bernoulli(z, logits).exp() * f(z)).sum(0)
-
-
-ESTIMATORS = {"disarm": disarm, "arm": arm, "reinforce": reinforce, "enumeration": enumeration}
+ESTIMATORS = {"disarm": disarm, "arm": arm, "reinforce": reinforce}
 
 
 def codes(bits: int, like: Tensor) -> Tensor:

@@ -296,18 +296,18 @@ def test(trainer: "Trainer") -> dict[str, float]:
     noise = trainer.generators["test_noise"]
     before = noise.get_state()
     loss = evaluate(trainer, trainer.test)
-    values = {"test": loss["loss"], "test_per_document": loss["per_document"]}
+    values = {"test": loss}
     if trainer.options.test_counts:
         noise.set_state(before)
-        values["test_counts"] = evaluate(trainer, trainer.test, counts=True)["loss"]
+        values["test_counts"] = evaluate(trainer, trainer.test, counts=True)
     if trainer.held_out is not None:
-        values["held_out"] = evaluate(trainer, trainer.held_out)["loss"]
+        values["held_out"] = evaluate(trainer, trainer.held_out)
     return values
 
 
 @torch.no_grad()
-def evaluate(trainer: "Trainer", documents: Documents, counts: bool = False) -> dict[str, float]:
-    """Loss from one sample per document: mean over batches, as in the report; over documents."""
+def evaluate(trainer: "Trainer", documents: Documents, counts: bool = False) -> float:
+    """Loss from one sample per document, mean over batches, as in the report."""
     model, noise, size = trainer.model, trainer.generators["test_noise"], trainer.options.batch_size
     losses = []
     # Several batches at once: with few bits, they share most codes, which are decoded once.
@@ -317,10 +317,7 @@ def evaluate(trainer: "Trainer", documents: Documents, counts: bool = False) -> 
         z = (torch.rand(p.shape, generator=noise, device=p.device) < p).to(p.dtype)
         losses.append(model.decoder(z[None], batch)[0] + kl_uniform(logits))
     loss = torch.cat(losses).cpu().double()
-    return {
-        "loss": torch.stack([batch.mean() for batch in loss.split(size)]).mean().item(),
-        "per_document": loss.mean().item(),
-    }
+    return torch.stack([batch.mean() for batch in loss.split(size)]).mean().item()
 
 
 class Trainer:
@@ -440,7 +437,6 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
         "test_final": history["test"][-1],
         "test_min": history["test"][best],
         "test_min_epoch": best + 1,
-        "test_min_per_document": min(history["test_per_document"]),
         "selected_epoch": selected,
         "test_selected": history["test"][selected - 1],
         "precision_at_100": precision,
@@ -910,21 +906,13 @@ def lengths(options: LengthsOptions) -> None:
 @dataclass(frozen=True)
 class VarianceOptions:
     scales: tuple[Positive, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-    """standard deviations of the logits, at the number of bits --at-bits"""
+    """standard deviations of the logits, for 16 bits"""
     bits: tuple[Count, ...] = (2, 4, 8, 16, 32, 64)
-    """numbers of bits b, at the logit scale --at-scale"""
-    at_bits: Count = 16
-    """number of bits of the first panel"""
-    at_scale: Positive = 1.0
-    """logit scale of the second panel"""
+    """numbers of bits b, for logits of standard deviation 1"""
     documents: Count = 16
     """random problems averaged for each point"""
     samples: Several = 4000
     """gradient estimates drawn for each problem"""
-    vocabulary: Count = 500
-    """words in the decoder's softmax"""
-    length: Count = 100
-    """words in a document"""
     seed: Natural = 1
     """seed of problems and samples"""
     device: str | None = None
@@ -945,12 +933,11 @@ def total_variance(
     noise = torch.Generator(device).manual_seed(options.seed + 1)
     total = 0.0
     for _ in range(options.documents):
-        weight = torch.randn(b, options.vocabulary, generator=problems, device=device) / b**0.5
+        weight = torch.randn(b, 500, generator=problems, device=device) / b**0.5  # of 500 words
         code = torch.randint(2, (b,), generator=problems, device=device).float()
-        words = torch.multinomial(
-            torch.softmax(code @ weight, -1), options.length, True, generator=problems
-        )
-        counts = torch.bincount(words, minlength=options.vocabulary).float()
+        p = torch.softmax(code @ weight, -1)
+        counts = torch.bincount(torch.multinomial(p, 100, True, generator=problems), minlength=500)
+        counts = counts.float()
         logits = scale * torch.randn(b, generator=problems, device=device)
 
         def f(z: Tensor, weight=weight, counts=counts, logits=logits) -> Tensor:
@@ -969,8 +956,8 @@ def variance(options: VarianceOptions) -> None:
     device, start = run.pick_device(options.device), time.perf_counter()
     names = ("arm", "reinforce", "disarm")
     panels = {
-        "scale": [(options.at_bits, scale) for scale in options.scales],
-        "bits": [(b, options.at_scale) for b in options.bits],
+        "scale": [(16, scale) for scale in options.scales],
+        "bits": [(b, 1.0) for b in options.bits],
     }
     metrics = {panel: {name: [] for name in names} for panel in panels}
     points = [(panel, *point) for panel, of_panel in panels.items() for point in of_panel]

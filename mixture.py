@@ -16,7 +16,7 @@ section, and past it:
                with the decoder's centres fitted to it, which is where joint training of a perfect
                network would end
   assignments  the three ways to lay code words on components: which is diagonally opposite which
-  variances    the oracle's gap for variances 0.01 to 4, and networks trained at a few of them
+  variances    the oracle's gap for variances 0.01 to 4
   law          the oracle's optimum followed from likelihood to the ELBO: what joint training costs
                is an area
 
@@ -84,8 +84,6 @@ class Options:
     """learning rate of the new Adam of joint training; the released code has 1e-4"""
     variances: tuple[Positive, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
     """variances at which the oracle's gap is computed"""
-    trained_variances: tuple[Positive, ...] = (0.01, 4.0)
-    """variances at which networks are trained, besides --variance"""
     law_variances: tuple[Positive, ...] = (0.2, 0.35, 0.5, 1.0, 2.0, 4.0)
     """variances at which the optimum is followed from likelihood to the ELBO"""
     law_weights: Several = 13
@@ -105,7 +103,7 @@ class Options:
 
 
 # Five times the rates, for there are few steps.
-QUICK = Options(steps=1000, lr=5e-3, joint_lr=5e-3, oracle_points=20_000, trained_variances=(4.0,))
+QUICK = Options(steps=1000, lr=5e-3, joint_lr=5e-3, oracle_points=20_000)
 QUICK = replace(QUICK, law_variances=(0.35, 1.0), law_weights=7, law_nodes=12)
 
 
@@ -506,39 +504,31 @@ def section(options: Options, device: torch.device, bar: tqdm) -> dict[str, Any]
     return {"metrics": metrics, "history": history, "panels": panels}
 
 
-def against_variance(
-    options: Options, device: torch.device, bar: tqdm
-) -> tuple[list[dict], list[dict]]:
-    """The oracle's gap on fresh points at each of --variances; networks trained at each of
-    --trained-variances.
-    """
-    gaps, networks = [], []
-    truth = torch.tensor(CENTRES, device=device)
+def against_variance(options: Options, device: torch.device) -> list[dict]:
+    """The oracle's gap on fresh points at each of --variances."""
+    gaps, truth = [], torch.tensor(CENTRES, device=device)
     for variance in options.variances:
         at = replace(options, variance=variance, points_per_component=None)
         x = sample(replace(at, points=options.oracle_points), device)
         log_q = oracle(log_joint(x, truth, variance))
         gaps.append({"variance": variance} | measure(x, log_q, truth, truth, variance))
-    for variance in options.trained_variances:
-        at = replace(options, variance=variance)
-        stages = two_stages(at, factorized, sample(at, device), truth, bar)
-        networks.append({"variance": variance} | {stage: m for stage, m, *_ in stages})
-    return gaps, networks
+    return gaps
 
 
 def main(options: Options) -> None:
     device = run.pick_device(options.device)
-    runs = SECTION_RUNS + 2 * len(options.trained_variances)
-    with tqdm(total=runs * options.steps, desc="mixture", unit="step", unit_scale=True) as bar:
+    with tqdm(
+        total=SECTION_RUNS * options.steps, desc="mixture", unit="step", unit_scale=True
+    ) as bar:
         path = options.out / f"seed-{options.seed}.pt"
         make = functools.partial(section, options, device, bar)
         trained = run.keep(path, options, {"resume", "out"}, make)
         bar.update(SECTION_RUNS * options.steps - bar.n)
-        start = time.perf_counter()
-        gaps, networks = against_variance(options, device, bar)
+    start = time.perf_counter()
+    gaps = against_variance(options, device)
     cases, seconds_of_cases = law_cases(options)
     seconds = time.perf_counter() - start + trained["seconds"]
-    metrics = trained["metrics"] | {"variances": gaps, "networks": networks, "cases": cases}
+    metrics = trained["metrics"] | {"variances": gaps, "cases": cases}
     result = run.save_result(
         *(options.out, options, device, seconds, metrics, trained["history"]),
         panels=trained["panels"],

@@ -44,13 +44,17 @@ def load(images: Path | None = None, folder: Path = Path(__file__).parent) -> np
 
     images: img_align_celeba.zip, or a folder with the images anywhere in it. None looks at the
         environment variable CELEBA_IMAGES, then for the zip or the folder img_align_celeba in
-        `folder`, then has torchvision download it.
+        `folder`.
     Unreadable images are left out, named and counted on the terminal. Raises DataError, one line,
     if there are no images.
     """
-    source = find(images, folder) or _downloaded(folder)
-    if not source.exists():
-        raise DataError(f"no CelebA images at {source}; {ARCHIVE} can be had from {PAGE}")
+    source = find(images, folder)
+    if source is None or not source.exists():
+        raise DataError(
+            f"no CelebA images at {source or folder / ARCHIVE}: get {ARCHIVE} from {PAGE} and put "
+            f"it there, or name it with --images or {ENVIRONMENT_VARIABLE}; or do without, with "
+            "--data faces"
+        )
     with _opened(source) as (names, fingerprint, read):
         if not names:
             raise DataError(f"{source}: no image in it ({', '.join(sorted(SUFFIXES))})")
@@ -66,7 +70,7 @@ def find(images: Path | None = None, folder: Path = Path(__file__).parent) -> Pa
     they are nowhere.
     """
     named = images or os.environ.get(ENVIRONMENT_VARIABLE)
-    places = [folder / part / name for part in ("", "celeba") for name in (ARCHIVE, FOLDER)]
+    places = (folder / name for name in (ARCHIVE, FOLDER))
     return Path(named) if named else next((path for path in places if path.exists()), None)
 
 
@@ -75,22 +79,6 @@ def name_of(images: Path | None) -> str:
     source = find(images)
     usual = source is None or source.name in (ARCHIVE, FOLDER)
     return NAME if usual else f"images of {source.name}"
-
-
-def _downloaded(folder: Path) -> Path:
-    from torchvision.datasets import CelebA  # here, as it takes seconds
-
-    print(f"downloading CelebA into {folder}")
-    try:
-        CelebA(str(folder), download=True)  # to folder/celeba
-    except Exception as error:  # torchvision raises RuntimeError, gdown and requests their own
-        raise DataError(
-            "no CelebA images and no download "
-            f"({(str(error) or type(error).__name__).splitlines()[0]}): get {ARCHIVE} from {PAGE} "
-            f"and put it in {folder}, or name it with --images or {ENVIRONMENT_VARIABLE}; or do "
-            "without, with --data faces"
-        ) from error
-    return folder / "celeba" / ARCHIVE
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse
 
-from data import SPLITS, Corpus, DataError, cached, frequent_words
+from data import SPLITS, Corpus, DataError, frequent_words
 
 PAGE = "http://qwone.com/~jason/20Newsgroups/"
 NAME = "20 Newsgroups (bydate)"
@@ -46,19 +46,18 @@ LARGEST_MEMBER = 64 << 20  # bytes; the largest file of the true archive has 17 
 
 
 def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> Corpus:
-    """The corpus, from the parsed cache in `folder` if one was made of the same files, else from
-    these, and cached.
+    """The corpus, in a second.
 
     archive: where the .tgz lies, or a folder of what is in it. None looks at the environment
-        variable NEWSGROUPS_ARCHIVE, then in `folder`, then for a cache, and then downloads it
-        there, with the vocabulary.
+        variable NEWSGROUPS_ARCHIVE, then in `folder`, and then downloads it there, with the
+        vocabulary.
     Raises DataError, one line, if the archive cannot be had or any part of it is not as it should
     be.
     """
-    source = find(archive, folder)
-    if source is not None and not source.exists():
+    source = find(archive, folder) or _downloaded(ARCHIVE, folder)
+    if not source.exists():
         raise DataError(f"no 20 Newsgroups archive at {source}; it can be had from {PAGE}")
-    corpus = _loaded(source, folder)
+    corpus = parse_archive(source, words=lambda: _vocabulary(source, folder))
     if unnamed(corpus.words):
         print(
             f"no {WORDS}: words go by their number, and none can be searched for; get it from "
@@ -70,38 +69,6 @@ def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> C
 def unnamed(words: list[str]) -> bool:
     """Whether words go by their number, for want of the list."""
     return re.fullmatch(r"word\d+", words[0]) is not None
-
-
-def _loaded(source: Path | None, folder: Path) -> Corpus:
-    caches = sorted(
-        folder.glob(f"20news-bydate-{VOCABULARY}-*.npz"), key=lambda path: path.stat().st_mtime
-    )
-    if source is None and caches:
-        return cached(caches[-1], lambda: _parsed(_downloaded(ARCHIVE, folder), folder))
-    source = source or _downloaded(ARCHIVE, folder)
-    path = _cache(source, folder)
-    if path.is_file():
-        return cached(path, lambda: _parsed(source, folder))
-    corpus = _parsed(source, folder)
-    # Of the vocabulary, too, if that has just been downloaded.
-    return cached(_cache(source, folder), lambda: corpus)
-
-
-def _parsed(source: Path, folder: Path) -> Corpus:
-    return parse_archive(source, words=lambda: _vocabulary(source, folder))
-
-
-def _cache(source: Path, folder: Path) -> Path:
-    """Where the parsed corpus is kept: a name that changes with the files that it is made from."""
-    parts = [
-        source,
-        *(place / WORDS for place in (source.parent, folder) if (place / WORDS).is_file()),
-    ]
-    marks = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
-    return (
-        folder
-        / f"20news-bydate-{VOCABULARY}-{hashlib.sha256(repr(marks).encode()).hexdigest()[:12]}.npz"
-    )
 
 
 def _vocabulary(source: Path, folder: Path) -> bytes | None:

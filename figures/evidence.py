@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from figures import run
 
-IMPORTANCE_SAMPLES = (1, 10, 100)
 FAMILIES = ("factorized", "full")
 EVIDENCE = ("evidence", "evidence_change", "evidence_half_width", "gap_factorized", "gap_full")
 EVIDENCE += ("gap_encoder", "effective_samples", "off_diagonal")  # of `Evidence.measure`
@@ -54,28 +53,6 @@ def noise_surplus(x: Tensor, clean: Tensor, sigma: float) -> Tensor:
     return 0.5 * ((((x - clean) / sigma) ** 2).flatten(1).sum(1) - clean[0].numel())
 
 
-@torch.no_grad()
-def importance_bounds(vae: Any, options: Any, device: torch.device) -> dict[str, float]:
-    """Lower bounds of log p(x) under the decoder, for k = 1, 10, 100 samples of q (Burda et al.
-    2016, equation 8).
-    """
-    noise = torch.Generator(device).manual_seed(2_000_003 + options.seed)
-    most = max(IMPORTANCE_SAMPLES)
-    weights = []
-    for _ in range(options.bound_images):
-        clean, x = vae.sample(normal((1, vae.nz), noise), noise)
-        mu, log_s = vae.encoder(x)
-        z = mu + log_s.exp() * normal((most, vae.nz), noise)
-        log_p = log_normal(x, vae.decoder(z), vae.log_sigma) + log_normal(z, 0 * z, 0 * z)
-        log_p = log_p + noise_surplus(x, clean, vae.sigma)
-        weights.append((log_p - log_normal(z, mu, log_s)).double())
-    log_w = torch.stack(weights)  # (images, samples)
-    return {
-        str(k): (log_w.unflatten(1, (-1, k)).logsumexp(2) - math.log(k)).mean().item()
-        for k in IMPORTANCE_SAMPLES
-    }
-
-
 def laplace(vae: Any, options: Any, device: torch.device) -> dict[str, float]:
     """log p(x) under the ground truth, and the best factorized Gaussian, with g* linear about the
     true z.
@@ -88,7 +65,7 @@ def laplace(vae: Any, options: Any, device: torch.device) -> dict[str, float]:
     """
     noise = torch.Generator(device).manual_seed(3_000_003 + options.seed)
     nz = vae.nz
-    totals = {"evidence": 0.0, "factorization": 0.0, "log_det": 0.0}
+    totals = {"evidence": 0.0, "factorization": 0.0}
     for _ in range(options.laplace_images):
         z = normal((1, nz), noise)
         e = normal(vae.truth(z).shape, noise)
@@ -108,7 +85,6 @@ def laplace(vae: Any, options: Any, device: torch.device) -> dict[str, float]:
             - 0.5 * log_det.item()
         )
         totals["factorization"] += 0.5 * (precision.diagonal().log().sum() - log_det).item()
-        totals["log_det"] += log_det.item()
     return {key: value / options.laplace_images for key, value in totals.items()}
 
 

@@ -1,4 +1,4 @@
-"""What was found: numbers of several results together, for the pages, and the claim in each."""
+"""What was found: numbers of several results together, for the pages."""
 
 import itertools
 import json
@@ -6,14 +6,13 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from figures import law, reference, section4
 from figures.cli import RunError
 from figures.run import half_width, interval
 
 BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
-EVIDENCE = "log p(x)"
 KEYS = {"config", "metrics", "environment", "seconds", "history"}  # of a result
 SEEDS = ("", "_seed1", "_seed2")  # ends of the names of Section 4's runs of three seeds
 ARMS = (  # Section 4 without an encoder
@@ -67,33 +66,6 @@ def spread(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-class Claim(NamedTuple):
-    """One quantity before and after joint training, by seed, and whether it should rise, by the
-    report's claim: the bound up, the decoder away from the data.
-    """
-
-    section: str
-    quantity: str
-    before: list[float]
-    after: list[float]
-    rises: bool
-    note: str = ""
-
-    def row(self) -> tuple[str, ...]:
-        """Means over seeds, and the change with its 95% t-interval; as claimed if all of it is."""
-        digits = 4 if abs(self.before[0]) < 10 else 2
-        changes = [after - before for before, after in zip(self.before, self.after, strict=True)]
-        change = statistics.mean(changes)
-        verdict = "yes" if (change > 0) == self.rises else "no"
-        if len(changes) == 1:
-            text, verdict = f"{change:,.{digits}f}", f"{verdict}, in one seed"
-        else:
-            text = interval(changes, digits)
-            verdict = "within chance" if abs(change) <= half_width(changes) else verdict
-        means = (f"{statistics.mean(values):,.{digits}f}" for values in (self.before, self.after))
-        return (self.section, self.quantity, str(len(changes)), *means, text, verdict + self.note)
-
-
 def exact_runs(results: Mapping[str, dict], stage: str, layers: int) -> list[str]:
     """Runs of `hashing.py exact` with d hidden layers that have a stage, by seed; not those of
     other lengths.
@@ -116,63 +88,6 @@ def shortfalls(runs: Sequence[dict], encoder: str) -> list[float]:
     return [a["elbo"] - b["elbo"] for a, b in pairs if a is not None and b is not None]
 
 
-def claims(results: Mapping[str, dict]) -> list[Claim]:
-    """The report's claim in the results that are there."""
-    found = []
-
-    def add(
-        section: str,
-        quantity: str,
-        pairs: Sequence[tuple[float, float]],
-        rises: bool,
-        note: str = "",
-    ) -> None:
-        if pairs:
-            before, after = map(list, zip(*pairs, strict=True))
-            found.append(Claim(section, quantity, before, after, rises, note))
-
-    mixtures = [
-        r["metrics"] for name, r in results.items() if re.fullmatch(r"mixture(_seed\d+)?", name)
-    ]
-    for quantity, key, rises in (("ELBO", "elbo", True), (EVIDENCE, "evidence", False)):
-        add("3", quantity, [(m["frozen"][key], m["joint"][key]) for m in mixtures], rises)
-    if "celeba/joint_report" in results:
-        frozen, joint = (
-            results[f"celeba/{name}_report"]["metrics"] for name in ("encoder", "joint")
-        )
-        after = f", {joint['iterations']:,} iterations"
-        add("4", f"ELBO{after}", [(frozen["elbo"], joint["elbo"])], True)
-        features = "inception" if "inception" in joint["frechet"] else "discriminator"
-        distances = (joint["frechet"][features][key] for key in ("floor", "prior"))
-        add("4", f"Fréchet distance of own samples ({features}){after}", [tuple(distances)], True)
-    drawn = [
-        results[name]["history"]
-        for seed in SEEDS
-        if (name := f"inference/encoder_1000{seed}") in results
-    ]
-    for quantity, key, rises in (("ELBO", "elbo", True), (EVIDENCE, "evidence", False)):
-        add("4", f"{quantity}, drawn faces", [(h[key][0], h[key][-1]) for h in drawn], rises)
-    for layers, encoder in itertools.product(LAYERS, ("e1", "e3")):
-        runs = [
-            {stage: m["train"] for stage, m in results[name]["metrics"].items()}
-            for name in exact_runs(results, f"{encoder}_joint", layers)
-        ]
-        pairs = [
-            (run[f"{encoder}_frozen"]["elbo"], run[f"{encoder}_joint"]["elbo"]) for run in runs
-        ]
-        add("5", f"ELBO, {encoder}, d = {layers}", pairs, True)
-        pairs = [
-            (run["likelihood_on"]["log_likelihood"], run[f"{encoder}_joint"]["log_likelihood"])
-            for run in runs
-        ]
-        short = [-shortfall for shortfall in shortfalls(runs, encoder)]
-        optimisation = ""
-        if min(short, default=0) > 1:
-            optimisation = f"; optimisation: its ELBO ends {fixed(short)} below another run's"
-        add("5", f"{EVIDENCE}, {encoder}, d = {layers}", pairs, False, optimisation)
-    return found
-
-
 def means(alike: Sequence[dict]) -> dict[str, Any]:
     """Means over cases of the law that differ in the seed only."""
     found = {"of": alike[0]["of"], "value": alike[0]["value"], "seeds": len(alike)}
@@ -187,12 +102,18 @@ def values(results: Mapping[str, dict]) -> dict[str, Any]:
     def seeds(name: str) -> dict[str, Any]:
         return means(next(alike for alike in law.groups(laws) if laws[name] in alike))
 
+    all_metrics = {name: result["metrics"] for name, result in results.items()}
     found: dict[str, Any] = {
         "r": results,
-        "m": {name: result["metrics"] for name, result in results.items()},
+        "m": all_metrics,
         "ran": lambda *names: all(name in results for name in names),
         "laws": laws,
         "law_examples": [(words, seeds(name)) for words, name in LAW_EXAMPLES if name in laws],
+        "text_costs": [
+            metrics["truth"]["evidence"] - metrics["joint"]["evidence"]
+            for name, metrics in all_metrics.items()
+            if re.fullmatch(r"mixture(_seed\d+)?", name)
+        ],
         "mixtures": [case for case in law.ordered(laws.values()) if case["section"] == 3],
         "spread": spread,
     }

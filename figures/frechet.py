@@ -4,7 +4,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from figures import run
 from figures.cli import RunError
 
 Features = Callable[[Tensor], Tensor]  # images (N, 3, 64, 64) in [-1, 1] -> (N, dims)
@@ -55,27 +54,6 @@ def moments(features: Features, batches: Iterable[Tensor]) -> Moments:
     for images in batches:
         result.add(features(as_bytes(images).float() / 127.5 - 1))
     return result
-
-
-def known_moments(
-    path: Path, now: Mapping, before: Mapping, device: torch.device
-) -> dict[str, dict[str, Moments]]:
-    """Moments of the ground truth's images kept at `path` by the encoder's run, if that took
-    them as this run would: now, before are both configurations.
-    """
-    same = ("seed", "batch_size", "fid_images", "fid_dims", "precision", "images")
-    if not path.is_file() or any(now[key] != before[key] for key in same):
-        return {}
-    known: dict[str, dict[str, Moments]] = {}
-    with run.reading(path, "file of moments of celeba_encoder.py") as shared:
-        if shared.pop("device") != device.type:  # its random numbers are others
-            return {}
-        for space, kinds in shared.items():
-            known[space] = {}
-            for kind, values in kinds.items():
-                known[space][kind] = Moments()
-                vars(known[space][kind]).update(values)
-    return known
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

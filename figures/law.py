@@ -202,29 +202,17 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
     style.save(figure, folder, "one_law")
 
 
-def write_table(cases: dict[str, dict], folder: Path) -> None:
-    """law.md: means over seeds, and law.csv: every case."""
+def write_cases(cases: dict[str, dict], folder: Path) -> None:
+    """law.csv: every case."""
     from figures import style
 
-    place = ("section", "of", "knob", "value", "seed")
-    quantities = {"gap at w = 0": lambda case: case["gap"][0], "narrowing: the bound": narrowing}
-    quantities |= {"area": area, "cost": cost}
+    place = ("section", "of", "knob", "value", "seed", "settled")
     rows = []
-    for alike in groups(cases):
-        some, texts = alike[0], [of_seeds(map(of, alike)) for of in quantities.values()]
-        knob = f"{some['knob']} {some['value']:g}"
-        rows.append((some["section"], some["of"], knob, len(alike), *texts))
-    caption = (
-        "What joint training costs of log p(x), and the area under its gap, in nats per point or "
-        "document, at optima; of several seeds the mean with its 95% t-interval."
-    )
-    header = ("section", "q and decoder", "knob", "seeds", *quantities)
-    style.write_table(folder / "law", caption, header, rows)
-    lines = []
     for name, case in cases.items():
-        numbers = [of(case) for of in quantities.values()]
-        lines.append((name, *(case[key] for key in place), *numbers))
-    style.write_csv(folder / "law", ("case", *place, *quantities), lines)
+        quantities = case["gap"][0], narrowing(case), area(case), cost(case)
+        rows.append((name, *(case[key] for key in place), *quantities))
+    header = ("case", *place, "gap at w = 0", "narrowing: the bound", "area", "cost")
+    style.write_csv(folder / "law", header, rows)
 
 
 def ordered(cases: Iterable[dict]) -> list[dict]:

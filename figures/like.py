@@ -32,7 +32,7 @@ def options_of(path: Path, runs: Sequence[Run]) -> tuple[Any, dict[str, Any]]:
     options = max((options for _, _, options, _ in runs), key=likeness)
     known = {name: config[name] for name in names(options) & config.keys() - set(PLACES)}
     sources = {name for name in names(options) if isinstance(getattr(options, name), Path)}
-    if len(known) < len(config) / 2 or not sources <= config.keys():
+    if len(known) < len(config) / 3 or not sources <= config.keys():
         raise RunError(f"--like: {path} is not a result of this script")
     gone = sorted(config.keys() - names(options))
     if gone:

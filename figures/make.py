@@ -1,9 +1,9 @@
 """Run every experiment, then draw every figure and table, and put them on one page.
 
 `--preset quick`, the default, needs no data, no network and no GPU: small runs of all scripts, on
-drawn faces and on docstrings, for a first look within minutes. Everything that it writes says
-"quick run". `--preset report` is the full protocol of the report with everything that this
-repository adds; it says beforehand what it needs. `--only` picks steps of either by name.
+drawn faces and on docstrings, for a first look within minutes. `--preset report` is the full
+protocol of the report with everything that this repository adds; it says beforehand what it needs.
+`--only` picks steps of either by name.
 
 Each step is one script, run as from the shell. Finished steps are not run again, an interrupted one
 goes on from its checkpoint, and one that fails is named at the end, when everything that does not
@@ -55,10 +55,6 @@ from figures.steps import HOUR, STEPS, Step
 
 HERE = Path(__file__).parent
 PRESET = "preset.json"
-HEADINGS = {
-    "quick": "Quick run: a small version of every experiment, not the report's protocol",
-    "report": "",
-}
 
 
 @dataclass(frozen=True)
@@ -216,12 +212,11 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def draw(folder: Path, preset: str, pdf: bool = False) -> list[str]:
+def draw(folder: Path, preset: str) -> list[str]:
     """Draw what there are results for in `folder`, and its pages; returns what is missing."""
-    from figures import findings, page, style
+    from figures import findings, page
 
-    with style.headed(HEADINGS[preset], pdf):
-        missing = page.draw(folder)
+    missing = page.draw(folder)
     if folder == HERE:
         results = findings.read(folder / "results")
         page.write_pages(folder, results, preset)
@@ -234,8 +229,11 @@ def draw(folder: Path, preset: str, pdf: bool = False) -> list[str]:
 def main(options: Options) -> None:
     if options.render:
         folder = options.out or HERE
-        preset = preset_of(folder)
-        if missing := draw(folder, preset, pdf=True):
+        from figures import style
+
+        with style.plt.rc_context({"savefig.format": "pdf"}):
+            missing = draw(folder, preset_of(folder))
+        if missing:
             raise RunError(
                 f"no results for {', '.join(missing)}; the other figures and tables are in {folder}"
             )
@@ -259,8 +257,8 @@ def main(options: Options) -> None:
     out, start = out.absolute(), time.perf_counter()
     failed = run_steps(steps, out, options)
     missing = draw(out, options.preset)
-    if "law/claims" not in missing:
-        print((out / "law" / "claims.md").read_text(encoding="utf-8"))
+    for page in sorted(out.glob("*/README.md")):
+        print(page.read_text(encoding="utf-8").partition("\n![")[0])
     print(f"{duration(time.perf_counter() - start)}; figures and tables in {out}")
     print(f"all on one page, for a browser: {(out / 'index.html').as_uri()}")
     if failed:

@@ -8,7 +8,7 @@ template says what it has to say of the results that are there, in `{% if ran(..
 import base64
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from tqdm import tqdm
 
 from data import write_aside
-from figures import findings, law, section3, section4, section5, style
+from figures import findings, law, section3, section4, section5
 
 SECTIONS = ("law", "section3", "section4", "section5")  # folders, each with its page as README.md
 MORE = "<!-- more -->\n"  # in a page; what is below is folded in index.html
@@ -33,19 +33,6 @@ th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #8886; vertical-align:
 pre { overflow-x: auto; }
 summary { cursor: pointer; margin: 1rem 0; }
 """
-
-
-def write_claims(claims: Sequence[findings.Claim], folder: Path) -> None:
-    caption = (
-        "What joint training did: nats per point, image or document, means over seeds, and the "
-        "change with its 95% interval over seeds, if there are several. Section 3: settings of "
-        "the report's text. Section 4: the report has 1,000,000 iterations; drawn faces are "
-        "those of [its page](../section4/README.md), with encoders after 1,000 steps of the ELBO, "
-        "log p(x) of 256 images and the ELBO of 500. Section 5: training documents, all codes of "
-        "eight bits summed over; log p(x) is compared with likelihood training for as long."
-    )
-    header = ("section", "quantity", "seeds", "before, or without", "after", "change", "as claimed")
-    style.write_table(folder / "claims", caption, header, [claim.row() for claim in claims])
 
 
 def draw(folder: Path) -> list[str]:
@@ -69,28 +56,14 @@ def draw(folder: Path) -> list[str]:
     cases = {name: result["metrics"] for name, result in below("law/").items()}
     plan = (
         ("law/one_law", law.draw, (cases,)),
-        ("law/law", law.write_table, (cases,)),
+        ("law/law", law.write_cases, (cases,)),
         ("section3/figure1", section3.draw_figure1, (mixture,)),
-        ("section3/mixture_gap", section3.draw_gap, (mixture,)),
-        ("section3/mixture_curves", section3.draw_curves, (mixture,)),
-        ("section4/faces", section4.draw_contact_sheet, ()),
-        ("section4/dcgan_curves", section4.draw_dcgan, (dcgan,)),
-        ("section4/dcgan_grid", section4.draw_grid, (dcgan,)),
+        ("section4/dcgan_grid", section4.write_grid, (dcgan,)),
         ("section4/section4", section4.draw_section4, (tracked,)),
-        (
-            "section4/celeba_rows",
-            section4.draw_rows,
-            (stages if "encoder_report" in stages else {},),
-        ),
         ("section4/inference", section4.draw_inference, (inference,)),
         ("section4/evidence", section4.write_inference, (inference,)),
         ("section4/table1", section4.write_table1, (dcgan, stages)),
         ("section5/estimator_variance", section5.draw_estimator_variance, (first("disarm"),)),
-        (
-            "section5/hashing_curves",
-            section5.draw_hashing_curves,
-            (first("hashing/e1_b64_d0", "hashing/e1_b8_d0"),),
-        ),
         ("section5/exact", section5.write_exact, (exact,)),
         (
             "section5/section5",
@@ -99,8 +72,6 @@ def draw(folder: Path) -> list[str]:
         ),
         ("section5/table3", section5.draw_table3, (section5.of_the_report(cells),)),
         ("section5/table2, table3 and hashing_cells", section5.write_tables, (cells,)),
-        ("section5/retrieval", section5.write_retrieval, (cells,)),
-        ("law/claims", write_claims, (findings.claims(results),)),
     )
     missing = []
     for name, drawn, inputs in tqdm(plan, desc="drawing", unit="figure"):
@@ -133,7 +104,7 @@ def write(folder: Path, preset: str) -> Path:
     body = [
         "<h1>VAE approximation error, measured</h1>",
         f"<p>Run of <code>figures/make.py --preset {preset}</code>"
-        + (", small versions of all experiments. " if preset == "quick" else ". ")
+        + (": small versions, not the report's protocol. " if preset == "quick" else ". ")
         + f"{len(results)} results, {seconds / 60:.0f} minutes in scripts, on "
         + f"{html.escape('; '.join(machines) or 'no machine')}.</p>",
         f"<nav>{nav}</nav>",

@@ -43,11 +43,6 @@ TABLE3 = dict(zip(_CELLS, (
 # fmt: on
 # Table 3, column "ARM": e1, d = 0 in the original paper, by b.
 HASHING_ORIGINAL = {8: 423, 16: 409, 32: 396, 64: 392}
-# Precision@100 in per cent, by b, of AMMI (Stratos, Wiseman 2020, arXiv:2004.03991), from the
-# remarks in `commands.txt` of the authors' code, github.com/karlstratos/ammi: "ng20", tf-idf,
-# settings and epoch chosen by labels of validation documents; whether the remarks are of these or
-# of test documents is not said there.
-RETRIEVAL_AMMI = {16: 55.18, 32: 59.56, 64: 63.98}
 
 # Section 4. The epoch whose generator the released code goes on from; the report trains on all of
 # CelebA.

@@ -23,6 +23,7 @@ from typing import Any
 
 import filelock
 import torch
+from tabulate import tabulate
 
 from data import write_aside
 from figures.cli import AT_END, ROOT, RunError, Terminated
@@ -374,19 +375,10 @@ def interval(values: Sequence[float], digits: int = 1) -> str:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 4) -> None:
     """Print aligned columns; a float is shown with `digits` digits, None as a dash."""
-
-    def cell(value: object) -> str:
-        if isinstance(value, float):
-            return f"{round(value, digits) + 0.0:.{digits}f}"
-        return "-" if value is None else str(value)
-
-    texts = [list(header), *([cell(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    for i, (first, *others) in enumerate(texts):
-        line = "  ".join(
-            [first.ljust(widths[0]), *(t.rjust(w) for t, w in zip(others, widths[1:], strict=True))]
-        )
-        print(line if i else f"\n{line}\n{'-' * len(line)}")
+    cells = [[f"{v:z.{digits}f}" if isinstance(v, float) else v for v in row] for row in rows]
+    align = ["left", *["right"] * (len(header) - 1)]
+    form: dict[str, Any] = {"colalign": align, "missingval": "-", "disable_numparse": True}
+    print(f"\n{tabulate(cells, header, **form)}")
 
 
 def print_closing(result: Mapping[str, Any]) -> None:

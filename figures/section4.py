@@ -1,5 +1,6 @@
 """Figures and Table 1 of Section 4, each drawn from the result JSON of its script alone."""
 
+import base64
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,41 +8,19 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.ticker import SymmetricalLogLocator
 
-from data import faces
+from data import faces, write_aside
 from figures import reference, style
 from figures.run import half_width, print_closing, print_table
 
 
-def draw_dcgan(result: dict, folder: Path) -> None:
-    """Losses of the GAN, and the Fréchet distance to held-out images that selects the epoch."""
-    history, selected = result["history"], result["metrics"]["selected_epoch"]
-    epochs = range(1, len(history["frechet"]) + 1)
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.1))
-    for i, key in enumerate(("discriminator_loss", "generator_loss")):
-        look = style.look(i, marker=None)
-        axes[0].plot(epochs, history[key], label=key.replace("_", "'s "), **look)
-    axes[0].set(xlabel="epoch", ylabel="loss (nats per image)")
-    for axis, letter in zip(axes, "ab", strict=True):
-        axis.set_title(f"({letter})", loc="left")
-    axes[0].legend()
-    axes[1].plot(epochs, history["frechet"], color=style.COLOURS[0])
-    look = {"color": style.COLOURS[1], "marker": "o", "linestyle": "none"}
-    distance = history["frechet"][selected - 1]
-    axes[1].plot(selected, distance, label=f"selected: epoch {selected}", **look)
-    label = f"{result['space']}\nto held-out real images"
-    axes[1].set(xlabel="epoch", ylabel=label, ylim=(0, None))
-    axes[1].legend()
-    style.save(figure, folder, "dcgan_curves")
-
-
 def report_dcgan(result: dict, folder: Path) -> None:
     """Draw the curves of the GAN, and print what it selected beside the released code's."""
-    draw_dcgan(result, folder)
+    style.curves(result["history"], "epoch", folder)
     config, metrics = result["config"], result["metrics"]
     rows = [
         ("epoch selected", reference.DCGAN_EPOCH, metrics["selected_epoch"]),
-        (f"  {result['space']}", None, metrics["frechet_selected"]),
-        (f"  at the last epoch, {metrics['epochs']}", None, metrics["frechet_last"]),
+        (f"its {result['space']}", None, metrics["frechet_selected"]),
+        (f"that of the last epoch, {metrics['epochs']}", None, metrics["frechet_last"]),
         ("images", reference.CELEBA_IMAGES, result["images"]),
         ("ngf, ndf", "64, 64", f"{config['ngf']}, {config['ndf']}"),
     ]
@@ -56,8 +35,6 @@ DISTANCES = {
     "noise_alone": "x* and x* + noise",
     "floor": "x* and other x*",
     "prior": "x* and g(z) of other z",
-    "truth_to_real": "x* and real images",
-    "prior_to_real": "g(z) and real images",
 }
 
 
@@ -69,7 +46,6 @@ STAGES = {  # of a folder of results, by name: where it stands in Table 1, and h
     "encoder_released": ("frozen", "released", "encoder alone, released code's protocol"),
     "joint_released": ("joint", "released", "joint, released code's protocol"),
 }
-ROWS = {"truth": "$x^* = g^*(z)$", "noisy": "$x = x^* + \\sigma\\epsilon$"}
 
 
 def fid_name(result: dict) -> str:
@@ -88,26 +64,26 @@ def report_training(result: dict, folder: Path, stage: str) -> None:
     rows = [
         ("ELBO", None if batch else report.get("elbo"), metrics["elbo"]),
         *(
-            [("  each batch normalised by itself", report.get("elbo"), batch["elbo"])]
+            [("each batch normalised by itself", report.get("elbo"), batch["elbo"])]
             if batch
             else []
         ),
-        ("  data term", None, metrics["data"]),
-        ("  KL", None, metrics["kl"]),
-        *((f"bound of log p(x), k = {k}", None, value) for k, value in metrics["bounds"].items()),
+        ("data term", None, metrics["data"]),
+        ("KL", None, metrics["kl"]),
         ("log p(x) of the truth, Laplace", None, metrics["laplace"]["evidence"]),
-        ("  less, best factorized Gaussian", None, metrics["laplace"]["factorization"]),
+        ("what the best factorized Gaussian loses", None, metrics["laplace"]["factorization"]),
         ("sigma of the decoder", reference.SIGMA, metrics["sigma"]),
     ]
     for space, of_space in metrics["frechet"].items():
         name = fid_name(result) if space == "inception" else "Fréchet, discriminator"
         for key, label in DISTANCES.items():
             if key in of_space:
-                shown = "no real images" if of_space[key] is None else of_space[key]
                 compared = space == "inception" and key == (
                     "means" if stage == "frozen" else "noise_on_one_side"
                 )
-                rows.append((f"{name}: {label}", report.get("fid") if compared else None, shown))
+                rows.append(
+                    (f"{name}: {label}", report.get("fid") if compared else None, of_space[key])
+                )
     if config["fid_dims"] and "inception" not in metrics["frechet"]:
         rows.append(("FID", report.get("fid"), "no weights"))
     rows.append(("iterations", reference.SECTION4_ITERATIONS, metrics["iterations"]))
@@ -199,7 +175,7 @@ def last_quarter(result: dict) -> float:
 def draw_inference(results: dict[str, dict], folder: Path) -> None:
     """Joint training with an encoder, and with the best Gaussians of two families in its place."""
     kinds = {name: results[name] for name in INFERENCE if name in results}
-    figure, axes = plt.subplots(1, 3, figsize=(10.2, 3.4), width_ratios=(1, 1, 1.05))
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4))
     looks = {name: style.look(i, linestyle="-") for i, name in enumerate(INFERENCE)}
     for name, result in kinds.items():
         history, look = result["history"], looks[name] | {"markersize": 3}
@@ -236,61 +212,32 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     axes[1].set(xlabel="gap at the start (nats)", ylabel="log p(x) lost (nats per image)")
     axes[1].set_title("(b) what joint training costs")
     axes[1].legend(fontsize=7)
-    first = next(iter(kinds.values()))["strips"]
-    rows = {label: first[kind] for kind, label in ROWS.items()}
-    rows |= {INFERENCE[kind]: result["strips"]["decoded"] for kind, result in kinds.items()}
-    axes[2].set_title("(c) images, and re-decoded")
-    axes[2].axis("off")
-    for i, (label, strip) in enumerate(rows.items()):
-        row = axes[2].inset_axes((0.2, 1 - (i + 1) / len(rows), 0.8, 0.95 / len(rows)))
-        style.picture(row, strip)
-        row.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
     style.save(figure, folder, "inference")
 
 
 def write_inference(results: dict[str, dict], folder: Path) -> None:
-    """evidence.md and .tex: what each run of joint training lost of log p(x)."""
-    header = ("data", "inference", "sigma", "seed", "iterations x batch", "gap, start", "gap, end")
-    header += ("log p(x) lost", "beyond full, paired", "J'J off diagonal", "Fréchet, own samples")
-    header += ("last quarter", "effective samples", "hours x threads")
+    """evidence.csv: what each run of joint training lost of log p(x), nats per image, with half the
+    width of its interval over images, in all and beyond the run with full Gaussians, paired by
+    image; effective sample size of 100, of the image that has least; hours of the training steps.
+    """
+    header = ("run", "data", "inference", "sigma", "seed", "iterations", "batch size", "gap, start")
+    header += ("gap, end", "lost", "half width", "beyond full", "half width", "last quarter")
+    header += ("effective samples", "hours", "threads")
     rows = []
-
-    def place(result: dict) -> tuple:
-        config = result["config"]
-        place = list(INFERENCE).index(kind(result))
-        first = (result["data"] != faces.NAME, -config["sigma"], -place)
-        return (*first, -own_gap(result)[0], config["seed"])
-
-    ordered = sorted(results.values(), key=place)
-    for result in ordered:
-        config, history, gap = result["config"], result["history"], own_gap(result)
-        losses, steps = (lost(result), beyond_full(result, results)), history["iteration"]
-        ends = [
-            f"{history[key][0]:.3f} to {history[key][-1]:.3f}"
-            for key in ("off_diagonal", "prior_discriminator")
-        ]
-        cells = [result["data"], inference_name(result), f"{config['sigma']:g}", config["seed"]]
-        cells += [f"{steps[-1]:,} x {config['batch_size']}", f"{gap[0]:,.2f}", f"{gap[-1]:,.2f}"]
-        cells += ["-" if pair is None else "{:,.2f} ± {:.2f}".format(*pair) for pair in losses]
-        cells += [*ends, f"{last_quarter(result):+.2f}"]
-        cells += [f"{history['effective_samples'][-1]:.0f}"]
-        cells += [f"{result['seconds'] / 3600:.2f} x {result['environment']['threads']}"]
-        rows.append(cells)
-    some = ordered[0]
-    caption = (
-        f"Joint training from the ground truth (nz = {some['ground_truth']['width']['nz']}) with "
-        "an encoder, or with the best factorized or full Gaussian of each image in its place; an "
-        "encoder was fitted before by log q(z given x), or after that by the ELBO for so many "
-        "iterations. Every seed has a ground truth of its own. Nats per image: gap of that kind "
-        f"of inference below log p(x); log p(x) lost, on {some['config']['evidence_images']} "
-        "held-out images, with its 95% interval over images, in all and beyond what the full "
-        "Gaussians lose, paired by image; share of J'J, by squares, off the diagonal; Fréchet "
-        "distance of x* and the decoder's own samples in the discriminator's features, not an "
-        "FID; change of log p(x) in the last quarter, since the first point tracked in it; "
-        "effective sample size of 100, of the image that has least; hours of the training steps, "
-        "without what is tracked."
-    )
-    style.write_table(folder / "evidence", caption, header, rows)
+    for name, result in results.items():
+        config, gap = result["config"], own_gap(result)
+        numbers: list[float | None] = [gap[0], gap[-1], *lost(result)]
+        numbers += [*(beyond_full(result, results) or (None, None)), last_quarter(result)]
+        numbers += [result["history"]["effective_samples"][-1], result["seconds"] / 3600]
+        rows.append(
+            (
+                *(name, result["data"], inference_name(result), config["sigma"], config["seed"]),
+                *(result["history"]["iteration"][-1], config["batch_size"]),
+                *(None if number is None else f"{number:.2f}" for number in numbers),
+                result["environment"]["threads"],
+            )
+        )
+    style.write_csv(folder / "evidence", header, rows)
 
 
 def draw_section4(results: dict[str, dict], folder: Path, name: str = "section4") -> None:
@@ -344,46 +291,9 @@ def draw_section4(results: dict[str, dict], folder: Path, name: str = "section4"
     style.save(figure, folder, name)
 
 
-def draw_rows(results: dict[str, dict], folder: Path) -> None:
-    """Rows of generated images: x*, x, and for each decoder g(z'), z' ~ q(z given x), and that with
-    its noise.
-    """
-    first = results["encoder_report"]["strips"]
-    rows = {label: first[kind] for kind, label in ROWS.items()}
-    for name in ("encoder_report", "elbo_report", "joint_report", "joint_report_sigma"):
-        if name in results:
-            label = STAGES[name][2].replace("sigma", "$\\sigma$").replace(", ", ",\n")
-            rows[f"{label}:\n$g(z')$"] = results[name]["strips"]["decoded"]
-            rows[f"{label}:\n$g(z')$ + noise"] = results[name]["strips"]["sampled"]
-    figure, axes = plt.subplots(len(rows), 1, figsize=(6.1, 0.68 * len(rows)))
-    for axis, (label, strip) in zip(axes, rows.items(), strict=True):
-        style.picture(axis, strip)
-        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
-    figure.set_layout_engine("constrained", w_pad=0.1)
-    style.save(figure, folder, "celeba_rows")
-
-
-def draw_grid(result: dict, folder: Path) -> None:
-    """Images of the selected generator from fixed noise."""
-    figure, axis = plt.subplots(figsize=(6, 6.3))
-    style.picture(axis, result["grid"])
-    config, metrics = result["config"], result["metrics"]
-    axis.set_title(
-        f"Generated, not photographs: DCGAN, ngf = {config['ngf']}, {result['images']:,} images "
-        f"of {result['data']}, epoch {metrics['selected_epoch']} of {metrics['epochs']}",
-        fontsize=8,
-    )
-    style.save(figure, folder, "dcgan_grid")
-
-
-def draw_contact_sheet(folder: Path) -> None:
-    """The first drawn faces of seed 0."""
-    images = faces.draw(96).transpose(0, 2, 3, 1).reshape(6, 16, faces.SIZE, faces.SIZE, 3)
-    sheet = images.transpose(0, 2, 1, 3, 4).reshape(6 * faces.SIZE, 16 * faces.SIZE, 3)
-    figure, axis = plt.subplots(figsize=(8, 3.05))
-    axis.imshow(sheet, interpolation="nearest")
-    axis.axis("off")
-    style.save(figure, folder, "faces")
+def write_grid(result: dict, folder: Path) -> None:
+    """dcgan_grid.png: images of the selected generator from fixed noise."""
+    write_aside(folder / "dcgan_grid.png", base64.b64decode(result["grid"]))
 
 
 def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
@@ -399,19 +309,15 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
         "joint, sigma learned": "joint training, sigma learned",
     }
     there = {place[:2]: results[name] for name, place in STAGES.items() if name in results}
-    wide, long = [], []
+    rows = []
     for stage, words in experiments.items():
         row: list[object] = [words]
         for quantity in ("elbo", "fid"):
-            reported = reference.TABLE1.get(stage, {}).get(quantity, "-")
-            row.append(reported)
+            row.append(reference.TABLE1.get(stage, {}).get(quantity, "-"))
             for protocol in ("report", "released"):
-                ours, iterations = "not run", 0
-                if result := there.get((stage, protocol)):
-                    ours, iterations = _cell(result, quantity), result["metrics"]["iterations"]
-                row.append(ours)
-                long.append((words, protocol, quantity, reported, ours, iterations))
-        wide.append(row)
+                result = there.get((stage, protocol))
+                row.append(_cell(result, quantity) if result else "not run")
+        rows.append(row)
     iterations = sorted({result["metrics"]["iterations"] for result in results.values()})
     reduced = (
         width["ngf"] < 64
@@ -429,9 +335,7 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
     )
     header = ("experiment", "ELBO: report", "ours, report's text", "ours, released code's protocol")
     header += ("FID: report", *header[2:])
-    style.write_table(folder / "table1", caption, header, wide)
-    header = ("experiment", "protocol", "quantity", "report", "ours", "iterations")
-    style.write_csv(folder / "table1", header, long)
+    style.write_table(folder / "table1", caption, header, rows)
 
 
 def _cell(result: dict, quantity: str) -> str:

@@ -21,8 +21,8 @@ def draw_estimator_variance(result: dict, folder: Path) -> None:
     config, metrics = result["config"], result["metrics"]
     figure, axes = plt.subplots(1, 2, figsize=(7, 2.8), sharey=True)
     panels = (
-        ("scale", config["scales"], f"logit scale (b = {config['at_bits']})"),
-        ("bits", config["bits"], f"number of bits b (logit scale {config['at_scale']:g})"),
+        ("scale", config["scales"], "logit scale (b = 16)"),
+        ("bits", config["bits"], "number of bits b (logit scale 1)"),
     )
     names = {"arm": "ARM", "reinforce": "REINFORCE-LOO", "disarm": "DisARM"}
     for axis, (panel, x, label) in zip(axes, panels, strict=True):
@@ -43,49 +43,13 @@ def report_variance(result: dict, folder: Path) -> None:
     """Draw the variances, and print them."""
     draw_estimator_variance(result, folder)
     config, metrics = result["config"], result["metrics"]
-    points = [("scale", i, config["at_bits"], scale) for i, scale in enumerate(config["scales"])]
-    points += [("bits", i, b, config["at_scale"]) for i, b in enumerate(config["bits"])]
     rows = []
-    for panel, i, b, scale in points:
-        values = [metrics[panel][name][i] for name in ("arm", "reinforce", "disarm")]
-        rows.append((f"b = {b}, logit scale {scale:g}", *values))
+    for panel, values in (("scale", config["scales"]), ("bits", config["bits"])):
+        for i, value in enumerate(values):
+            variances = [metrics[panel][name][i] for name in ("arm", "reinforce", "disarm")]
+            rows.append((f"{panel} {value:g}", *variances))
     print_table(("total variance, nats^2", "ARM", "REINFORCE-LOO", "DisARM"), rows, digits=2)
     print_closing(result)
-
-
-def draw_hashing_curves(result: dict, folder: Path) -> None:
-    """Train and test relative negative ELBO per epoch; for e1, b = 64, d = 0 with the published
-    minima.
-    """
-    config, history = result["config"], result["history"]
-    epochs = range(1, len(history["train"]) + 1)
-    figure, axis = plt.subplots(figsize=(6, 3.4))
-    for i, split in enumerate(("test", "train")):
-        axis.plot(epochs, history[split], label=split, **style.look(i, marker=None))
-    lowest = min(history["test"])
-    at, look = history["test"].index(lowest) + 1, style.look(0, linestyle="none")
-    axis.plot(at, lowest, label=f"test minimum, {lowest:.1f}", **look)
-    cell = config["encoder"], config["bits"], config["decoder_layers"]
-    lines = [(reference.TABLE3.get(cell), "report (DisARM), test minimum", "-.")]
-    if cell[::2] == ("e1", 0):
-        original = reference.HASHING_ORIGINAL.get(config["bits"])
-        lines.append((original, "original paper (ARM), test minimum", ":"))
-    for value, label, line in lines if result["corpus"] == newsgroups.NAME else []:
-        if value is not None:
-            look: Any = {"color": style.REFERENCE, "linestyle": line, "linewidth": 1}
-            axis.axhline(value, label=f"{label}, {value:g}", **look)
-    if len(epochs) > config["epochs"]:
-        axis.axvline(config["epochs"], color="0.7", linewidth=0.8)
-        place: Any = {"transform": axis.get_xaxis_transform(), "fontsize": 8}
-        axis.text(config["epochs"], 0.02, f" {config['pairs']} pairs per step", **place)
-    # The first few epochs would flatten the rest.
-    top = sorted(history["test"])[-max(1, len(history["test"]) // 50)]
-    axis.set(xlabel="epoch", ylabel="relative negative ELBO\n(nats per document)")
-    axis.set_ylim(None, top * 1.01)
-    title = f"{result['corpus']}\n{cell[0]}, b = {cell[1]}, d = {cell[2]}, {config['estimator']}, "
-    axis.set_title(f"{title}{len(epochs)} epochs, seed {config['seed']}", fontsize=8)
-    axis.legend()
-    style.save(figure, folder, "hashing_curves")
 
 
 SHOWN = {  # cells whose test curves are in the section's figure, by b
@@ -96,14 +60,6 @@ SHOWN = {  # cells whose test curves are in the section's figure, by b
 }
 ENCODERS, BITS, LAYERS = ("e1", "e2", "e3", "e4"), (8, 16, 32, 64), (0, 1, 2)
 COLOUR = dict(zip(("e1", "e3", "e2", "e4"), style.COLOURS, strict=False))
-BESIDE = {  # columns of Table 3 beside the report's protocol: ends of names, and what they are
-    "chosen": (
-        "_heldout0.1",
-        "trained on nine tenths of the training documents, tested at the epoch (in brackets) "
-        "that the other tenth chooses, of the epochs that hashing_cells has",
-    ),
-    "rate 0.1": ("_lr0.1", "Adam's for the encoder, instead of 1e-3; the minimum (epochs)"),
-}
 
 
 def in_order(cells: dict[str, dict]) -> dict[str, dict]:
@@ -131,14 +87,6 @@ def of_the_report(cells: dict[str, dict], end: str = "") -> dict[tuple[str, int,
     }
 
 
-def _corpora(cells: dict[str, dict]) -> tuple[bool, str]:
-    """Whether the documents are those of the report, else nothing published stands beside them; and
-    their names.
-    """
-    names = sorted({result["corpus"] for result in cells.values()})
-    return set(names) <= {newsgroups.NAME}, ", ".join(names) or "no cell run"
-
-
 def shown(cells: dict[str, dict]) -> dict[str, dict]:
     """Those of SHOWN, by label, with the largest b."""
     found = (
@@ -153,86 +101,48 @@ def shown(cells: dict[str, dict]) -> dict[str, dict]:
 
 
 def write_tables(cells: dict[str, dict], folder: Path) -> None:
-    """Tables 2 and 3 beside the report's, and all cells with what else was measured, as Markdown,
-    CSV and LaTeX.
-
-    cells: results of `hashing.py`, by name. folder: where table2, table3 and hashing_cells go.
-    """
+    """Tables 2 and 3, ours beside the report's, and hashing_cells.csv; cells: results by name."""
     grid = of_the_report(cells)
-    published, corpora = _corpora(cells)
-    beside, notes = _beside(cells)
+    corpora = sorted({result["corpus"] for result in cells.values()})
+    published = corpora == [newsgroups.NAME]
     for name, title, report, key in (
         ("table2", "Train negative ELBO, last epoch", reference.TABLE2, "train_final"),
         ("table3", "Test negative ELBO, minimum over epochs", reference.TABLE3, "test_min"),
     ):
-        rows, wide = [], []
-        columns = beside if key == "test_min" else {}
+        rows = []
         for bits, layers in itertools.product(BITS, LAYERS):
-            line: list[object] = [bits, layers]
-            for encoder in ENCODERS:
-                cell = encoder, bits, layers
+            row: list[object] = [bits, layers]
+            for cell in ((encoder, bits, layers) for encoder in ENCODERS):
                 metrics = grid[cell]["metrics"] if cell in grid else {}
-                reported = report.get(cell, "-") if published else "-"
                 ours = f"{metrics[key]:.1f}" if metrics else "not run"
                 epochs = metrics.get("epochs", 0)
                 few = f" ({epochs})" * (0 < epochs < reference.SECTION5_EPOCHS)
-                line.append(f"{reported} / {ours}{few}")
-                rows.append((bits, layers, encoder, reported, ours, epochs))
-            line += [", ".join(of.get((bits, layers), ["not run"])) for of in columns.values()]
-            wide.append(line)
+                row.append(f"{report.get(cell, '-') if published else '-'} / {ours}{few}")
+            rows.append(row)
         caption = (
             f"{title}, relative to the documents' entropy, nats per document: report / ours, in "
             "brackets its epochs, where they are fewer than the report's "
-            f"{reference.SECTION5_EPOCHS:,}. {corpora}. The report has no e4."
+            f"{reference.SECTION5_EPOCHS:,}. {', '.join(corpora)}. The report has no e4."
         )
-        caption += "".join(notes) if columns else ""
-        style.write_table(folder / name, caption, ("b", "d", *ENCODERS, *columns), wide)
-        style.write_csv(folder / name, ("b", "d", "encoder", "report", "ours", "epochs"), rows)
+        style.write_table(folder / name, caption, ("b", "d", *ENCODERS), rows)
     write_cells(cells, folder)
 
 
-def _beside(cells: dict[str, dict]) -> tuple[dict[str, dict[tuple, list[str]]], list[str]]:
-    """The columns of BESIDE for which there are cells, their text by b and d; and what they are."""
-    columns: dict[str, dict[tuple, list[str]]] = {}
-    notes = []
-    for column, (end, note) in BESIDE.items():
-        found = of_the_report(cells, end)
-        for (encoder, *place), result in found.items():
-            lowest = f"{result['metrics']['test_min']:.1f} ({result['metrics']['epochs']})"
-            text = held_out_choice(result) if result["config"]["held_out"] else lowest
-            of_column = columns.setdefault(column, {})
-            of_column.setdefault(tuple(place), []).append(f"{encoder} {text}")
-        notes += [f" {column.capitalize()}: {note}."] if found else []
-    return columns, notes
-
-
 def write_cells(cells: dict[str, dict], folder: Path) -> None:
-    """hashing_cells.csv: every cell trained.
-
-    Minimum of the test negative ELBO over epochs; the same with counts fed to an encoder made for
-    frequencies; test value at the epoch that held-out documents choose, and that epoch; precision
-    at 100 at the chosen epoch; how it was trained; seconds per epoch, whatever else the machine was
-    doing.
+    """hashing_cells.csv: of every cell the options and metrics below, seconds per epoch, whatever
+    else the machine was doing, and the machine.
     """
+    options = ("epochs", "fine_epochs", "patience")  # the last, of old: stopped so long past it
+    metrics = ("epochs", "train_final", "test_min", "test_min_epoch", "test_counts_min")
+    metrics += ("selected_epoch", "test_selected", "precision_at_100")
     rows = []
     for name, result in cells.items():
-        m, config, there = result["metrics"], result["config"], result["environment"]
-        trained = f"{config['epochs']} + {config['fine_epochs']}"
-        if patience := config.get("patience"):  # an option of old
-            trained += f", or {patience} past the minimum"
-        where = f"{there['threads']} threads" if there["device"] == "cpu" else there["device"]
-        rows.append(
-            (
-                *(name, f"{m['test_min']:.1f}", m["test_min_epoch"]),
-                f"{m['test_counts_min']:.1f}" if "test_counts_min" in m else "-",
-                held_out_choice(result) if config["held_out"] else "-",
-                f"{m['precision_at_100']:.3f}",
-                *(m["epochs"], trained, f"{result['seconds'] / m['epochs']:.2f}", where),
-            )
-        )
-    header = ("cell", "test min", "at epoch", "min, counts fed", "held-out choice", "P@100")
-    header += ("epochs run", "epochs asked", "seconds per epoch", "device")
-    style.write_csv(folder / "hashing_cells", header, rows)
+        m, there = result["metrics"], result["environment"]
+        values = [*(result["config"].get(key) or 0 for key in options), *map(m.get, metrics)]
+        values = [f"{v:.4g}" if isinstance(v, float) else v for v in values]
+        rows.append((name, *values, f"{result['seconds'] / m['epochs']:.2f}", there["device"]))
+    header = ("cell", "epochs asked", "fine epochs", "patience", "epochs run", *metrics[1:])
+    style.write_csv(folder / "hashing_cells", (*header, "seconds per epoch", "device"), rows)
 
 
 def draw_table3(grid: dict[tuple[str, int, int], dict], folder: Path) -> None:
@@ -264,38 +174,9 @@ def draw_table3(grid: dict[tuple[str, int, int], dict], folder: Path) -> None:
     style.save(figure, folder, "table3")
 
 
-def write_retrieval(cells: dict[str, dict], folder: Path) -> None:
-    """retrieval.md and .tex: precision@100 of the cells of Tables 2 and 3, beside a published
-    one.
-    """
-    grid, rows = of_the_report(cells), []
-    published, corpora = _corpora(cells)
-    for bits, layers in itertools.product(BITS, LAYERS):
-        found = [grid.get((encoder, bits, layers)) for encoder in ENCODERS]
-        ours = [f"{100 * r['metrics']['precision_at_100']:.1f}" if r else "not run" for r in found]
-        rows.append(
-            (bits, layers, *ours, reference.RETRIEVAL_AMMI.get(bits, "-") if published else "-")
-        )
-    caption = (
-        "Precision@100 in per cent: training documents of the query's group among the 100 "
-        "nearest by Hamming distance (the expected number among equally near ones); test "
-        f"documents as queries, codes of the epoch with the lowest test loss. {corpora}. AMMI, "
-        "another unsupervised model: from remarks in its authors' released commands, with other "
-        "preprocessing (tf-idf), and settings chosen by labels. It is there for orientation, not "
-        "for comparison."
-    )
-    header = ("b", "d", *ENCODERS, "AMMI, published")
-    style.write_table(folder / "retrieval", caption, header, rows)
-
-
-def held_out_choice(result: dict) -> str:
-    """Test loss at the epoch that held-out documents choose, and that epoch."""
-    return f"{result['metrics']['test_selected']:.1f} ({result['metrics']['selected_epoch']})"
-
-
 def report_hashing(result: dict, folder: Path) -> None:
     """Draw the curves of one run of hashing.py, and print its losses beside those of the report."""
-    draw_hashing_curves(result, folder)
+    style.curves(result["history"], "epoch", folder)
     config, metrics = result["config"], result["metrics"]
     cell: tuple = tuple(config[key] for key in ("encoder", "bits", "decoder_layers"))
     if result["corpus"] != newsgroups.NAME:
@@ -305,7 +186,7 @@ def report_hashing(result: dict, folder: Path) -> None:
     chosen = "held-out documents' choice" if config["held_out"] else None
     rows = [
         ("test, minimum over epochs", reference.TABLE3.get(cell), original, metrics["test_min"]),
-        ("  reached after epoch", None, None, metrics["test_min_epoch"]),
+        ("reached after epoch", None, None, metrics["test_min_epoch"]),
         *([(f"test, {chosen}", None, None, metrics["test_selected"])] if chosen else []),
         ("train, last epoch", reference.TABLE2.get(cell), None, metrics["train_final"]),
         ("epochs trained", reference.SECTION5_EPOCHS, None, metrics["epochs"]),
@@ -319,7 +200,10 @@ def report_hashing(result: dict, folder: Path) -> None:
 
 def report_exact(result: dict, folder: Path) -> None:
     """Draw the stages of one run of `hashing.py exact`, and print what was measured after each."""
-    draw_exact(result, folder)
+    figure, axis = plt.subplots(figsize=(4.8, 3.6))
+    _stages(axis, result, result["config"]["encoders"][0])
+    axis.legend(fontsize=8)
+    style.save(figure, folder, "exact")
     columns = ("log_likelihood", "elbo", "gap", "factorization", "amortization")
     for split in SPLITS:
         rows = [
@@ -333,46 +217,19 @@ def report_exact(result: dict, folder: Path) -> None:
     print_closing(result)
 
 
-def draw_exact(result: dict, folder: Path) -> None:
-    """Exact log-likelihood and ELBO through the stages, for each encoder; the train set above, the
-    test set below.
-    """
-    config = result["config"]
-    encoders = config["encoders"]
-    figure, axes = plt.subplots(
-        2, len(encoders), figsize=(2.4 * len(encoders) + 0.8, 5), squeeze=False
-    )
-    for column, encoder in zip(axes.T, encoders, strict=True):
-        for axis, split in zip(column, ("train", "test"), strict=True):
-            _stages(axis, result, encoder, split)
-            axis.set_title(f"{encoder}, {split}")
-        column[1].set_xlabel("epoch")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("relative, nats per document")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
-    )
-    figure.suptitle(
-        f"{result['corpus']}\nb = {config['bits']}, d = {config['decoder_layers']}, seed "
-        f"{config['seed']}",
-        fontsize=8,
-    )
-    style.save(figure, folder, "exact")
-
-
-def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
-    """One panel of the three stages: the decoder by maximum likelihood, the encoder alone, both by
-    the ELBO.
+def _stages(axis: plt.Axes, result: dict, encoder: str) -> None:
+    """One panel of the three stages on the train set: the decoder by maximum likelihood, the
+    encoder alone, both by the ELBO.
     """
     config, history = result["config"], result["history"]
     stages = ("likelihood_epochs", "encoder_epochs", "joint_epochs")
     ends = np.cumsum([config[stage] for stage in stages])
     epochs = np.arange(1, ends[-1] + 1)
     frozen, joint = history[f"{encoder}_frozen"], history[f"{encoder}_joint"]
-    alone = history["likelihood_on"][f"{split}_log_likelihood"]
+    alone = history["likelihood_on"]["train_log_likelihood"]
     parts = (history["likelihood"], frozen, joint)
-    both = np.concatenate([part[f"{split}_log_likelihood"] for part in parts])
-    elbo = np.array(frozen[f"{split}_elbo"] + joint[f"{split}_elbo"])
+    both = np.concatenate([part["train_log_likelihood"] for part in parts])
+    elbo = np.array(frozen["train_elbo"] + joint["train_elbo"])
     look: Any = {"color": "0.35", "linestyle": ":"}
     axis.plot(epochs[ends[1] :], alone, label="the same, never by ELBO", **look)
     axis.plot(epochs, both, color=style.COLOURS[0], label="log-likelihood")
@@ -383,6 +240,7 @@ def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
     axis.set_ylim(low - 0.3 * (high - low), high + 0.35 * (high - low))
     shown = max(1, ends[0] - 2 * (ends[2] - ends[0]) // 5)  # of the first stage, its end
     axis.set_xlim(shown, ends[-1])
+    axis.set(xlabel="epoch", ylabel="relative log p(x), ELBO\n(nats per document)")
     parts = ("decoder:\nlikelihood", "encoder:\nELBO", "both:\nELBO")
     for start, end, text in zip((shown, *ends[:-1]), ends, parts, strict=True):
         axis.axvline(start, color="0.7", linewidth=0.8)
@@ -390,41 +248,23 @@ def _stages(axis: plt.Axes, result: dict, encoder: str, split: str) -> None:
         axis.text((start + end) / 2, 0.99, text, fontsize=7, **place)
 
 
-TRAININGS = {  # names of the stages of `hashing.py exact`, after the encoder's if they have one
-    "likelihood": "decoder by likelihood",
-    "likelihood_on": "decoder by likelihood, continued",
-    "frozen": "encoder alone, exact ELBO",
-    "regressed": "encoder alone, regression on the posterior",
-    "joint": "both by the exact ELBO, from the encoder of the exact ELBO",
-    "regressed_joint": "both by the exact ELBO, from the encoder of the regression",
-}
-
-
 def write_exact(results: Mapping[str, dict], folder: Path) -> None:
-    """exact.csv: what `hashing.py exact` measured after each training, results by run.
+    """exact.csv: what `hashing.py exact` measured after each of its stages.
 
-    Sums over all codes, means over documents, relative, nats (negative here, where losses are
-    positive); of the train set, where not said otherwise. gap = log likelihood - elbo =
-    factorization, what the best factorized posterior found leaves, + amortization, the rest.
+    Means over the train set, where not said otherwise, sums over all codes, nats. gap = log
+    likelihood - elbo = factorization, what the best factorized posterior found leaves, +
+    amortization, the rest.
     """
     columns = ("log_likelihood", "elbo", "gap", "factorization", "amortization")
-    columns += ("posterior_entropy",)
     rows = []
     for run, result in results.items():
-        config = result["config"]
         for stage, measured in result["metrics"].items():
-            encoder, _, name = stage.partition("_")
-            if encoder not in config["encoders"]:
-                encoder, name = "-", stage
-            epochs = "-" if name == "regressed" else len(result["history"][stage]["test_elbo"])
-            values = [measured["train"].get(key) for key in columns]
+            values = [measured["train"].get(key) for key in (*columns, "posterior_entropy")]
             values += [measured["test"].get(key) for key in columns[:2]]
-            values = ("-" if value is None else f"{value:.2f}" for value in values)
-            place = (run, config["bits"], config["decoder_layers"], config["seed"], encoder)
-            rows.append((*place, TRAININGS[name], epochs, *values))
-    header = ("run", "b", "d", "seed", "encoder", "training", "epochs")
-    header += (*(key.replace("_", " ") for key in columns), "test log likelihood", "test elbo")
-    style.write_csv(folder / "exact", header, rows)
+            values = [None if value is None else f"{value:.2f}" for value in values]
+            rows.append((run, stage, len(result["history"][stage]["test_elbo"]), *values))
+    header = ("run", "stage", "epochs", *columns, "posterior_entropy", "test log_likelihood")
+    style.write_csv(folder / "exact", (*header, "test elbo"), rows)
 
 
 def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path) -> None:
@@ -442,8 +282,7 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     for axis, (letter, encoder, result) in zip(axes[0], panels, strict=True):
         config = result["config"]
         encoder = encoder if encoder in config["encoders"] else config["encoders"][0]
-        _stages(axis, result, encoder, "train")
-        axis.set(xlabel="epoch", ylabel="relative log p(x), ELBO\n(nats per document)")
+        _stages(axis, result, encoder)
         of = f"b = {config['bits']}, d = {config['decoder_layers']}, all codes"
         axis.set_title(f"({letter}) train, {encoder}, {of}")
     axes[0, 0].legend(loc="lower right", fontsize=6.5, handlelength=1.5)

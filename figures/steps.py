@@ -53,7 +53,7 @@ def celeba() -> Iterator[Step]:
         yield Step(4, f"celeba/{name}", command, 114 * HOUR, needs=(f"celeba/{fitted}",))
 
 
-MEASURED = "--test-images 2000 --bound-images 50 --laplace-images 16 --fid-images 2000"
+MEASURED = "--test-images 2000 --laplace-images 16 --fid-images 2000"
 MEASURED += " --track-images 500 --precision float32"
 FITTING = f"celeba_encoder.py quick --track 4 {MEASURED}"
 FACES = f"celeba_joint.py quick --schedule falling {MEASURED}"
@@ -222,7 +222,7 @@ def report() -> Iterator[Step]:
     """The full protocol of the report, with everything that this repository adds."""
     yield Step(3, "mixture", "mixture.py --out {self}", 240)
     for seed in (1, 2):
-        options = f"--seed {seed} --variances 1 --trained-variances 1"
+        options = f"--seed {seed} --variances 1"
         yield Step(3, f"mixture_seed{seed}", f"mixture.py {options} --out {{self}}", 200)
     released = "mixture.py --points-per-component 2000 --joint-lr 1e-4 --out {self}"
     yield Step(3, "mixture_released", released, 720)

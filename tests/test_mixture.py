@@ -12,7 +12,7 @@ import mixture
 from mixture import CENTRES, Options
 
 CPU = torch.device("cpu")
-QUICK = ("--points 200 --steps 60 --oracle-points 300 --variances 0.1 1", "--trained-variances 0.1")
+QUICK = ("--points 200 --steps 60 --oracle-points 300 --variances 0.1 1",)
 QUICK += ("--law-variances", 1, "--law-weights", 3, "--law-nodes", 6)
 
 
@@ -175,8 +175,7 @@ def test_a_run_leaves_result_and_figures(run: tuple[Path, str]) -> None:
     result = json.loads((out / "result.json").read_bytes())
     assert {"config", "metrics", "environment", "seconds", "history"} <= result.keys()
     assert {"torch", "device", "threads", "commit"} <= result["environment"].keys()
-    for figure in ("figure1", "mixture_gap", "mixture_curves"):
-        assert (out / f"{figure}.png").stat().st_size > 5000
+    assert (out / "figure1.png").stat().st_size > 5000
     metrics = result["metrics"]
     assert metrics["frozen"]["means"] == [list(centre) for centre in CENTRES]
     assert metrics["joint"]["elbo"] > metrics["frozen"]["elbo"]

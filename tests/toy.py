@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,9 @@ from unittest import mock
 import numpy as np
 import pytest
 import scipy.sparse
+from torch import Tensor
 
+import disarm
 from data import Corpus
 from figures.cli import cli, read_options
 from figures.runner import Task
@@ -88,6 +90,14 @@ def corpus(train: int = 50, test: int = 21, words: int = 30, seed: int = 0) -> C
     return Corpus(
         "toy", train_counts, test_counts, train_labels, test_labels, *titles, names, ["a", "b"]
     )
+
+
+def enumeration(f: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    """E_q f(z), by a sum over all codes z, differentiable in the logits (..., b)."""
+    bits = logits.shape[-1]
+    z = disarm.codes(bits, logits).reshape(-1, *(1,) * (logits.dim() - 1), bits)
+    z = z.expand(-1, *logits.shape)
+    return (disarm.log_bernoulli(z, logits).exp() * f(z)).sum(0)
 
 
 def task(house: Path, name: str, *words: str, needs: tuple[str, ...] = ()) -> Task:
