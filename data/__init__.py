@@ -1,17 +1,13 @@
-"""Data sources, one module each. Downloads and parsed caches lie beside the modules and are ignored
-by git.
-"""
+"""Data sources, one module each. Downloads and caches lie beside the modules, ignored by git."""
 
 import contextlib
-import io
 import os
 import tempfile
 import time
-import zipfile
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import scipy.sparse
@@ -92,62 +88,6 @@ class Corpus:
     test_titles: list[str]
     words: list[str]
     groups: list[str]
-
-
-def cached(path: Path, make: Callable[[], Corpus]) -> Corpus:
-    """The corpus kept at `path`; if there is none that can be read, what `make` returns, kept there
-    from now on.
-    """
-    if path.is_file():
-        try:
-            return _read(path)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            print(f"{path} cannot be read ({error}); making it again")
-    corpus = make()
-    try:
-        _write(path, corpus)
-    except (
-        OSError
-    ) as error:  # a read-only installation costs some seconds at the next start, nothing else
-        print(f"the parsed corpus is not cached: {error}")
-    return corpus
-
-
-def _write(path: Path, corpus: Corpus) -> None:
-    arrays: dict[str, Any] = {}
-    for split in SPLITS:
-        counts = getattr(corpus, split)
-        arrays |= {
-            f"{split}_{part}": getattr(counts, part) for part in ("data", "indices", "indptr")
-        }
-        arrays[f"{split}_labels"] = getattr(corpus, f"{split}_labels")
-        arrays[f"{split}_titles"] = np.array(getattr(corpus, f"{split}_titles"))
-    for part in ("words", "groups"):
-        arrays[part] = np.array(getattr(corpus, part))
-    buffer = io.BytesIO()
-    np.savez(buffer, name=np.array(corpus.name), **arrays)
-    write_aside(path, buffer.getbuffer())
-
-
-def _read(path: Path) -> Corpus:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        words = arrays["words"].tolist()
-
-        def counts(split: str) -> scipy.sparse.csr_array:
-            parts = [arrays[f"{split}_{part}"] for part in ("data", "indices", "indptr")]
-            return scipy.sparse.csr_array(tuple(parts), shape=(len(parts[2]) - 1, len(words)))
-
-        return Corpus(
-            name=str(arrays["name"]),
-            train=counts("train"),
-            test=counts("test"),
-            train_labels=arrays["train_labels"],
-            test_labels=arrays["test_labels"],
-            train_titles=arrays["train_titles"].tolist(),
-            test_titles=arrays["test_titles"].tolist(),
-            words=words,
-            groups=arrays["groups"].tolist(),
-        )
 
 
 def frequent_words(counts: scipy.sparse.csr_array, size: int) -> np.ndarray:

@@ -8,13 +8,14 @@ imported or run. The corpus depends on what is installed; its name says which ve
 import ast
 import hashlib
 import importlib.util
+import json
 import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data import Corpus, DataError, cached, texts
+from data import Corpus, DataError, texts, write_aside
 
 LIBRARIES = ("numpy", "scipy")
 SHORTEST = 30  # words in a document
@@ -22,14 +23,21 @@ Docstring = tuple[str, str]  # qualified name and text
 
 
 def load(folder: Path = Path(__file__).parent) -> Corpus:
-    """The corpus, from its cache in `folder` if the same versions made one, else parsed from the
-    installed sources.
+    """The corpus of the installed sources, which are read once for each of their versions.
 
     Raises DataError if there are no sources to read.
     """
     name = f"docstrings ({', '.join(f'{library} {version(library)}' for library in LIBRARIES)})"
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-    return cached(folder / f"docstrings-{digest}.npz", lambda: build(read(sources()), name))
+    path = folder / f"docstrings-{hashlib.sha256(name.encode()).hexdigest()[:12]}.jsonl"
+    if not path.is_file():
+        documents = distinct(read(sources()))
+        try:
+            write_aside(path, "".join(json.dumps(d) + "\n" for d in documents).encode())
+        except OSError as error:  # a read-only installation: seconds at the next start
+            print(f"the docstrings are not cached: {error}")
+            return texts.corpus_of(documents, name)
+    with path.open(encoding="utf-8") as file:
+        return texts.corpus_of(map(json.loads, file), name)
 
 
 def sources() -> list[tuple[Path, str]]:
@@ -77,11 +85,11 @@ def read(files: list[tuple[Path, str]]) -> list[Docstring]:
     return [document for file in bar for document in docstrings(file)]
 
 
-def build(documents: list[Docstring], name: str) -> Corpus:
-    """Corpus of the documents, without those whose text is that of an earlier one, by name."""
+def distinct(documents: list[Docstring]) -> list[texts.Document]:
+    """Name, group and text of all, without those whose text is that of an earlier one, by name."""
     first: dict[str, texts.Document] = {}
     for title, text in sorted(documents):
         first.setdefault(text, (title, ".".join(title.split(".")[:2]), text))
     if not first:
         raise DataError("no docstrings found: are the libraries installed without their sources?")
-    return texts.corpus_of(first.values(), name)
+    return list(first.values())

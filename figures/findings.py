@@ -50,12 +50,9 @@ def read(folder: Path) -> dict[str, dict]:
     return results
 
 
-def fixed(value: float | Sequence[float], digits: int = 1) -> str:
-    """A number, or several as "a, b and c", with so many digits."""
-    if isinstance(value, int | float):
-        return f"{value:,.{digits}f}"
-    *most, last = (f"{x:,.{digits}f}" for x in value)
-    return f"{', '.join(most)} and {last}" if most else last
+def fixed(value: float, digits: int = 1) -> str:
+    """A number with so many digits."""
+    return f"{value:,.{digits}f}"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -52,7 +52,7 @@ def draw(folder: Path) -> list[str]:
     stages = {n: results[f"celeba/{n}"] for n in section4.STAGES if f"celeba/{n}" in results}
     kinds = ((section4.STAGES[name][2], name) for name in stages if not name.startswith("encoder"))
     tracked = {kind: stages[name] for kind, name in kinds}
-    inference, cells = below("inference/"), section5.in_order(below("hashing/"))
+    inference, cells = below("inference/"), below("hashing/")
     cases = {name: result["metrics"] for name, result in below("law/").items()}
     plan = (
         ("law/one_law", law.draw, (cases,)),

@@ -62,42 +62,20 @@ ENCODERS, BITS, LAYERS = ("e1", "e2", "e3", "e4"), (8, 16, 32, 64), (0, 1, 2)
 COLOUR = dict(zip(("e1", "e3", "e2", "e4"), style.COLOURS, strict=False))
 
 
-def in_order(cells: dict[str, dict]) -> dict[str, dict]:
-    """Cells by name in the order of b, d, encoder."""
-
-    def order(name: str) -> tuple:
-        encoder, bits, layers = place(cells[name])
-        return bits, layers, encoder, name
-
-    return {name: cells[name] for name in sorted(cells, key=order)}
-
-
-def place(result: dict) -> tuple[str, int, int]:
-    """Encoder, b and d of a cell: its place in Tables 2 and 3."""
-    config = result["config"]
-    return config["encoder"], config["bits"], config["decoder_layers"]
-
-
-def of_the_report(cells: dict[str, dict], end: str = "") -> dict[tuple[str, int, int], dict]:
-    """The cells of Tables 2 and 3 by encoder, b and d, or others whose names end so."""
-    return {
-        place(result): result
-        for name, result in cells.items()
-        if re.fullmatch(rf"e\d_b\d+_d\d{re.escape(end)}", name)
-    }
+def of_the_report(cells: dict[str, dict]) -> dict[tuple[str, int, int], dict]:
+    """The cells of Tables 2 and 3 by encoder, b and d."""
+    keys = ("encoder", "bits", "decoder_layers")
+    grid = {name: r for name, r in cells.items() if re.fullmatch(r"e\d_b\d+_d\d", name)}
+    return {tuple(r["config"][key] for key in keys): r for r in grid.values()}
 
 
 def shown(cells: dict[str, dict]) -> dict[str, dict]:
     """Those of SHOWN, by label, with the largest b."""
-    found = (
-        {
-            label: cells[name.format(bits)]
-            for name, label in SHOWN.items()
-            if name.format(bits) in cells
-        }
-        for bits in reversed(BITS)
-    )
-    return next(filter(None, found), {})
+    for bits in reversed(BITS):
+        names = {label: name.format(bits) for name, label in SHOWN.items()}
+        if found := {label: cells[name] for label, name in names.items() if name in cells}:
+            return found
+    return {}
 
 
 def write_tables(cells: dict[str, dict], folder: Path) -> None:

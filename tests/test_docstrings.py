@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data import DataError, docstrings
+from data import DataError, docstrings, texts
 
 LONG = " ".join(f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(35))
 SOURCE = f'''"""{LONG} module"""
@@ -34,19 +34,20 @@ def test_docstrings_of_a_file(tmp_path: Path) -> None:
     assert docstrings.docstrings((tmp_path / "none.py", "none")) == []
 
 
-def test_build() -> None:
+def test_documents_are_distinct() -> None:
     documents = [(f"numpy.part{i % 3}.f{i}", f"{LONG} number times {i}") for i in range(26)]
     copy = ("numpy.a.copy", documents[0][1])
-    corpus = docstrings.build([*documents, copy, ("scipy.f", f"{LONG} alone")], "name")
-    titles = corpus.train_titles + corpus.test_titles
+    found = docstrings.distinct([*documents, copy, ("scipy.f", f"{LONG} alone")])
+    titles = [title for title, _, _ in found]
     assert "numpy.a.copy" in titles  # sorts before the other, and stays
     assert "numpy.part0.f0" not in titles
     assert len(titles) == 27
+    corpus = texts.corpus_of(found, "name")
     assert corpus.groups == ["numpy.a", "numpy.part0", "numpy.part1", "numpy.part2", "scipy.f"]
     first = {corpus.words[i] for i in corpus.train[[0]].indices}
     assert first > {word.lower() for word in LONG.split()}
     with pytest.raises(DataError, match="no docstrings"):
-        docstrings.build([], "name")
+        docstrings.distinct([])
 
 
 def test_sources_are_the_installed_libraries() -> None:
