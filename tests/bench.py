@@ -1,21 +1,24 @@
-"""Training steps of Sections 3 and 5 against straightforward ones: `uv run tests/bench.py`; and
-Section 5's memory and time with so many documents and words: `uv run tests/bench.py 1e6 1e4`.
+"""How fast a step is, beside a straightforward one and the products in it: `uv run tests/bench.py`;
+what imports and --help take; and Section 5's memory and time with so many documents and words:
+`uv run tests/bench.py 1e6 1e4`.
 
-Section 3: the released code's 8,000 points, factorized encoder, joint steps. Section 5: batches of
-256 real documents, e1, b = 64, one DisARM pair and the batch's train loss, and ten pairs. The other
-side is the model as one writes it down: autograd, dense counts, a pass for each code, default Adam,
-float32. "Products" are the step's matrix products alone, the floor for this arithmetic. All run in
-turns in one process, and ratios are taken round by round, since a shared machine's speed drifts.
+The straightforward side is the model as one writes it down: autograd, dense counts, a pass for each
+code, default Adam and memory format, float32. "Products" are the step's matrix products or
+convolutions alone, forward and backward: the floor for this arithmetic. All run in turns in one
+process, and ratios are taken round by round, since a shared machine's speed drifts.
 """
 
+import copy
 import itertools
 import math
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,81 +26,159 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.functional import softplus
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from toy import ROOT
 
+import celeba_encoder
+import celeba_joint
+import dcgan
 import hashing
 import mixture
-from data import newsgroups, texts
-from figures.run import native_precision
+from data import faces, newsgroups, texts
+from disarm import codes, exact_elbo
+from figures.run import native_precision, print_table
 
-FEW, STEPS = 50, 20  # steps of a turn, in Sections 3 and 5
 CPU = torch.device("cpu")
+Run = Callable[[], object]
 
 
-def compare(sides: Mapping[str, Callable[[], None]], steps: int, rounds: int) -> None:
-    """Run all sides in turns, and print ms per step and ratios to the first."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
+def in_turns(name: str, sides: dict[str, Run], steps: int = 1, rounds: int = 7) -> None:
+    """Print ms per step of all sides, `steps` in each call, and how much less than the first's."""
+    times: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(rounds + 1):
-        for name, run in sides.items():
+        for side, run in sides.items():
             start = time.perf_counter()
             run()
-            times[name].append((time.perf_counter() - start) / steps * 1e3)
-    first = next(iter(times.values()))
-    for name, values in times.items():
+            times[side].append((time.perf_counter() - start) / steps * 1e3)
+    first, rows = next(iter(times.values())), []
+    for side, values in times.items():
         ratios = [a / b for a, b in zip(first, values, strict=True)][1:]
-        print(
-            f"  {name}: median {statistics.median(values[1:]):.2f} ms a step (min "
-            f"{min(values[1:]):.2f}); {statistics.median(ratios):.2f} times as fast, from "
-            f"{min(ratios):.2f} to {max(ratios):.2f}"
-        )
+        rows.append((side, statistics.median(values[1:]), statistics.median(ratios)))
+    print_table((name, "ms a step", "times as fast"), rows, digits=2)
 
 
-def straightforward_mixture(x: torch.Tensor) -> Callable[[], None]:
-    encoder = nn.Sequential(
-        nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)
-    )
-    means = nn.Parameter(torch.tensor(mixture.CENTRES))
-    bits = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    optimizer = torch.optim.Adam([*encoder.parameters(), means], 1e-4)
-
-    def run() -> None:
-        for _ in range(FEW):
-            q = torch.softmax((encoder(x)[:, None, :] * bits).sum(-1), -1)
-            residual = x[:, None, :] - means
-            log_likelihood = -0.5 * (residual**2).sum(-1) - torch.log(torch.tensor(2 * torch.pi))
-            kl = (q * (q.log() - torch.log(torch.tensor(0.25)))).sum(-1)
-            loss = -((q * log_likelihood).sum(-1) - kl).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    return run
+def ascend(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    loss().backward()
+    optimizer.step()
 
 
-def our_mixture(x: torch.Tensor) -> Callable[[], None]:
-    encoder, means = mixture.factorized(CPU), torch.tensor(mixture.CENTRES)
-    return lambda: mixture.train(x, encoder, means, 1.0, FEW, 1e-4, True, lambda step, log_q: None)
+def times(steps: int, step: Callable[[int], object]) -> Run:
+    return lambda: [step(i) for i in range(steps)]
 
 
-def mixture_products(x: torch.Tensor) -> Callable[[], None]:
-    """The step's matrix products alone, forward and backward: the floor for this arithmetic."""
+# --- Section 3 ------------------------------------------------------------------------------------
+
+
+def section3(steps: int = 50) -> None:
+    x = mixture.sample(mixture.Options(points_per_component=2000), CPU)
+    layers = nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)
+    encoder, centres = nn.Sequential(*layers), nn.Parameter(torch.tensor(mixture.CENTRES))
+    adam = torch.optim.Adam([*encoder.parameters(), centres], 1e-4)
+    bits = codes(2, x)
+
+    def negative_elbo() -> Tensor:
+        q = torch.softmax((encoder(x)[:, None, :] * bits).sum(-1), -1)
+        log_p = -0.5 * ((x[:, None, :] - centres) ** 2).sum(-1) - math.log(2 * math.pi)
+        return -(q * (log_p - math.log(4) - q.log())).sum(-1).mean()
+
+    ours, means = mixture.factorized(CPU), torch.tensor(mixture.CENTRES)
     h, g, w = torch.rand(len(x), 64), torch.rand(len(x), 64), torch.rand(64, 64)
-    top, first = torch.rand(64, 2), torch.rand(2, 64)
-    square, table, narrow = torch.empty(64, 64), torch.empty(len(x), 64), torch.empty(len(x), 2)
+    top, first, narrow = torch.rand(64, 2), torch.rand(2, 64), torch.rand(len(x), 2)
+    square, table, out = torch.empty(64, 64), torch.empty(len(x), 64), torch.empty(len(x), 2)
 
-    def run() -> None:
-        for _ in range(FEW):
-            torch.mm(x, first, out=table)
-            torch.mm(h, w, out=table)
-            torch.mm(h, top, out=narrow)
-            torch.mm(narrow.T, h)
-            torch.mm(narrow, top.T, out=table)
-            torch.mm(h.T, g, out=square)
-            torch.mm(g, w, out=table)
-            torch.mm(x.T, g)
+    def products(_: int) -> None:
+        for a, b in ((x, first), (h, w), (narrow, top.T), (g, w)):
+            torch.mm(a, b, out=table)
+        torch.mm(h, top, out=out)
+        torch.mm(h.T, g, out=square)
+        torch.mm(narrow.T, h)
+        torch.mm(x.T, g)
 
-    return run
+    sides: dict[str, Run] = {
+        "straightforward": times(steps, lambda _: ascend(negative_elbo, adam)),
+        "ours": lambda: mixture.train(x, ours, means, 1.0, steps, 1e-4, True, lambda *_: None),
+        "products": times(steps, products),
+    }
+    in_turns("Section 3, joint, 8,000 points", sides, steps, 21)
+
+
+# --- Section 4, as wide as `dcgan.py quick` -------------------------------------------------------
+
+
+def convolutions(*networks: nn.Module) -> nn.Sequential:
+    """Those of the networks, one after another where they fit, without what lies between."""
+    kinds = nn.Conv2d, nn.ConvTranspose2d
+    layers = [layer for network in networks for layer in network.modules()]
+    return nn.Sequential(*(copy.deepcopy(layer) for layer in layers if isinstance(layer, kinds)))
+
+
+def section4() -> None:
+    options = replace(dcgan.QUICK, faces=600, precision="float32")
+    trainer = dcgan.Trainer(options, faces.draw(600), CPU, "thumbnails")
+    batch, nz = 64, options.nz
+    real = trainer.batch(torch.arange(batch))
+    generator, discriminator = dcgan.Generator(nz, 16), dcgan.Discriminator(16)
+    adams = [torch.optim.Adam(n.parameters(), 1e-3) for n in (generator, discriminator)]
+    one, zero = torch.ones(batch), torch.zeros(batch)
+
+    def tutorial() -> None:
+        discriminator.zero_grad()
+        binary_cross_entropy_with_logits(discriminator(real), one).backward()
+        fake = generator(torch.randn(batch, nz))
+        binary_cross_entropy_with_logits(discriminator(fake.detach()), zero).backward()
+        adams[1].step()
+        generator.zero_grad()
+        binary_cross_entropy_with_logits(discriminator(fake), one).backward()
+        adams[0].step()
+
+    up, down = convolutions(generator), convolutions(discriminator)
+
+    def of_gan() -> None:
+        fake = up(torch.randn(batch, nz, 1, 1))
+        (down(real).sum() + down(fake.detach()).sum()).backward()
+        down.requires_grad_(False)(fake).sum().backward()
+        down.requires_grad_(True)
+
+    sides: dict[str, Run] = {"straightforward": tutorial, "ours": lambda: trainer.step(real)}
+    in_turns("Section 4, GAN, 64 images", sides | {"products": of_gan})
+
+    truth = dcgan.Generator(nz, 16).eval().requires_grad_(False)
+    joint = replace(celeba_joint.QUICK, precision="float32", evidence_images=2)
+
+    def made(weight: float | None) -> celeba_encoder.Trainer:
+        decoder = copy.deepcopy(truth).requires_grad_(True).to(memory_format=torch.channels_last)
+        encoder = celeba_encoder.Encoder(nz, 16)
+        vae = celeba_encoder.VAE(truth, encoder, 0.5, decoder).eval()
+        return celeba_joint.make_trainer(vae, replace(joint, weight=weight), {}, CPU)
+
+    plain = celeba_encoder.VAE(
+        truth, celeba_encoder.Encoder(nz, 16), 0.5, copy.deepcopy(truth).requires_grad_(True)
+    ).eval()
+    adam, noise = (
+        torch.optim.Adam([p for p in plain.parameters() if p.requires_grad]),
+        torch.manual_seed(0),
+    )
+
+    def negative_elbo() -> Tensor:
+        x = plain.sample(torch.randn(batch, nz), noise)[1]
+        return -plain.elbo(x, noise)["elbo"].mean()
+
+    there, back = convolutions(plain.encoder), convolutions(plain.decoder)
+
+    def of_joint() -> None:
+        with torch.no_grad():
+            x = back(torch.randn(batch, nz, 1, 1))
+        back(there(x)[:, :nz]).sum().backward()
+
+    sides = {"straightforward": lambda: ascend(negative_elbo, adam)}
+    sides["ours"] = partial(celeba_joint.step, made(None))
+    in_turns("joint training, 64 images", sides | {"products": of_joint})
+    in_turns("without an encoder, 64 images", {"ours": partial(celeba_joint.step, made(1.0))})
+
+
+# --- Section 5 ------------------------------------------------------------------------------------
 
 
 def dense(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Callable[[int], None]:
@@ -107,9 +188,9 @@ def dense(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Ca
     encoder = nn.Linear(words, options.bits)
     hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.LeakyReLU())]
     decoder = nn.Sequential(*hidden, nn.Linear(sizes[-1], words), nn.LogSoftmax(1))
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 1e-3)
+    adam = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 1e-3)
 
-    def relative_nll(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    def relative_nll(x: Tensor, z: Tensor) -> Tensor:
         frequencies = x / x.sum(1, keepdim=True)
         return (x * frequencies.log()).sum(1) - (x * decoder(z)).sum(1)
 
@@ -117,18 +198,19 @@ def dense(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Ca
         x = torch.from_numpy(trainer.train.counts[batches[i]].toarray()) + trainer.u
         logits = encoder(x)
         q = logits.detach()
-        loss = 0.0
-        for _ in range(pairs):
-            u = torch.rand_like(logits)
-            z = [(u < torch.sigmoid(q)).float(), (1 - u < torch.sigmoid(q)).float()]
-            f = [
-                relative_nll(x, code) + (code * q - softplus(q) + math.log(2)).sum(1) for code in z
-            ]
-            weight = 0.5 * (f[0] - f[1]).detach()[:, None] * (z[0] - z[1]) * torch.sigmoid(q.abs())
-            loss = loss + ((f[0] + f[1]) / 2 + (weight * (logits - q)).sum(1)).mean() / pairs
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+
+        def loss() -> Tensor:
+            total = torch.zeros(())
+            for _ in range(pairs):
+                u = torch.rand_like(q)
+                z = [(u < torch.sigmoid(q)).float(), (1 - u < torch.sigmoid(q)).float()]
+                f = [relative_nll(x, c) + (c * q - softplus(q) + math.log(2)).sum(1) for c in z]
+                weight = 0.5 * (f[0] - f[1]).detach()[:, None] * (z[0] - z[1])
+                weight = weight * torch.sigmoid(q.abs())
+                total = total + ((f[0] + f[1]) / 2 + (weight * (logits - q)).sum(1)).mean() / pairs
+            return total
+
+        ascend(loss, adam)
         with torch.no_grad():
             z = (torch.rand_like(q) < torch.sigmoid(q)).float()
             (relative_nll(x, z) + hashing.kl_uniform(q)).mean().item()
@@ -136,18 +218,13 @@ def dense(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Ca
     return step
 
 
-def hashing_products(
-    trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int
-) -> Callable[[int], None]:
-    """Our step's matrix products over the vocabulary alone, forward and backward: the floor for
-    this arithmetic.
-    """
-    k, words, rows = len(trainer.model.decoder.weight[0]), len(trainer.u), 2 * len(batches[0])
+def vocabulary_products(trainer: hashing.Trainer, pairs: int) -> Callable[[int], None]:
+    k, words = len(trainer.model.decoder.weight[0]), len(trainer.u)
     hidden, weight, logits, grad = (
-        torch.rand(shape) for shape in ((rows, k), (words, k), (rows, words), (words, k))
+        torch.rand(shape) for shape in ((512, k), (words, k), (512, words), (words, k))
     )
 
-    def step(i: int) -> None:
+    def step(_: int) -> None:
         for _ in range(pairs):
             torch.mm(hidden, weight.T, out=logits)
             torch.mm(logits.T, hidden, out=grad)
@@ -157,9 +234,60 @@ def hashing_products(
     return step
 
 
+def section5() -> None:
+    torch.set_flush_denormal(True)
+    corpus = newsgroups.load()
+    precisions = ["float32"] + ["bfloat16"] * (native_precision(CPU) == "bfloat16")
+    for layers, pairs, steps in ((0, 1, 20), (1, 1, 10), (2, 1, 10), (0, 10, 2)):
+        options = [hashing.Options(decoder_layers=layers, precision=name) for name in precisions]
+        trainers = [hashing.Trainer(of_side, corpus, CPU) for of_side in options]
+        order = np.random.default_rng(0).permutation(len(trainers[0].train))
+        batches = np.split(order[: 256 * steps], steps)
+
+        def ours(trainer: hashing.Trainer, i: int, pairs: int = pairs, rows=batches) -> None:
+            hashing.step(trainer, trainer.train.batch(rows[i]), pairs).item()
+
+        sides = {"straightforward": times(steps, dense(trainers[0], batches, pairs))}
+        for trainer in trainers:
+            sides[f"ours, {trainer.options.precision}"] = times(steps, partial(ours, trainer))
+        sides["products, float32"] = times(steps, vocabulary_products(trainers[0], pairs))
+        in_turns(f"Section 5, b = 64, d = {layers}, {pairs} pair(s)", sides, steps)
+    sums = hashing.Exact(hashing.ExactOptions(), corpus, CPU)
+    model = sums.model("e1")
+    batch, adam = sums.documents["train"].batch(batches[0]), torch.optim.Adam(model.parameters())
+
+    def negative_elbo(table: bool) -> Tensor:
+        log_p = hashing.log_decoder(model, sums.z)
+        if table:
+            weight, bias = model.decoder.weight, model.decoder.bias
+            log_p = torch.log_softmax(weight @ sums.z.T + bias[:, None], 0), None
+        joint = hashing.log_joint(log_p, batch, sums.z)
+        return -exact_elbo(model.encoder(batch), joint, sums.z).mean()
+
+    sides = {"a table of words by codes": lambda: ascend(partial(negative_elbo, True), adam)}
+    sides["ours"] = lambda: ascend(partial(negative_elbo, False), adam)
+    in_turns("exact, b = 8, d = 0", sides)
+
+
+# --- starts, and scale ----------------------------------------------------------------------------
+
+
+def starts() -> None:
+    scripts = ("mixture", "dcgan", "celeba_encoder", "celeba_joint", "hashing", "figures/make")
+    commands = {"import torch": ("-c", "import torch"), "import disarm": ("-c", "import disarm")}
+    commands |= {f"{script}.py --help": (f"{script}.py", "--help") for script in scripts}
+    sides = {
+        name: partial(
+            subprocess.run, (sys.executable, *words), cwd=ROOT, check=True, capture_output=True
+        )
+        for name, words in commands.items()
+    }
+    in_turns("start", sides, rounds=5)
+
+
 def scale(documents: int, words: int) -> None:
-    """One line: peak memory after counting the documents' words, and after training and keeping
-    the model; and seconds. They are texts of words of 20 Newsgroups, each one of several at random.
+    """Peak memory after counting the documents' words, and after training and keeping the model;
+    and seconds. They are texts of words of 20 Newsgroups, each one of several at random.
     """
     source, rng = newsgroups.load(), np.random.default_rng(0)
     several, rest = divmod(words, len(source.words))
@@ -170,67 +298,37 @@ def scale(documents: int, words: int) -> None:
         for i, row in enumerate(rng.integers(source.train.shape[0], size=count)):
             place = slice(*source.train.indptr[row : row + 2])
             tokens = source.train.indices[place].repeat(source.train.data[place].astype(int))
-            which = rng.integers(several, size=len(tokens))
-            pairs = zip(tokens, which, strict=True)
+            pairs = zip(tokens, rng.integers(several, size=len(tokens)), strict=True)
             yield f"{split}/{i}", "all", " ".join(f"{source.words[j]}{k}" for j, k in pairs)
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     with mock.patch.object(texts, "VOCABULARY", words):
         both = itertools.chain(drawn("train", documents), drawn("test", documents // 10))
         corpus = texts.corpus_of(both, "drawn")
-    counted = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    rows: list[tuple[str, float]] = [("GiB at most, words counted", peak())]
     with tempfile.TemporaryDirectory() as folder:
         options = hashing.Options(bits=16, epochs=1, fine_epochs=0, out=Path(folder))
-        begun = time.perf_counter()
+        clock = [time.perf_counter()]
         trainer = hashing.Trainer(options, corpus, CPU)
-        loaded = time.perf_counter()
-        order = rng.permutation(documents)
-        for i in range(STEPS):
-            hashing.step(trainer, trainer.train.batch(order[256 * i : 256 * (i + 1)]), 1)
-        stepped = time.perf_counter()
+        clock.append(time.perf_counter())
+        for chosen in np.split(rng.permutation(documents)[: 20 * 256], 20):
+            hashing.step(trainer, trainer.train.batch(chosen), 1)
+        clock.append(time.perf_counter())
         trainer.record({"train": 0.0, **hashing.test(trainer)})
-        tested = time.perf_counter()
+        clock.append(time.perf_counter())
         hashing.finish(trainer, corpus)
-        ended = time.perf_counter()
-    print(
-        f"{documents:,} documents, {words:,} words, {corpus.train.nnz:,} non-zeros: peak "
-        f"{counted:.2f} GiB counted, "
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB at the end; load "
-        f"{loaded - begun:.1f} s; step {(stepped - loaded) / STEPS * 1e3:.0f} ms; test of a tenth "
-        f"{tested - stepped:.1f} s; codes and retrieval {ended - tested:.1f} s"
-    )
-
-
-def main() -> None:
-    x = mixture.sample(mixture.Options(points_per_component=2000), CPU)
-    print("Section 3, joint, 8,000 points")
-    sides = {"straightforward": straightforward_mixture(x), "ours": our_mixture(x)}
-    compare(sides | {"products": mixture_products(x)}, FEW, 21)
-    torch.set_flush_denormal(True)
-    corpus = newsgroups.load()
-    precisions = ["float32"] + ["bfloat16"] * (native_precision(CPU) == "bfloat16")
-    for layers, pairs in ((0, 1), (1, 1), (2, 1), (0, 10)):
-        print(f"Section 5, b = 64, d = {layers}, {pairs} pair(s) a step")
-        options = [hashing.Options(decoder_layers=layers, precision=name) for name in precisions]
-        trainers = [hashing.Trainer(of_side, corpus, CPU) for of_side in options]
-        order = np.random.default_rng(0).permutation(len(trainers[0].train))
-        steps = STEPS if pairs == 1 else 2
-        batches = [order[256 * i : 256 * (i + 1)] for i in range(steps)]
-
-        def ours(trainer: hashing.Trainer, i: int, pairs: int = pairs, rows=batches) -> None:
-            hashing.step(trainer, trainer.train.batch(rows[i]), pairs).item()
-
-        each = {"straightforward": dense(trainers[0], batches, pairs)}
-        for trainer in trainers:
-            each[f"ours, {trainer.options.precision}"] = partial(ours, trainer)
-        each["products, float32"] = hashing_products(trainers[0], batches, pairs)
-
-        def turn(step: Callable[[int], None], steps: int = steps) -> None:
-            for i in range(steps):
-                step(i)
-
-        compare({name: partial(turn, step) for name, step in each.items()}, steps, 7)
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+        clock.append(time.perf_counter())
+    named = zip(("load", "20 steps", "test of a tenth", "codes"), pairwise(clock), strict=True)
+    rows += [(f"s, {name}", end - start) for name, (start, end) in named]
+    print_table((f"{documents:,} documents, {words:,} words", ""), [*rows, ("GiB", peak())], 1)
 
 
 if __name__ == "__main__":
-    scale(*(int(float(word)) for word in sys.argv[1:])) if sys.argv[1:] else main()
+    if sys.argv[1:]:
+        scale(*(int(float(word)) for word in sys.argv[1:]))
+    else:
+        for part in (starts, section3, section4, section5):
+            part()
+        print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
