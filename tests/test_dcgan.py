@@ -14,7 +14,7 @@ from pytorch_fid import inception as pytorch_fid_inception
 from pytorch_fid.fid_score import calculate_activation_statistics
 from pytorch_fid.inception import FID_WEIGHTS_URL
 from torch import nn
-from toy import complaint, interrupted, main, the_one_line
+from toy import complaint, good, interrupted, main, ran, the_one_line
 
 import dcgan
 from data import celeba, faces
@@ -223,9 +223,7 @@ def test_without_weights_one_line_says_what_to_do(no_network: Path) -> None:
 
 
 def test_a_run_keeps_what_it_selected(tmp_path: Path) -> None:
-    done = main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "result.json").read_bytes())
+    result = ran(dcgan, *TINY, "--epochs", 3, out=tmp_path)
     history, selected = result["history"], result["metrics"]["selected_epoch"]
     assert {len(values) for values in history.values()} == {3}
     assert history["frechet"][selected - 1] == min(history["frechet"])
@@ -239,20 +237,18 @@ def test_a_run_keeps_what_it_selected(tmp_path: Path) -> None:
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (8 * 65 + 1, 8 * 65 + 1)
     assert (tmp_path / "curves.png").stat().st_size > 5000
-    assert "thumbnails" in done.stdout
+    assert "thumbnails" in result["space"]
 
 
 def test_resume_is_bitwise(tmp_path: Path) -> None:
-    assert main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "whole").returncode == 0
+    good(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "whole")
     with interrupted(dcgan.Trainer, "step", 4):  # in the middle of the second epoch
         stopped = main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "parts")
     assert stopped.returncode == 130
     assert "--resume" in the_one_line(stopped)
     refused = main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "parts")
     assert "go on with --resume" in the_one_line(refused)
-    assert (
-        main(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "parts", "--resume").returncode == 0
-    )
+    good(dcgan, *TINY, "--epochs", 3, "--out", tmp_path / "parts", "--resume")
     whole, parts = (
         json.loads((tmp_path / name / "result.json").read_bytes()) for name in ("whole", "parts")
     )
@@ -292,7 +288,7 @@ def test_what_is_wrong_shows_before_weights_are_fetched(
 
 
 def test_resume_refuses_another_run(tmp_path: Path) -> None:
-    assert main(dcgan, *TINY, "--epochs", 1, "--out", tmp_path).returncode == 0
+    good(dcgan, *TINY, "--epochs", 1, "--out", tmp_path)
     again = (*TINY, "--epochs", 2, "--resume", "--out", tmp_path)
     assert "--lr 0.0002, not 0.1" in the_one_line(main(dcgan, *again, "--lr", 0.1))
     checkpoint = tmp_path / "checkpoint.pt"

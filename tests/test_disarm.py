@@ -64,13 +64,6 @@ def test_disarm_varies_no_more_than_arm(kind: str) -> None:
     assert (variances[0] <= 1.05 * variances[1] + 1e-12).all(), variances
 
 
-def test_enumeration_equals_finite_differences() -> None:
-    logits = torch.tensor(
-        [LOGITS["moderate"], LOGITS["saturated"]], dtype=torch.float64, requires_grad=True
-    )
-    assert torch.autograd.gradcheck(lambda x: enumeration(f, x), logits)
-
-
 @pytest.mark.parametrize("name", disarm.ESTIMATORS)
 def test_the_decoder_gets_the_gradient_of_the_mean_value(name: str) -> None:
     """f(z) = w . z: with a fixed seed, the gradient in w is the mean of the codes that f saw."""
@@ -91,14 +84,6 @@ def test_the_decoder_gets_the_gradient_of_the_mean_value(name: str) -> None:
     assert set(z.unique().tolist()) <= {0.0, 1.0}
     assert value.shape == (1,)
     torch.testing.assert_close(w.grad, z.mean((0, 1)))
-
-
-def test_enumeration_has_the_decoder_gradient_that_samples_have_on_average() -> None:
-    logits = torch.tensor(LOGITS["moderate"], dtype=torch.float64)
-    w = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    enumeration(lambda z: f(z) * w, logits).backward()
-    values, _ = draws("reinforce", logits, 200_000)
-    assert abs(values.mean() - w.grad) < 4.5 * values.std() / 200_000**0.5
 
 
 def test_same_seed_same_estimate() -> None:

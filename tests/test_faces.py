@@ -76,15 +76,6 @@ def test_images_are_decoded_once_and_memory_mapped(
     np.testing.assert_array_equal(first, again)
 
 
-def test_a_shortened_cache_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    archive = zipped(tmp_path / "a.zip", jpegs())
-    first = np.array(celeba.load(archive, tmp_path))
-    (cache,) = tmp_path.glob("*.npy")
-    cache.write_bytes(cache.read_bytes()[:5000])
-    np.testing.assert_array_equal(celeba.load(archive, tmp_path), first)
-    assert "making it again" in capsys.readouterr().out
-
-
 def test_other_images_in_the_same_place_are_decoded_anew(tmp_path: Path) -> None:
     files = jpegs()
     before = celeba.load(zipped(tmp_path / "a.zip", files), tmp_path)

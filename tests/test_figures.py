@@ -16,7 +16,7 @@ import celeba_joint
 import dcgan
 import hashing
 import mixture
-from figures import findings, law, like, page, section4, style
+from figures import findings, law, like, page, style
 from figures.cli import RunError
 from figures.run import write_json
 
@@ -103,10 +103,6 @@ def test_what_is_said_without_a_number() -> None:
     assert round(values["family"], 2) == 0.03
     free = values["lengths"][0][1]
     assert [cell.partition(" ")[0] for cell in free[3:]] == ["0.0000"]  # "pay nothing"
-
-
-def test_stages_have_results_of_their_names() -> None:
-    assert {f"celeba/{name}" for name in section4.STAGES} <= RESULTS.keys()
 
 
 def test_what_is_said_of_encoders_in_the_plane() -> None:

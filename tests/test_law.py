@@ -10,7 +10,7 @@ import pytest
 import scipy.optimize
 import scipy.sparse
 import torch
-from toy import ROOT, corpus, main, option_error
+from toy import ROOT, corpus, good, main, option_error
 
 import celeba_joint
 import disarm
@@ -154,8 +154,7 @@ def test_encoders_in_the_plane(encoder: int | None) -> None:
 
 def test_plane_through_the_command_line(tmp_path: Path) -> None:
     arguments = ("plane --sigmas 0.8 --weights 3 --hidden 1 --points 60 --out", tmp_path)
-    done = main(celeba_joint, *arguments)
-    assert done.returncode == 0, done.stderr
+    good(celeba_joint, *arguments)
     result = json.loads((tmp_path / "result.json").read_bytes())
     cases = law.split(result)
     assert [case["metrics"]["value"] for case in cases.values()] == [0.8]
@@ -165,7 +164,7 @@ def test_plane_through_the_command_line(tmp_path: Path) -> None:
         assert metrics["weight"][0] == 0 < metrics["weight"][1] < metrics["weight"][-1] == 1
         assert law.cost(metrics) <= law.narrowing(metrics) + 1e-6
         assert metrics["finer_evidence"][1] == pytest.approx(metrics["evidence"][-1], abs=0.01)
-    assert main(celeba_joint, *arguments, "--resume").returncode == 0
+    good(celeba_joint, *arguments, "--resume")
     again = law.split(json.loads((tmp_path / "result.json").read_bytes()))
     assert {name: case["metrics"] for name, case in again.items()} == {
         n: c["metrics"] for n, c in cases.items()
@@ -188,8 +187,7 @@ def test_lengths_through_the_command_line(
 ) -> None:
     monkeypatch.setattr(newsgroups, "load", lambda archive: corpus(60))
     arguments = ("lengths --lengths 3 9 --bits 2 --decoder", decoder, "--weights 9 --out", tmp_path)
-    done = main(hashing, *arguments)
-    assert done.returncode == 0, done.stderr
+    good(hashing, *arguments)
     for case in law.split(json.loads((tmp_path / "result.json").read_bytes())).values():
         metrics = case["metrics"]
         assert law.cost(metrics) <= law.narrowing(metrics) + 1e-6

@@ -185,14 +185,6 @@ def test_steps_make_what_is_committed() -> None:
     assert found > 60
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(41.6, "42 s"), (200, "3 min 20 s"), (5 * 3600, "5 h"), (32.2 * 24 * 3600, "32 days")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert make.duration(seconds) == text
-
-
 def test_steps_are_chosen_by_name_with_those_they_go_on_from() -> None:
     names = [step.name for step in make.chosen(STEPS, ["third"])]
     assert names == ["first", "part/second", "third"]

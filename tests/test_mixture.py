@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import complaint, main, the_one_line
+from toy import complaint, good, main, the_one_line
 
 import mixture
 from mixture import CENTRES, Options
@@ -165,8 +165,7 @@ def test_training_raises_the_elbo_and_the_consistent_encoder_reaches_the_posteri
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A small run through the command line."""
     out = tmp_path_factory.mktemp("mixture")
-    done = main(mixture, *QUICK, "--out", out)
-    assert done.returncode == 0, done.stderr
+    done = good(mixture, *QUICK, "--out", out)
     return out, done.stdout
 
 
@@ -191,8 +190,7 @@ def test_same_seed_same_metrics_and_resume_keeps_trainings(
     metrics = json.loads((out / "result.json").read_bytes())["metrics"]
     kept = (out / "seed-0.pt").read_bytes()  # of a run interrupted after its trainings
     (tmp_path / "seed-0.pt").write_bytes(kept)
-    done = main(mixture, *QUICK, "--resume", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
+    good(mixture, *QUICK, "--resume", "--out", tmp_path)
     assert json.loads((tmp_path / "result.json").read_bytes())["metrics"] == metrics
     assert (tmp_path / "seed-0.pt").read_bytes() == kept
     line = the_one_line(main(mixture, *QUICK, "--variance", 2, "--resume", "--out", tmp_path))

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy import ROOT, main, python, the_one_line
+from toy import ROOT, python
 
-import hashing
 from data import DataError, newsgroups
 
 TRAIN = b"1 1 2\n1 3 1\n2 2 5\n2 3 1\n3 5 7\n"
@@ -188,12 +187,6 @@ def test_files_packed_anew_by_others_are_read(tmp_path: Path, inner: str) -> Non
         corpus = read(source)
         assert (corpus.words, corpus.groups) == (expected.words, expected.groups)
         assert (corpus.train != expected.train).nnz == 0
-
-
-def test_command_line_names_a_missing_archive(tmp_path: Path) -> None:
-    line = the_one_line(main(hashing, "--archive", tmp_path / "no.tgz", "--out", tmp_path / "out"))
-    assert "no.tgz" in line
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.real

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import corpus, main, the_one_line
+from toy import corpus, good, main, the_one_line
 
 import hashing
 from data import documents, hamming, newsgroups
@@ -79,14 +79,12 @@ def test_characteristic_words_are_those_of_largest_tf_idf(monkeypatch: pytest.Mo
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(newsgroups, "load", lambda archive: corpus())
-    done = main(hashing, *ARGUMENTS, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
+    good(hashing, *ARGUMENTS, "--out", tmp_path)
     return tmp_path / "model.pt"
 
 
 def test_search(trained: Path, tmp_path: Path) -> None:
-    done = main(hashing, "search", "Word3, word4 and flibbertigibbet", "--top 4 --model", trained)
-    assert done.returncode == 0, done.stderr
+    done = good(hashing, "search", "Word3, word4 and flibbertigibbet", "--top 4 --model", trained)
     assert "not among the 30 words: and flibbertigibbet" in done.stdout
     lines = [line for line in done.stdout.splitlines() if "document " in line and line[0].isdigit()]
     assert len(lines) == 4
@@ -123,16 +121,14 @@ def test_a_model_trained_before_the_list_of_words_came(
     """A run that is finished, resumed, takes the names."""
     named = replace(corpus(), words=[f"name{i}" for i in range(30)])
     monkeypatch.setattr(newsgroups, "load", lambda archive: named)
-    again = main(hashing, "--resume", *ARGUMENTS, "--out", trained.parent)
-    assert again.returncode == 0, again.stderr
-    done = main(hashing, "search", "name3", "name4", "--model", trained)
-    assert done.returncode == 0, done.stderr
+    good(hashing, "--resume", *ARGUMENTS, "--out", trained.parent)
+    done = good(hashing, "search", "name3", "name4", "--model", trained)
     assert "30 words" not in done.stdout
 
 
 def test_the_corpus_is_not_read_again(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashing, "load_corpus", lambda *_: pytest.fail("read"))
-    assert main(hashing, "search", "word3", "--model", trained).returncode == 0
+    good(hashing, "search", "word3", "--model", trained)
 
 
 def test_a_model_without_codes_is_one_line(trained: Path) -> None:

@@ -12,9 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import scipy.stats
 import torch
-from toy import ROOT, main, options_of, posix, python, the_one_line
+from toy import ROOT, good, main, options_of, posix, python, ran, the_one_line
 
 import celeba_encoder
 import celeba_joint
@@ -27,11 +26,8 @@ from figures.cli import Run, RunError, Terminated, cli
 from figures.run import (
     claim,
     environment,
-    half_width,
-    interval,
     keep,
     pick_device,
-    print_table,
     reading,
     release,
     save_torch,
@@ -69,16 +65,6 @@ def test_device() -> None:
         with pytest.raises(RunError, match=f"no device '{name}' here"):
             pick_device(name)
     assert environment(torch.device("cpu"))["torch"] == torch.__version__.partition("+")[0]
-
-
-def test_table_aligns(capsys: pytest.CaptureFixture) -> None:
-    print_table(("what", "report", "ours"), [("a", None, 1.25), ("long name", -3.37, 2)], digits=2)
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        "what         report    ours",
-        "---------  --------  ------",
-        "a                 -    1.25",
-        "long name     -3.37       2",
-    ]
 
 
 def test_what_cannot_be_read_or_used_is_one_line_of_our_own(tmp_path: Path) -> None:
@@ -128,15 +114,6 @@ def test_a_stage_is_kept_and_taken_with_resume_only(tmp_path: Path) -> None:
         keep(path, again, {"resume"}, run, documents="another")
 
 
-def test_interval_is_students() -> None:
-    values = [1.0, 2.0, 4.0]
-    low, high = scipy.stats.t.interval(
-        0.95, 2, loc=scipy.stats.tmean(values), scale=scipy.stats.sem(values)
-    )
-    assert 7 / 3 - half_width(values) == pytest.approx(low)
-    assert interval(values, 2) == f"2.33 ± {high - 7 / 3:.2f}"
-
-
 SCRIPTS = [mixture, hashing, dcgan, celeba_encoder, celeba_joint, make]
 
 
@@ -147,8 +124,7 @@ SCRIPTS = [mixture, hashing, dcgan, celeba_encoder, celeba_joint, make]
 )
 def test_help_explains_every_option(module: ModuleType, run: Run) -> None:
     default = run[0] == module.RUNS[0][0]
-    done = main(module, *([] if default else [run[0]]), "--help")
-    assert done.returncode == 0, done.stderr
+    done = good(module, *([] if default else [run[0]]), "--help")
     text = " ".join(re.sub(r"[^\x00-\x7f]", " ", done.stdout).split())
     for field in dataclasses.fields(run[2]):
         name = field.name.replace("_", "-")
@@ -207,9 +183,7 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path, arguments: str) ->
 
 def test_the_variance_of_estimators_is_drawn(tmp_path: Path) -> None:
     small = "--documents 2 --samples 50 --scales 1 4 --bits 2 4"
-    done = main(hashing, "variance", small, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "result.json").read_bytes())["metrics"]
+    metrics = ran(hashing, "variance", small, out=tmp_path)["metrics"]
     assert all(
         value > 0 for panel in metrics.values() for values in panel.values() for value in values
     )

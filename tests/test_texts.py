@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from toy import main, the_one_line
+from toy import good, main, the_one_line
 
 import hashing
 from data import DataError, texts
@@ -91,15 +91,12 @@ def test_what_is_no_utf8_is_read_and_counted(tmp_path: Path, capsys: pytest.Capt
 def test_from_files_to_search_results_and_the_same_again(tmp_path: Path) -> None:
     folder, out = files(tmp_path / "own"), tmp_path / "out"
     small = ("--bits", 4, "--epochs", 30, "--fine-epochs", 0, "--lr", 0.03, "--batch-size", 4)
-    done = main(hashing, "--corpus", folder, *small, "--device", "cpu", "--out", out)
-    assert done.returncode == 0, done.stderr
+    done = good(hashing, "--corpus", folder, *small, "--device", "cpu", "--out", out)
     assert len((out / "history.jsonl").read_text(encoding="utf-8").splitlines()) == 30
-    found = main(hashing, "search", "écume", "whale", "--model", out / "model.pt", "--top", 3)
-    assert found.returncode == 0, found.stderr
+    found = good(hashing, "search", "écume", "whale", "--model", out / "model.pt", "--top", 3)
     assert "The whale and the Wave: Salz, écume 7." in found.stdout
     again = tmp_path / "again"
-    done = main(hashing, "--like", out / "result.json", "--device", "cpu", "--out", again)
-    assert done.returncode == 0, done.stderr
+    done = good(hashing, "--like", out / "result.json", "--device", "cpu", "--out", again)
     assert "metrics are equal, bit by bit" in done.stdout
     done = main(
         *(hashing, "--like", out / "result.json", "--lr", 0.05, "--device", "cpu"),

@@ -137,10 +137,16 @@ def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
+def good(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
+    """A run of the script that must succeed."""
+    done = main(module, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def ran(module: ModuleType, *arguments: object, out: Path) -> dict:
     """The result of a run of the script that must succeed."""
-    done = main(module, *arguments, "--out", out)
-    assert done.returncode == 0, done.stderr
+    good(module, *arguments, "--out", out)
     return json.loads((out / "result.json").read_bytes())
 
 
