@@ -31,7 +31,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,16 @@ from tqdm import tqdm
 import dcgan
 from data import celeba, faces
 from figures import run
-from figures.cli import Count, Natural, OptionalPositive, Positive, RunError, Several, cli
+from figures.cli import (
+    Count,
+    Natural,
+    OptionalPositive,
+    Positive,
+    Precision,
+    RunError,
+    Several,
+    cli,
+)
 from figures.evidence import kl_to_prior, laplace, log_normal, noise_surplus, normal
 from figures.frechet import Features, Moments, frechet_distance, inception, moments
 
@@ -78,9 +87,9 @@ class TrainingOptions:
     """how often ELBO and Fréchet distances are taken along the training"""
     track_images: Several = 1000
     """images for these"""
-    precision: Literal["float32", "bfloat16"] | None = None
-    """arithmetic of training and of Inception; None: bfloat16 on a CPU with instructions for it,
-    else float32
+    precision: Precision | None = None
+    """arithmetic of training and of Inception, tf32 on NVIDIA's GPUs only; None: bfloat16 on a CPU
+    with instructions for it, else float32
     """
     checkpoint_every: Count = 1000
     """steps between checkpoints"""
@@ -377,7 +386,7 @@ def networks_of(
 
 def main(options: Options) -> None:
     device, checkpoint = run.begin(options)
-    options = replace(options, precision=options.precision or run.native_precision(device))
+    options = run.precise(options, device)
     with run.reading(options.ground_truth, "ground truth of dcgan.py") as ground_truth:
         truth, discriminator, origin = networks_of(ground_truth, device)
     torch.manual_seed(options.seed)

@@ -269,8 +269,9 @@ def main(options: Options) -> None:
         encoder.load_state_dict(before["encoder"])
     if options.weight is None and options.sigma not in (None, config["sigma"]):
         raise RunError("--sigma goes with --weight")
-    native = run.native_precision(device) if options.weight is None else "float32"
-    options = replace(options, precision=options.precision or native)
+    if options.weight is not None and options.precision is None:
+        options = replace(options, precision="float32")
+    options = run.precise(options, device)
     if options.weight is not None and config["protocol"] != "report":
         raise RunError("--weight is for the report's protocol: here an image depends on its batch")
     sigma = options.sigma or config["sigma"]

@@ -28,7 +28,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from data import celeba, faces, write_aside
 from figures import run
-from figures.cli import Count, Natural, Positive, RunError, Several, cli
+from figures.cli import Count, Natural, Positive, Precision, RunError, Several, cli
 from figures.frechet import Features, as_bytes, frechet_distance, inception, moments, thumbnails
 
 GRID = 64  # images in a grid
@@ -75,9 +75,9 @@ class Options:
     """space of the distance that selects the epoch; thumbnails without Inception's weights"""
     fid_dims: Literal[64, 192, 768, 2048] = 2048
     """which of Inception's features"""
-    precision: Literal["float32", "bfloat16"] | None = None
-    """arithmetic of training and of Inception; None: bfloat16 on a CPU with instructions for it,
-    else float32
+    precision: Precision | None = None
+    """arithmetic of training and of Inception, tf32 on NVIDIA's GPUs only; None: bfloat16 on a CPU
+    with instructions for it, else float32
     """
     seed: Natural = 0
     """seed of initialisation, data order, latents and drawn faces"""
@@ -234,7 +234,7 @@ class Trainer:
     KEPT = ("count", "space", "networks", "optimizers", "generators", "history", "seconds")
 
     def __init__(self, options: Options, images: np.ndarray, device: torch.device, space: str):
-        self.options = replace(options, precision=options.precision or run.native_precision(device))
+        self.options = run.precise(options, device)
         self.device, self.count, self.space = device, len(images), space
         train, self.held_out = images[: -options.held_out], images[-options.held_out :]
         # On an accelerator all images lie there, as bytes.
@@ -340,9 +340,7 @@ def selecting_features(options: Options, device: torch.device) -> tuple[Features
     """The feature space that selects the epoch, and its name."""
     if options.features == "inception":
         try:
-            features = inception(
-                options.fid_dims, device, options.precision or run.native_precision(device)
-            )
+            features = inception(options.fid_dims, device, run.precise(options, device).precision)
             return features, f"FID, {options.fid_dims} dimensions"
         except RunError as error:
             print(f"{error}. Selecting by thumbnails instead")

@@ -32,7 +32,7 @@ import functools
 import itertools
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +60,17 @@ from data.documents import (
 )
 from disarm import ESTIMATORS, best_factorized, codes, exact_elbo, log_bernoulli, log_linear
 from figures import law, run
-from figures.cli import Count, Fraction, Natural, OptionalPositive, Positive, RunError, Several, cli
+from figures.cli import (
+    Count,
+    Fraction,
+    Natural,
+    OptionalPositive,
+    Positive,
+    Precision,
+    RunError,
+    Several,
+    cli,
+)
 
 HIDDEN = 512
 LEAK = 0.01  # slope
@@ -120,9 +130,9 @@ class Options(CommonOptions):
     """
     test_counts: bool = False
     """test again with counts, fed to an encoder of frequencies, as the released code does"""
-    precision: Literal["float32", "bfloat16"] | None = None
-    """arithmetic of training on the CPU, not of tests; None: bfloat16 where there are instructions
-    for it
+    precision: Precision | None = None
+    """arithmetic of training, not of tests: bfloat16 for CPUs, tf32 for NVIDIA's GPUs; None:
+    bfloat16 where a CPU has instructions for it, else float32
     """
     checkpoint_every: Count = 10
     """epochs between checkpoints"""
@@ -328,7 +338,7 @@ class Trainer:
     def __init__(self, options: Options, corpus: Corpus, device: torch.device):
         if options.precision == "bfloat16" and device.type != "cpu":
             raise RunError(f"--precision bfloat16 is for the CPU, not for {device.type}")
-        self.options = replace(options, precision=options.precision or run.native_precision(device))
+        self.options = run.precise(options, device)
         self.device, self.corpus = device, corpus.name
         counts, held_out = corpus.train, None
         self.training_rows = np.arange(counts.shape[0])

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
@@ -71,6 +71,7 @@ OptionalShare = Annotated[
 Fraction = Annotated[float, _bounded(float, lambda x: 0 <= x < 1, ">=0,<1")]
 
 
+Precision = Literal["float32", "tf32", "bfloat16"]
 Run = tuple[str, Callable[[Any], None], Any, str]
 LIKE = """
 `--like RESULT.json` takes the options of a result instead, which others on the command line change,

@@ -148,11 +148,25 @@ def native_precision(device: torch.device) -> str:
     return "bfloat16" if used and capabilities.get("avx512_bf16") else "float32"
 
 
+def precise(options: Any, device: torch.device) -> Any:
+    """The options with --precision named, native where it was not, and torch told of it: by itself
+    it rounds convolutions on NVIDIA's GPUs to TF32.
+
+    Raises RunError for TF32 elsewhere.
+    """
+    precision = options.precision or native_precision(device)
+    if precision == "tf32" and device.type != "cuda":
+        raise RunError(f"--precision tf32 is for NVIDIA's GPUs, not for {device.type}")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    return dataclasses.replace(options, precision=precision)
+
+
 @contextlib.contextmanager
 def products_in(precision: str | None) -> Generator[None]:
-    """Let torch's float32 matrix products on the CPU round their factors to `precision`."""
+    """Let torch's float32 matrix products round their factors to `precision`."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if precision == "bfloat16" else "highest")
+    rounding = {"bfloat16": "medium", "tf32": "high"}
+    torch.set_float32_matmul_precision(rounding.get(precision or "", "highest"))
     try:
         yield
     finally:

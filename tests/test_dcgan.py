@@ -268,6 +268,7 @@ def test_resume_is_bitwise(tmp_path: Path) -> None:
         (("--images", "nowhere"), "--images is of CelebA"),
         (("--data", "celeba", "--images", "nowhere"), "no CelebA images at nowhere"),
         (("--data", "cats"), "cats"),
+        (("--precision", "tf32"), "--precision tf32 is for NVIDIA's GPUs, not for cpu"),
         (("--fid-dims", 100), "100"),
     ],
 )
