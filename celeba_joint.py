@@ -501,7 +501,7 @@ def plane(options: PlaneOptions) -> None:
     the plane.
     """
     torch.set_num_threads(1)  # of products this small, several take longer
-    cases, seconds = [], {}
+    cases = []
     for sigma in tqdm(options.sigmas, desc="plane", unit="sigma"):
 
         def path(sigma: float = sigma) -> dict[str, Any]:
@@ -536,13 +536,8 @@ def plane(options: PlaneOptions) -> None:
             else f"encoder of {options.encoder} hidden units"
         )
         case |= {"of": f"plane, {options.hidden} hidden units; {options.family}, {q}"}
-        cases.append(case | state["metrics"])
-        seconds[name] = round(state["seconds"], 2)
-    run.save_result(
-        *(options.out, options, torch.device("cpu"), sum(seconds.values()), {"cases": cases}, {}),
-        seconds_of_cases=seconds,
-    )
-    law.report(cases)
+        cases.append(case | {"seconds": state["seconds"]} | state["metrics"])
+    law.save(options, cases)
 
 
 RUNS = (

@@ -885,7 +885,7 @@ def lengths(options: LengthsOptions) -> None:
     corpus = load_corpus(options.corpus, options.archive)
     weights = law.weights(options.weights)
     frequent = corpus.train[:, frequent_words(corpus.train, options.words)]
-    cases, seconds = [], {}
+    cases = []
     for n in tqdm(options.lengths, desc="lengths", unit="length"):
 
         def path(n: int = n) -> dict[str, Any]:
@@ -899,15 +899,8 @@ def lengths(options: LengthsOptions) -> None:
         name = f"hashing_{options.decoder}_b{options.bits}_n{n}_seed{options.seed}"
         of = f"{options.decoder} decoder, b = {options.bits}"
         case = {"name": name, "section": 5, "knob": "words", "value": n, "seed": options.seed}
-        cases.append(case | {"of": of} | state["metrics"])
-        seconds[name] = round(state["seconds"], 2)
-    device = torch.device("cpu")
-    run.save_result(
-        *(options.out, options, device, sum(seconds.values()), {"cases": cases}, {}),
-        corpus=corpus.name,
-        seconds_of_cases=seconds,
-    )
-    law.report(cases)
+        cases.append(case | {"of": of, "seconds": state["seconds"]} | state["metrics"])
+    law.save(options, cases, corpus=corpus.name)
 
 
 # --- how noisy the estimators are -----------------------------------------------------------------

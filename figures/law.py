@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
-from figures.run import interval, print_table
+from figures import run
 
 State = TypeVar("State")
 Ascent = Callable[[State, float], tuple[State, float, float]]
@@ -89,6 +90,15 @@ def area(metrics: dict) -> float:
     return float(np.trapezoid(metrics["gap"], metrics["weight"])) - metrics["gap"][-1]
 
 
+def save(options: Any, cases: list[dict], **more: Any) -> None:
+    """Write and print the result of a run of cases, each with its `seconds`, on the CPU."""
+    seconds = {case["name"]: round(case.pop("seconds"), 2) for case in cases}
+    device = torch.device("cpu")
+    place = (options.out, options, device, sum(seconds.values()), {"cases": cases}, {})
+    run.save_result(*place, seconds_of_cases=seconds, **more)
+    report(cases)
+
+
 def report(cases: Iterable[dict]) -> None:
     """Print what each case costs, the area, and the bound."""
     rows = [
@@ -101,7 +111,7 @@ def report(cases: Iterable[dict]) -> None:
         )
         for case in cases
     ]
-    print_table(("nats", "gap at w = 0", "narrowing: a bound", "area", "cost"), rows, digits=5)
+    run.print_table(("nats", "gap at w = 0", "narrowing: a bound", "area", "cost"), rows, digits=5)
 
 
 def split(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -232,4 +242,4 @@ def _kind(case: Mapping[str, Any]) -> tuple:
 def of_seeds(values: Iterable[float]) -> str:
     """Mean and interval, or the one value."""
     several = list(values)
-    return interval(several, 4) if len(several) > 1 else f"{several[0]:.4f}"
+    return run.interval(several, 4) if len(several) > 1 else f"{several[0]:.4f}"
