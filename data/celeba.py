@@ -33,7 +33,6 @@ FOLDER = "img_align_celeba"
 ENVIRONMENT_VARIABLE = "CELEBA_IMAGES"
 SIZE = 64
 SUFFIXES = {".jpg", ".jpeg", ".png"}
-READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 LARGEST = 64 << 20  # bytes of an image file; a photograph of CelebA has 10 kB
 NAMED = 5  # unreadable images that are named; the others are counted
 
@@ -114,18 +113,6 @@ def _opened(source: Path) -> Generator[tuple[list[str], str, Callable[[int], byt
             (member for member in archive.infolist() if _is_image(Path(member.filename))),
             key=lambda m: m.filename,
         )
-        for member in members:  # which zipfile lists, but fails to read
-            encrypted = member.flag_bits & 1
-            if encrypted or member.compress_type not in READABLE:
-                how = (
-                    "is encrypted"
-                    if encrypted
-                    else f"is compressed by method {member.compress_type}"
-                )
-                raise DataError(
-                    f"{source}: {member.filename} {how}, which is not read here: unpack it, name "
-                    "the folder"
-                )
         lock = threading.Lock()
 
         def read_member(number: int) -> bytes:
@@ -142,13 +129,9 @@ def _opened(source: Path) -> Generator[tuple[list[str], str, Callable[[int], byt
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """With 8 bits per channel. Raises ValueError for numbers of a scale that is not known."""
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+    """With 8 bits per channel. Raises ValueError for more, which Pillow would clip to white."""
+    if image.mode.startswith(("I", "F")):
         raise ValueError(f"mode {image.mode}")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
-        image = Image.fromarray(
-            (np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8)
-        )
     return image.convert("RGB")
 
 
@@ -171,13 +154,15 @@ def _decode(source: Path, names: list[str], read: Callable[[int], bytes], path: 
     from torchvision import transforms
 
     prepare = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE)])
+    # The last two: a zip that is encrypted, or packed in a way that Python does not know.
     broken = (OSError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error)
+    broken += (Image.DecompressionBombError, RuntimeError, NotImplementedError)
 
     def decoded(number: int) -> np.ndarray | None:
         try:
             with Image.open(io.BytesIO(read(number))) as image:
                 return np.asarray(prepare(_rgb(image))).transpose(2, 0, 1)
-        except (*broken, Image.DecompressionBombError):
+        except broken:
             return None
 
     unreadable, count = [], 0
@@ -200,7 +185,9 @@ def _decode(source: Path, names: list[str], read: Callable[[int], bytes], path: 
         file.seek(0)
         write_header(file, count)
         if not count:
-            raise DataError(f"{source}: none of its {len(names)} images can be read")
+            raise DataError(
+                f"{source}: none of its {len(names)} images can be read; a zip can be unpacked"
+            )
         if unreadable:
             shown = ", ".join(unreadable[:NAMED]) + (", ..." if len(unreadable) > NAMED else "")
             print(
