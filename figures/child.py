@@ -18,7 +18,9 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
 GRACE = 25.0  # seconds for the script to save what it has, as after SIGTERM
 
@@ -39,6 +41,26 @@ def run(words: list[str]) -> None:
     runpy.run_path(words[0], run_name="__main__")
 
 
+def leave(words: list[str]) -> NoReturn:
+    """Run a script and end the process, without taking down all that was imported: that takes a
+    second.
+    """
+    code: object = 1
+    try:
+        run(words)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
 def serve(answers: int, modules: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the scripts
     for name in modules:
@@ -52,7 +74,7 @@ def serve(answers: int, modules: list[str]) -> None:
                 file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
                 for stream in (1, 2):
                     os.dup2(file, stream)
-            return run(words)
+            leave(words)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         with contextlib.suppress(BrokenPipeError):
             os.write(answers, f"{code}\n".encode())

@@ -311,6 +311,8 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
     there = {place[:2]: results[name] for name, place in STAGES.items() if name in results}
     rows = []
     for stage, words in experiments.items():
+        if stage not in {stage for stage, _ in there}:
+            continue
         row: list[object] = [words]
         for quantity in ("elbo", "fid"):
             row.append(reference.TABLE1.get(stage, {}).get(quantity, "-"))

@@ -88,7 +88,10 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
         ("table3", "Test negative ELBO, minimum over epochs", reference.TABLE3, "test_min"),
     ):
         rows = []
+        there = {place[1:] for place in grid}
         for bits, layers in itertools.product(BITS, LAYERS):
+            if (bits, layers) not in there:
+                continue
             row: list[object] = [bits, layers]
             for cell in ((encoder, bits, layers) for encoder in ENCODERS):
                 metrics = grid[cell]["metrics"] if cell in grid else {}

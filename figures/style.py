@@ -59,7 +59,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     date: the same result gives the same bytes.
     """
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
-    for kind in {"png", plt.rcParams["savefig.format"]}:
+    for kind in dict.fromkeys(("png", plt.rcParams["savefig.format"])):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, metadata=undated[kind])
         write_aside(folder / f"{name}.{kind}", buffer.getbuffer())
