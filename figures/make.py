@@ -92,18 +92,14 @@ def requirements(out: Path) -> list[str]:
     """What the full protocol needs and whether it is here, one line each."""
     from pytorch_fid.inception import FID_WEIGHTS_URL
 
-    def where(path: Path | None) -> str:
-        return (
-            str(path)
-            if path is not None and path.exists()
-            else "not here; it will be downloaded, or see the README"
-        )
+    def where(path: Path | None, else_: str = "not here; it will be downloaded") -> str:
+        return str(path) if path is not None and path.exists() else else_
 
     weights = Path(torch.hub.get_dir()) / "checkpoints" / FID_WEIGHTS_URL.rpartition("/")[2]
     device = pick_device(None)
     there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     return [
-        f"CelebA (1.4 GB, and 2.5 GB decoded): {where(celeba.find())}",
+        f"CelebA (1.4 GB, and 2.5 GB decoded): {where(celeba.find(), f'not here: {celeba.PAGE}')}",
         f"20 Newsgroups (7 MB): {where(newsgroups.find())}",
         f"Inception's weights (91 MB), for FID: {where(weights)}",
         f"disk: 10 GB at {out} and in data/; free there: "
