@@ -24,7 +24,7 @@ ARMS = (  # Section 4 without an encoder
 )
 LAW_EXAMPLES = (  # rows of the README's table
     ("3: four Gaussians, variance 0.5", "mixture_0.5_3"),
-    ("4: VAE in the plane, sigma 0.6", "plane3_factorized_own_0.6_seed0"),
+    ("4: a VAE with z in the plane, sigma 0.6", "plane3_factorized_own_0.6_seed0"),
     ("4: the same, a linear encoder", "plane3_factorized_encoder0_0.6_seed0"),
     ("5: documents of 2 words", "hashing_free_b4_n2_seed1"),
 )
@@ -99,12 +99,15 @@ def values(results: Mapping[str, dict]) -> dict[str, Any]:
     def seeds(name: str) -> dict[str, Any]:
         return means(next(alike for alike in law.groups(laws) if laws[name] in alike))
 
+    large = [case for case in laws.values() if max(law.cost(case), law.area(case)) > 0.002]
     all_metrics = {name: result["metrics"] for name, result in results.items()}
     found: dict[str, Any] = {
         "r": results,
         "m": all_metrics,
         "ran": lambda *names: all(name in results for name in names),
         "laws": laws,
+        "large": large,
+        "close": [case for case in large if abs(law.cost(case) / law.area(case) - 1) <= 0.05],
         "law_examples": [(words, seeds(name)) for words, name in LAW_EXAMPLES if name in laws],
         "text_costs": [
             metrics["truth"]["evidence"] - metrics["joint"]["evidence"]
