@@ -12,6 +12,7 @@ from figures import law, reference, section4
 from figures.cli import RunError
 from figures.run import half_width, interval
 
+PUBLISHED = (*reference.MIXTURE_REPORT.items(), *reference.MIXTURE_RELEASED_CODE.items())
 BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
 KEYS = {"config", "metrics", "environment", "seconds", "history"}  # of a result
 SEEDS = ("", "_seed1", "_seed2")  # ends of the names of Section 4's runs of three seeds
@@ -117,6 +118,10 @@ def values(results: Mapping[str, dict]) -> dict[str, Any]:
         "mixtures": [case for case in law.ordered(laws.values()) if case["section"] == 3],
         "spread": spread,
     }
+    if "mixture_released" in results:
+        ours = all_metrics["mixture_released"]
+        published = [(*key.split("."), value) for key, value in PUBLISHED]
+        found["misfit"] = max(abs(ours[stage][key] - value) for stage, key, value in published)
     found |= {"cost": law.cost, "narrowing": law.narrowing, "area": law.area}
     return found | of_section4(results, laws) | of_section5(results, laws)
 
