@@ -180,7 +180,7 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
         axes[1].plot([], [], label=NAMES[section], **look | {"linestyle": "none"})
         kinds = dict.fromkeys(case["of"] for case in here.values())
         for line, kind in zip(itertools.cycle(style.LINES), kinds, strict=False):
-            of_kind = [c for c in here.values() if c["of"] == kind and narrowing(c) > 1e-6]
+            of_kind = [c for c in here.values() if c["of"] == kind and narrowing(c) > 1e-3]
             paid: dict[float, list[float]] = {}
             for case in sorted(of_kind, key=lambda case: case["value"]):
                 paid.setdefault(case["value"], []).append(cost(case) / narrowing(case))

@@ -60,7 +60,7 @@ def draw_figure1(result: dict, folder: Path) -> None:
     axes[0].set_ylabel("$x_2$")
     look = {"color": "0.4", "markersize": 8, "mec": "white", "mew": 1.2}
     axes[0].plot([], [], "x", color="black", markeredgewidth=1.2, label="true centre")
-    axes[0].plot([], [], "o", label="learned centre", **look)
+    axes[0].plot([], [], "o", label="learned centre, large", **look)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
     style.save(figure, folder, "figure1")

@@ -273,8 +273,9 @@ def draw_section4(results: dict[str, dict], folder: Path, name: str = "section4"
         if key != "elbo":
             if priors:  # before joint training the decoder is g*: its g(z) are a second set of x*
                 axis.axhline(priors[0], color=style.REFERENCE, linestyle=":", linewidth=1)
-                place = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "top"}
-                axis.text(0.98, priors[0], "two sets of $x^*$", fontsize=8, **place)
+                place = {"xycoords": axis.get_yaxis_transform(), "ha": "right", "va": "top"}
+                place |= {"xytext": (0, -3), "textcoords": "offset points", "fontsize": 8}
+                axis.annotate("two sets of $x^*$", (0.98, priors[0]), **place)
             axis.set_ylim(0, None)
     values = [value for result in results.values() for value in result["history"]["elbo"]]
     if min(values) < -10_000 < max(values):  # the first steps gain by far the most
