@@ -16,14 +16,14 @@ Under `report` the encoder's batch norm learns its statistics in training, then 
 200 batches (a quarter of the iterations, if these are fewer).
 
 The evaluation at the end is shared with `celeba_joint.py`. On fresh samples of the ground truth:
-ELBO with its parts, and Fréchet distances between x* = g*(z) and its re-decoding g(z'), z' ~ q(z
-given x). And without an encoder, from the Jacobian
-of g* at the true z (Laplace): log p(x), and what the best factorized Gaussian would lose of it.
+ELBO with its parts, and Fréchet distances of x* = g*(z) from its re-decoding g(z'), z' ~ q(z given
+x), from x* with noise, and from other x*. And without an encoder, from the Jacobian of g* at the
+true z (Laplace): log p(x), and what the best factorized Gaussian would lose of it.
 
 All quantities are in nats per image, of 12,288 dimensions.
 
     uv run celeba_encoder.py                         after dcgan.py
-    uv run celeba_encoder.py --iterations 10000      a hundredth of the training
+    uv run celeba_encoder.py --iterations 10000 --fid-images 5000     a hundredth of the training
     uv run celeba_encoder.py quick                   after `dcgan.py quick`; no FID
 """
 
@@ -502,7 +502,7 @@ class Images:
         return torch.cat([network(piece) for piece in self.pieces(x)])
 
 
-# Pairs of streams whose distance is reported. Of a frozen decoder, which is g* itself, the first.
+# Pairs of streams whose distance is reported, of a frozen decoder, which is g* itself, or another.
 FROZEN_DISTANCES = {
     "means": ("truth", "decoded"),
     "noise_alone": ("truth", "noisy"),
@@ -515,7 +515,7 @@ DISTANCES = FROZEN_DISTANCES | {
 
 
 def distances(features: Features, images: Images) -> dict[str, float]:
-    """The Fréchet distances of DISTANCES in one feature space."""
+    """The Fréchet distances of one of the tables above in one feature space."""
     pairs = FROZEN_DISTANCES if images.vae.decoder is images.vae.truth else DISTANCES
     kinds = dict.fromkeys(kind for pair in pairs.values() for kind in pair)
     bar = tqdm(kinds, desc="features", leave=False)

@@ -30,9 +30,9 @@ Tracked for every kind, on held-out images of the ground truth, is what a bound 
 p(x) under the present decoder, by importance sampling from the full Gaussian; and how far below it
 the ELBOs of the best Gaussians are.
 
-The evaluation at the end is that of `celeba_encoder.py`, with two more distances: of x* and g(z')
-with noise of sigma = 0.05 added to that only, as the released code does for Table 1; and of x* and
-the prior's g(z).
+With an encoder, the evaluation at the end is that of `celeba_encoder.py`; a trained decoder has two
+more distances: of x* and g(z') with noise added to that only, as the released code does for Table
+1, and of x* and the prior's g(z).
 
 All quantities are in nats per image, of 12,288 dimensions.
 
@@ -137,10 +137,8 @@ class Options(TrainingOptions):
                 raise ValueError("--reuse and --average go with --weight")
         elif self.freeze_decoder or not self.evidence_images:
             raise ValueError("--weight trains the decoder, and wants --evidence-images")
-        elif self.precision == "bfloat16":
-            raise ValueError(
-                "--precision bfloat16 goes with an encoder; Jacobians are taken in float32"
-            )
+        elif self.precision not in (None, "float32"):
+            raise ValueError("--weight wants --precision float32, in which Jacobians are taken")
         elif self.batch_size % (2 * self.reuse):
             raise ValueError(
                 f"--batch-size {self.batch_size} is no multiple of two times --reuse {self.reuse}"
@@ -175,7 +173,7 @@ def make_trainer(
     the images in use, of each family, the oldest first, and an average of the decoder.
     """
     evidence = Evidence(vae, options, device) if options.evidence_images else None
-    kinds, also = ("prior",), {"evidence": evidence, "images": {}, "averaged": None}
+    kinds, also = (), {"evidence": evidence, "images": {}, "averaged": None}
     if options.weight is None:
         kinds = ("frechet",) if options.freeze_decoder else ("frechet", "prior")
     vae.encoder.requires_grad_(options.weight is None)
@@ -282,10 +280,10 @@ def main(options: Options) -> None:
             "than g*"
         )
     decoder = truth if options.freeze_decoder else copy.deepcopy(truth).requires_grad_(True)
-    decoder.to(memory_format=torch.channels_last)  # a fifth faster
+    decoder.to(memory_format=torch.channels_last)  # a tenth faster
     vae = VAE(truth, encoder.to(device), sigma, decoder).to(device).eval()
     vae.log_sigma.requires_grad_(options.learn_sigma)
-    spaces = feature_spaces(options, discriminator, device)
+    spaces = {} if options.weight is not None else feature_spaces(options, discriminator, device)
     trainer = make_trainer(vae, options, spaces, device)
     learning = NETWORKS if options.protocol == "released" else ()
     train(trainer, step, measure, learning, checkpoint)

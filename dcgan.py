@@ -214,14 +214,12 @@ def load_images(options: Options) -> np.ndarray:
     return images
 
 
-def png(images: Tensor, columns: int = 8) -> bytes:
-    """Images (N, 3, 64, 64) in [-1, 1] in rows, as one PNG."""
+def png(images: Tensor) -> bytes:
+    """Images (N, 3, 64, 64) in [-1, 1] in rows of eight, as one PNG."""
     from torchvision.utils import save_image
 
     buffer = io.BytesIO()
-    save_image(
-        as_bytes(images).float() / 255, buffer, format="png", nrow=columns, padding=1, pad_value=1.0
-    )
+    save_image(as_bytes(images).float() / 255, buffer, format="png", padding=1, pad_value=1.0)
     return buffer.getvalue()
 
 
@@ -234,7 +232,7 @@ class Trainer:
     KEPT = ("count", "space", "networks", "optimizers", "generators", "history", "seconds")
 
     def __init__(self, options: Options, images: np.ndarray, device: torch.device, space: str):
-        self.options = run.precise(options, device)
+        self.options = options
         self.device, self.count, self.space = device, len(images), space
         train, self.held_out = images[: -options.held_out], images[-options.held_out :]
         # On an accelerator all images lie there, as bytes.
@@ -340,7 +338,7 @@ def selecting_features(options: Options, device: torch.device) -> tuple[Features
     """The feature space that selects the epoch, and its name."""
     if options.features == "inception":
         try:
-            features = inception(options.fid_dims, device, run.precise(options, device).precision)
+            features = inception(options.fid_dims, device, options.precision or "float32")
             return features, f"FID, {options.fid_dims} dimensions"
         except RunError as error:
             print(f"{error}. Selecting by thumbnails instead")
@@ -349,6 +347,7 @@ def selecting_features(options: Options, device: torch.device) -> tuple[Features
 
 def main(options: Options) -> None:
     device, checkpoint = run.begin(options)
+    options = run.precise(options, device)
     images = load_images(options)  # before Inception's weights are fetched: what is wrong first
     features, space = selecting_features(options, device)
     trainer = Trainer(options, images, device, space)

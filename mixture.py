@@ -16,7 +16,6 @@ section, and past it:
                with the decoder's centres fitted to it, which is where joint training of a perfect
                network would end
   assignments  the three ways to lay code words on components: which is diagonally opposite which
-  variances    the oracle's gap for variances 0.01 to 4
   law          the oracle's optimum followed from likelihood to the ELBO: what joint training costs
                is an area
 
@@ -59,7 +58,7 @@ ASSIGNMENTS = {
     "(1,1) opposite (1,-1)": (0, 2, 3, 1),
     "(1,1) opposite (0,0)": (0, 1, 3, 2),
 }
-EVERY = 50  # steps between two points of the curves
+EVERY = 50  # steps between two looks at the ELBO
 GRID = 121  # nodes per side of the decision regions
 # Trainings of --steps in `section`, two stages each: factorized, consistent, two more assignments.
 SECTION_RUNS = 8
@@ -82,16 +81,12 @@ class Options:
     """learning rate of Adam with the decoder frozen"""
     joint_lr: Positive = 1e-3
     """learning rate of the new Adam of joint training; the released code has 1e-4"""
-    variances: tuple[Positive, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
-    """variances at which the oracle's gap is computed"""
     law_variances: tuple[Positive, ...] = (0.2, 0.35, 0.5, 1.0, 2.0, 4.0)
     """variances at which the optimum is followed from likelihood to the ELBO"""
     law_weights: Several = 13
     """points on that path"""
     law_nodes: Several = 24
     """nodes of quadrature about each centre, to a side, for that"""
-    oracle_points: Count = 50_000
-    """fresh points for the oracle's gap"""
     seed: Natural = 0
     """seed of data and initialisation"""
     device: str | None = None
@@ -99,11 +94,11 @@ class Options:
     resume: bool = False
     """keep the trainings of an interrupted run, if --out has them all"""
     out: Path = Path("runs/mixture")
-    """folder for result.json and the figures"""
+    """folder for result.json and Figure 1"""
 
 
 # Five times the rates, for there are few steps.
-QUICK = Options(steps=1000, lr=5e-3, joint_lr=5e-3, oracle_points=20_000)
+QUICK = Options(steps=1000, lr=5e-3, joint_lr=5e-3)
 QUICK = replace(QUICK, law_variances=(0.35, 1.0), law_weights=7, law_nodes=12)
 
 
@@ -436,37 +431,33 @@ def picture(
 
 def two_stages(
     options: Options, make: Callable[[torch.device], Encoder], x: Tensor, truth: Tensor, bar: tqdm
-) -> Iterator[tuple[str, dict, dict, Encoder, Tensor]]:
+) -> Iterator[tuple[str, dict, Encoder, Tensor]]:
     """Train an encoder with the decoder frozen at `truth`, then both from there.
 
-    Yields after each stage its name, measurements, curves, encoder and means.
+    Yields after each stage its name, measurements, encoder and means.
     """
     torch.manual_seed(options.seed)
     encoder, means = make(x.device), truth.clone()
     for stage, lr, joint in (("frozen", options.lr, False), ("joint", options.joint_lr, True)):
-        curve = {key: [] for key in ("step", "elbo", "evidence", "kl", "kl_true")}
 
-        def record(step: int, log_q: Tensor, curve: dict = curve) -> None:
-            now = measure(x, log_q, means, truth, options.variance) | {"step": step}
-            if not math.isfinite(now["elbo"]):
+        def record(step: int, log_q: Tensor) -> None:
+            elbo = measure(x, log_q, means, truth, options.variance)["elbo"]
+            if not math.isfinite(elbo):
                 raise FloatingPointError(
-                    f"the ELBO is {now['elbo']} at step {step}; a smaller learning rate may help"
+                    f"the ELBO is {elbo} at step {step}; a smaller learning rate may help"
                 )
-            bar.set_postfix_str(f"ELBO {now['elbo']:.4f}", refresh=False)
-            bar.update(step - max(curve["step"], default=0))
-            for key, values in curve.items():
-                values.append(now[key])
+            bar.set_postfix_str(f"ELBO {elbo:.4f}", refresh=False)
+            bar.update(step % EVERY or min(step, EVERY))
 
         train(x, encoder, means, options.variance, options.steps, lr, joint, record)
         measured = measure(x, encoder.log_q(x), means, truth, options.variance)
-        yield stage, measured, curve, encoder, means
+        yield stage, measured, encoder, means
 
 
 def section(options: Options, device: torch.device, bar: tqdm) -> dict[str, Any]:
-    """Stages, oracle and assignments: metrics, history, and the panels of Figure 1."""
+    """Stages, oracle and assignments: metrics, and the panels of Figure 1."""
     x, variance = sample(options, device), options.variance
     metrics: dict = {}
-    history: dict = {}
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(options.seed))
     shown = x[order[:2000]]
     extent = [end for axis in shown.T for end in (axis.min().item(), axis.max().item())]
@@ -484,8 +475,8 @@ def section(options: Options, device: torch.device, bar: tqdm) -> dict[str, Any]
         metrics[name] = measure(x, log_q, means, truth, variance)
     for make, prefix in ((factorized, ""), (consistent, "consistent_")):
         stages = two_stages(options, make, x, truth, bar)
-        for stage, measured, curve, encoder, means in stages:
-            metrics[prefix + stage], history[prefix + stage] = measured, curve
+        for stage, measured, encoder, means in stages:
+            metrics[prefix + stage] = measured
             panels[prefix + stage] = picture(encoder.log_q, means, shown, extent)
 
     metrics["assignments"] = {}
@@ -501,18 +492,7 @@ def section(options: Options, device: torch.device, bar: tqdm) -> dict[str, Any]
             stages = two_stages(options, factorized, x, laid, bar)
             of_assignment |= {stage: measured for stage, measured, *_ in stages}
         metrics["assignments"][name] = of_assignment
-    return {"metrics": metrics, "history": history, "panels": panels}
-
-
-def against_variance(options: Options, device: torch.device) -> list[dict]:
-    """The oracle's gap on fresh points at each of --variances."""
-    gaps, truth = [], torch.tensor(CENTRES, device=device)
-    for variance in options.variances:
-        at = replace(options, variance=variance, points_per_component=None)
-        x = sample(replace(at, points=options.oracle_points), device)
-        log_q = oracle(log_joint(x, truth, variance))
-        gaps.append({"variance": variance} | measure(x, log_q, truth, truth, variance))
-    return gaps
+    return {"metrics": metrics, "panels": panels}
 
 
 def main(options: Options) -> None:
@@ -525,12 +505,11 @@ def main(options: Options) -> None:
         trained = run.keep(path, options, {"resume", "out"}, make)
         bar.update(SECTION_RUNS * options.steps - bar.n)
     start = time.perf_counter()
-    gaps = against_variance(options, device)
     cases, seconds_of_cases = law_cases(options)
     seconds = time.perf_counter() - start + trained["seconds"]
-    metrics = trained["metrics"] | {"variances": gaps, "cases": cases}
+    metrics = trained["metrics"] | {"cases": cases}
     result = run.save_result(
-        *(options.out, options, device, seconds, metrics, trained["history"]),
+        *(options.out, options, device, seconds, metrics, {}),
         panels=trained["panels"],
         seconds_of_cases=seconds_of_cases,
     )

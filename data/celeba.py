@@ -14,7 +14,6 @@ import io
 import os
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,7 +68,7 @@ def find(images: Path | None = None, folder: Path = Path(__file__).parent) -> Pa
     they are nowhere.
     """
     named = images or os.environ.get(ENVIRONMENT_VARIABLE)
-    places = (folder / name for name in (ARCHIVE, FOLDER))
+    places = (folder / part / name for part in ("", "celeba") for name in (ARCHIVE, FOLDER))
     return Path(named) if named else next((path for path in places if path.exists()), None)
 
 
@@ -154,15 +153,12 @@ def _decode(source: Path, names: list[str], read: Callable[[int], bytes], path: 
     from torchvision import transforms
 
     prepare = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE)])
-    # The last two: a zip that is encrypted, or packed in a way that Python does not know.
-    broken = (OSError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error)
-    broken += (Image.DecompressionBombError, RuntimeError, NotImplementedError)
 
     def decoded(number: int) -> np.ndarray | None:
         try:
             with Image.open(io.BytesIO(read(number))) as image:
                 return np.asarray(prepare(_rgb(image))).transpose(2, 0, 1)
-        except broken:
+        except Exception:  # of Pillow and zipfile, a dozen kinds
             return None
 
     unreadable, count = [], 0

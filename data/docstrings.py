@@ -6,6 +6,7 @@ imported or run. The corpus depends on what is installed; its name says which ve
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -29,15 +30,13 @@ def load(folder: Path = Path(__file__).parent) -> Corpus:
     """
     name = f"docstrings ({', '.join(f'{library} {version(library)}' for library in LIBRARIES)})"
     path = folder / f"docstrings-{hashlib.sha256(name.encode()).hexdigest()[:12]}.jsonl"
-    if not path.is_file():
+    try:
+        documents = list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
+    except (OSError, ValueError):  # not there, or damaged
         documents = distinct(read(sources()))
-        try:
+        with contextlib.suppress(OSError):  # a read-only installation: seconds at the next start
             write_aside(path, "".join(json.dumps(d) + "\n" for d in documents).encode())
-        except OSError as error:  # a read-only installation: seconds at the next start
-            print(f"the docstrings are not cached: {error}")
-            return texts.corpus_of(documents, name)
-    with path.open(encoding="utf-8") as file:
-        return texts.corpus_of(map(json.loads, file), name)
+    return texts.corpus_of(documents, name)
 
 
 def sources() -> list[tuple[Path, str]]:

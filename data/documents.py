@@ -119,9 +119,11 @@ def some_words(
     counts: scipy.sparse.csr_array, n: int, most: int, rng: np.random.Generator
 ) -> scipy.sparse.csr_array:
     """n words, drawn without replacement, of each of `most` random documents that are as long, (N,
-    V).
+    V). Raises DataError if none is.
     """
     long = np.flatnonzero(counts.sum(1) >= n)
+    if not len(long):
+        raise DataError(f"--lengths {n}: no document has so many of the frequent words")
     long = np.sort(rng.permutation(long)[:most])
     rows = []
     for i in long:

@@ -12,6 +12,7 @@ Nothing is ever extracted to disk, and no dense table of documents by words is b
 """
 
 import codecs
+import contextlib
 import hashlib
 import io
 import os
@@ -49,12 +50,16 @@ def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> C
     """The corpus, in a second.
 
     archive: where the .tgz lies, or a folder of what is in it. None looks at the environment
-        variable NEWSGROUPS_ARCHIVE, then in `folder`, and then downloads it there, with the
+        variable NEWSGROUPS_ARCHIVE, then in `folder`, and then downloads it there, and the
         vocabulary.
     Raises DataError, one line, if the archive cannot be had or any part of it is not as it should
     be.
     """
-    source = find(archive, folder) or _downloaded(ARCHIVE, folder)
+    source = find(archive, folder)
+    if source is None:
+        source = _downloaded(ARCHIVE, folder)
+        with contextlib.suppress(DataError):  # training does without
+            _downloaded(WORDS, folder)
     if not source.exists():
         raise DataError(f"no 20 Newsgroups archive at {source}; it can be had from {PAGE}")
     corpus = parse_archive(source, words=lambda: _vocabulary(source, folder))
@@ -72,16 +77,9 @@ def unnamed(words: list[str]) -> bool:
 
 
 def _vocabulary(source: Path, folder: Path) -> bytes | None:
-    """The list of words where the archive has none: beside it, in `folder`, or downloaded there;
-    else None.
-    """
-    path = next(
-        (place / WORDS for place in (source.parent, folder) if (place / WORDS).is_file()), None
-    )
-    try:
-        return (path or _downloaded(WORDS, folder)).read_bytes()
-    except DataError:
-        return None
+    """The list of words where the archive has none: beside it, or in `folder`; else None."""
+    places = (place / WORDS for place in (source.parent, folder))
+    return next((path.read_bytes() for path in places if path.is_file()), None)
 
 
 def find(archive: Path | None = None, folder: Path = Path(__file__).parent) -> Path | None:

@@ -41,7 +41,7 @@ def load(path: Path) -> Corpus:
     two documents, a split without documents.
     """
     if not path.exists():
-        raise DataError(f"no corpus {str(path)!r}: newsgroups, docstrings, a folder of .txt files")
+        raise DataError(f"no corpus {str(path)!r}: newsgroups, docstrings, folder, .csv or .jsonl")
     return corpus_of(_files(path) if path.is_dir() else _rows(path), path.name, digest=True)
 
 
@@ -128,8 +128,11 @@ def _files(folder: Path) -> Iterator[Document]:
 
 
 def _rows(path: Path) -> Iterator[Document]:
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        rows = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file)
+    csv.field_size_limit(LARGEST)
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        lines = filter(str.strip, file)
+        table = path.suffix.lower() == ".csv"
+        rows = csv.DictReader(file) if table else map(json.loads, lines)
         try:
             for number, row in enumerate(rows, start=1):
                 yield f"{path.name}:{number}", str(row.get("group") or "all"), str(row["text"])

@@ -56,7 +56,7 @@ def leave(words: list[str]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or None
             stream.flush()
     os._exit(code if isinstance(code, int) else 1)
 

@@ -1,8 +1,8 @@
 """log p(x) of images under a decoder, and how far below it ELBOs are (Section 4).
 
 A bound cannot show what joint training costs, so log p(x) itself is estimated: by importance
-sampling from the encoder or from Gaussians that are fitted to each image; and for the ground truth
-from its Jacobian. celeba_joint.py trains by such Gaussians, too.
+sampling from Gaussians that are fitted to each image; and for the ground truth from its Jacobian.
+celeba_joint.py trains by such Gaussians, too.
 
 `vae` has the networks `truth` g*, `encoder` and `decoder` g, as those of dcgan.py with their
 Jacobians, the standard deviation `sigma` of the ground truth's pixels and `log_sigma` of the

@@ -233,7 +233,10 @@ def of_section5(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
     if some := results.get("law/hashing_free_b4_n2_seed1"):
         documents, words = some["metrics"]["documents"], some["config"]["words"]
         found["lengths_of"] = f"{documents:,} documents, {words} words"
-    if "e1_b64_d0_reinforce_seed3" in cells:
+    needed = {f"{e}_{end}" for e in ("e1", "e2", "e3", "e4") for end in ends}
+    needed |= {f"e1_{end}_heldout0.1" for end in ends}
+    needed |= {f"e1_b64_d0{arm}{i}" for arm in ("", "_arm") for i in ("", "_seed2", "_seed3")}
+    if needed <= cells.keys():
         e1 = {end: lowest(f"e1_{end}") for end in ends}
         behind = [reference.TABLE3["e3", *p] - reference.TABLE3["e1", *p] for p in places]
         held = [cells[f"e1_{end}_heldout0.1"]["metrics"] for end in ends]

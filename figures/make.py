@@ -253,8 +253,8 @@ def main(options: Options) -> None:
     out, start = out.absolute(), time.perf_counter()
     failed = run_steps(steps, out, options)
     missing = draw(out, options.preset)
-    for page in sorted(out.glob("*/README.md")):
-        print(page.read_text(encoding="utf-8").partition("\n![")[0])
+    for path in sorted(out.glob("*/README.md")):  # each page's first sentences
+        print(re.split(r"!\[|<!--", path.read_text(encoding="utf-8"))[0])
     print(f"{duration(time.perf_counter() - start)}; figures and tables in {out}")
     print(f"all on one page, for a browser: {(out / 'index.html').as_uri()}")
     if failed:

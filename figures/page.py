@@ -20,6 +20,10 @@ from data import write_aside
 from figures import findings, law, section3, section4, section5
 
 SECTIONS = ("law", "section3", "section4", "section5")  # folders, each with its page as README.md
+MORE_FILES = {  # tables and figures that a page leaves out, and index.html shows, folded
+    "section4": ("table1.md", "dcgan_grid.png"),
+    "section5": ("table2.md", "table3.md", "table3.png", "estimator_variance.png"),
+}
 MORE = "<!-- more -->\n"  # in a page; what is below is folded in index.html
 MARKERS = ("<!-- rendered by figures/make.py from here -->\n", "<!-- to here -->\n")
 STYLE = """
@@ -154,15 +158,12 @@ def section(folder: Path, name: str) -> str:
         parts.append(
             f"<details><summary>Findings</summary>{rendered(folder, name, rest)}</details>"
         )
-    for path in sorted((folder / name).iterdir()):
-        shown_above = re.search(rf"!\[[^]]*\]\({re.escape(path.name)}\)", text)
-        if shown_above or path.suffix not in (".md", ".png") or path.name == "README.md":
-            continue
-        body = f"![{path.stem}]({path.name})"
-        if path.suffix == ".md":
-            body = path.read_text(encoding="utf-8")
-        inside = rendered(folder, name, body)
-        parts.append(f"<details><summary>{path.stem}</summary>{inside}</details>")
+    for path in (folder / name / file for file in MORE_FILES.get(name, ())):
+        if path.exists() and f"]({path.name})\n" not in text:
+            table = path.suffix == ".md"
+            body = path.read_text(encoding="utf-8") if table else f"![{path.stem}]({path.name})"
+            inside = rendered(folder, name, body)
+            parts.append(f"<details><summary>{path.stem}</summary>{inside}</details>")
     return "\n".join([*parts, "</section>"])
 
 

@@ -162,11 +162,11 @@ def precise(options: Any, device: torch.device) -> Any:
 
 
 @contextlib.contextmanager
-def products_in(precision: str | None) -> Generator[None]:
+def products_in(precision: str) -> Generator[None]:
     """Let torch's float32 matrix products round their factors to `precision`."""
     before = torch.get_float32_matmul_precision()
     rounding = {"bfloat16": "medium", "tf32": "high"}
-    torch.set_float32_matmul_precision(rounding.get(precision or "", "highest"))
+    torch.set_float32_matmul_precision(rounding.get(precision, "highest"))
     try:
         yield
     finally:
@@ -288,6 +288,8 @@ def same_options(
                     f"--resume: {path} was trained on {before.get(key)}, not on {now.get(key)}"
                 )
             name = key.replace("_", "-")
+            if key not in now:
+                raise RunError(f"--resume: {path} is of an earlier version, which had --{name}")
             raise RunError(
                 f"--resume: {path} was trained with --{name} {before.get(key)}, not {now.get(key)}"
             )

@@ -187,7 +187,7 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     axes[0].yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 3)))
     axes[0].set(xlabel="iteration", ylabel="nats per image, less the truth's log p(x)")
     axes[0].set_title("(a) log p(x), and ELBO (dotted)")
-    usual = next(iter(kinds.values()))["config"]["sigma"]
+    usual = next(iter((kinds or results).values()))["config"]["sigma"]
     for name, label in INFERENCE.items():
         look = looks[name] | {"linestyle": "none"}
         for result in (result for result in results.values() if kind(result) == name):
@@ -221,7 +221,7 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
     image; effective sample size of 100, of the image that has least; hours of the training steps.
     """
     header = ("run", "data", "inference", "sigma", "seed", "iterations", "batch size", "gap, start")
-    header += ("gap, end", "lost", "half width", "beyond full", "half width", "last quarter")
+    header += ("gap, end", "lost", "lost ±", "beyond full", "beyond full ±", "last quarter")
     header += ("effective samples", "hours", "threads")
     rows = []
     for name, result in results.items():

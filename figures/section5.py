@@ -83,6 +83,7 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
     grid = of_the_report(cells)
     corpora = sorted({result["corpus"] for result in cells.values()})
     published = corpora == [newsgroups.NAME]
+    write_cells(cells, folder)
     for name, title, report, key in (
         ("table2", "Train negative ELBO, last epoch", reference.TABLE2, "train_final"),
         ("table3", "Test negative ELBO, minimum over epochs", reference.TABLE3, "test_min"),
@@ -105,8 +106,8 @@ def write_tables(cells: dict[str, dict], folder: Path) -> None:
             "brackets its epochs, where they are fewer than the report's "
             f"{reference.SECTION5_EPOCHS:,}. {', '.join(corpora)}. The report has no e4."
         )
-        style.write_table(folder / name, caption, ("b", "d", *ENCODERS), rows)
-    write_cells(cells, folder)
+        if rows:
+            style.write_table(folder / name, caption, ("b", "d", *ENCODERS), rows)
 
 
 def write_cells(cells: dict[str, dict], folder: Path) -> None:
@@ -239,13 +240,16 @@ def write_exact(results: Mapping[str, dict], folder: Path) -> None:
     columns = ("log_likelihood", "elbo", "gap", "factorization", "amortization")
     rows = []
     for run, result in results.items():
+        place = [result["config"][key] for key in ("bits", "decoder_layers", "seed")]
+        histories = {stage: history["test_elbo"] for stage, history in result["history"].items()}
         for stage, measured in result["metrics"].items():
             values = [measured["train"].get(key) for key in (*columns, "posterior_entropy")]
             values += [measured["test"].get(key) for key in columns[:2]]
             values = [None if value is None else f"{value:.2f}" for value in values]
-            rows.append((run, stage, len(result["history"][stage]["test_elbo"]), *values))
-    header = ("run", "stage", "epochs", *columns, "posterior_entropy", "test log_likelihood")
-    style.write_csv(folder / "exact", (*header, "test elbo"), rows)
+            epochs = None if "joint" not in stage and "regr" in stage else len(histories[stage])
+            rows.append((run, *place, stage, epochs, *values))
+    header = ("run", "b", "d", "seed", "stage", "epochs", *columns, "posterior_entropy")
+    style.write_csv(folder / "exact", (*header, "test log_likelihood", "test elbo"), rows)
 
 
 def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path) -> None:

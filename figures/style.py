@@ -1,6 +1,5 @@
 """One look for every figure: colour-blind-safe hues (Okabe and Ito, 2008)."""
 
-import base64
 import csv
 import io
 import re
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -26,6 +24,7 @@ plt.rcParams.update(
         "figure.constrained_layout.use": True,
         "figure.dpi": 100,
         "savefig.dpi": 160,
+        "savefig.format": "png",
         "font.size": 9,
         "axes.titlesize": 9,
         "axes.spines.top": False,
@@ -44,14 +43,6 @@ plt.rcParams.update(
 def look(i: int, **changes: object) -> dict[str, Any]:
     """How the i-th of several things looks."""
     return {"color": COLOURS[i], "linestyle": LINES[i], "marker": MARKERS[i]} | changes
-
-
-def picture(axis: Axes, png: str) -> None:
-    """An image of a result, PNG in base64, without ticks and frame."""
-    image = plt.imread(io.BytesIO(base64.b64decode(png)), format="png")
-    axis.imshow(image, interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

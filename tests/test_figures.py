@@ -4,6 +4,7 @@ numbers are theirs.
 
 import contextlib
 import dataclasses
+import fnmatch
 import json
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ import celeba_joint
 import dcgan
 import hashing
 import mixture
-from figures import findings, law, like, page, style
+from figures import findings, law, like, page, section5, style
 from figures.cli import RunError
 from figures.run import write_json
 
@@ -94,13 +95,15 @@ def test_what_is_said_without_a_number() -> None:
     rise = joint["noise_on_one_side"] - fid["means"]
     assert rise < 2 * (fid["noise_alone"] - fid["means"])  # "mostly noise"
     assert min(values["readings"]("e3")["frequencies_off"]) > 0  # "tested as trained, better"
-    assert min(values["readings"]("e2")["frequencies_off"]) > 5  # "excludes frequencies"
+    assert min(values["readings"]("e2")["frequencies_off"]) > 5  # "is neither"
     assert max(map(abs, values["readings"]("e3")["counts_off"])) < 3
     # The README's numbers outside its markers.
     assert [round(f(values["readings"]("e3")["frequencies_off"])) for f in (min, max)] == [1, 62]
     assert [round(f(values["gaps"]("e1_frozen", 2))) for f in (min, max)] == [56, 96]
     assert [round(f(values["lost_at"]("e1_joint", 2))) for f in (min, max)] == [17, 25]
     assert round(values["family"], 2) == 0.03
+    grid = section5.of_the_report({n.removeprefix("hashing/"): r for n, r in RESULTS.items()})
+    assert min(result["metrics"]["epochs"] for result in grid.values()) == 62
     free = values["lengths"][0][1]
     assert [cell.partition(" ")[0] for cell in free[3:]] == ["0.0000"]  # "pay nothing"
 
@@ -124,6 +127,37 @@ def test_the_family_costs_no_more_than_the_gap_narrows() -> None:
         assert 0 < arm["share"] < 1
     assert arms["another GAN"]["holds"]
     assert abs(arms["another GAN"]["late"]) < 0.1
+
+
+PARTS = ("mixture_released", "celeba/joint_report", "celeba/*_report", "inference/*_long_seed0")
+PARTS += (
+    "inference/factorized",
+    "exact_d1",
+    "exact_*",
+    "hashing/*_b64_*",
+    "hashing/*_arm*",
+    "law/*",
+)
+
+
+@pytest.mark.parametrize("pattern", PARTS)
+def test_a_part_of_the_results_is_drawn(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(style.plt.rcParams, "savefig.dpi", 20)  # fast
+    names = fnmatch.filter(RESULTS, pattern)
+    assert names
+    for name in names:
+        write_json(tmp_path / "results" / f"{name}.json", RESULTS[name])
+    assert page.draw(tmp_path)  # what is missing
+    for preset in ("report", "quick"):
+        assert page.write(tmp_path, preset).stat().st_size > 1000
+
+
+def test_every_result_alone_has_its_pages() -> None:
+    for name, result in RESULTS.items():
+        for section in page.SECTIONS:
+            assert page.fill(f"{section}/README.md.j2", {name: result}, "report")
 
 
 def test_what_is_no_result_is_named_or_passed_over(tmp_path: Path) -> None:

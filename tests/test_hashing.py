@@ -428,7 +428,7 @@ def test_resume_can_add_epochs_but_not_change_the_model(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.pt"
     state = torch.load(checkpoint, weights_only=True)
     for broken, said in (
-        ({"config": state["config"] | {"gone": 1}}, "--gone 1, not None"),
+        ({"config": state["config"] | {"gone": 1}}, "an earlier version, which had --gone"),
         ({"model": {}}, "is no checkpoint"),
         ({"generators": {}}, "is no checkpoint"),
     ):

@@ -310,8 +310,8 @@ def test_a_run_without_an_encoder(
     history = result["history"]
     assert result["config"]["sigma"] == 0.2
     assert history["iteration"] == [0, 2, 4, 6]
-    assert len(history["gap_full"]) == len(history["prior_discriminator"]) == 4
-    assert "frechet_discriminator" not in history
+    assert len(history["gap_full"]) == 4
+    assert not {"frechet_discriminator", "prior_discriminator"} & history.keys()
     places = zip(history["evidence"], history["gap_factorized"], history["gap_full"], strict=True)
     own = [e - weight * factorized - (1 - weight) * full for e, factorized, full in places]
     assert history["elbo"] == pytest.approx(own)

@@ -12,7 +12,7 @@ import mixture
 from mixture import CENTRES, Options
 
 CPU = torch.device("cpu")
-QUICK = ("--points 200 --steps 60 --oracle-points 300 --variances 0.1 1",)
+QUICK = ("--points 200 --steps 60 ",)
 QUICK += ("--law-variances", 1, "--law-weights", 3, "--law-nodes", 6)
 
 

