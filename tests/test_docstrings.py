@@ -66,3 +66,9 @@ def test_load_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = docstrings.load(tmp_path)
     assert again.train_titles == corpus.train_titles
     assert (again.test != corpus.test).nnz == 0
+    (path,) = tmp_path.glob("*.jsonl")
+    path.write_bytes(path.read_bytes()[:1000])
+    monkeypatch.setattr(
+        docstrings, "read", lambda files: [("numpy.a", LONG), ("scipy.b", LONG * 2)]
+    )
+    assert len(docstrings.load(tmp_path).train_titles) < 3  # read anew

@@ -355,6 +355,7 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     for words in (("--weight", 0, "--freeze-decoder"), ("--evidence-images", 1), ("--reuse", 2)):
         assert option_error(main(celeba_joint, *words))
     assert option_error(main(celeba_joint, "--weight", 0, "--precision", "bfloat16"))
+    assert option_error(main(celeba_joint, "--weight", 1, "--precision", "tf32"))
     assert option_error(main(celeba_joint, "--weight", 1.5))
     assert option_error(main(celeba_joint, "--weight", 1, "--reuse", 3))
     assert Options().weight is None

@@ -16,7 +16,7 @@ import celeba_joint
 import disarm
 import hashing
 import mixture
-from data import newsgroups
+from data import DataError, newsgroups
 from data.documents import some_words
 from figures import law
 
@@ -175,6 +175,8 @@ def test_words_are_drawn_from_each_document() -> None:
     counts = scipy.sparse.csr_array(np.array([[3, 0, 2], [1, 0, 0], [0, 4, 4]], np.float32))
     found = some_words(counts, 4, 9, np.random.default_rng(0)).toarray()
     assert found.shape == (2, 3)  # one is too short
+    with pytest.raises(DataError, match="no document has so many"):
+        some_words(counts, 9, 9, np.random.default_rng(0))
     assert (found.sum(1) == 4).all()
     assert (found <= counts.toarray()[[0, 2]]).all()
     many = [some_words(counts, 1, 9, np.random.default_rng(i)).toarray()[0] for i in range(400)]

@@ -52,10 +52,10 @@ def test_folders_named_train_and_test_are_the_split(tmp_path: Path) -> None:
 def test_tables_are_documents_too(tmp_path: Path) -> None:
     rows = [{"text": SEA if i % 2 else LAND, "group": str(i % 2)} for i in range(12)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text(lines + "\n", encoding="utf-8-sig")  # as Windows has it
     quoted = "".join(f'"{row["text"]}",{row["group"]}\n' for row in rows)
-    (tmp_path / "a.csv").write_text(f"text,group\n{quoted}", encoding="utf-8")
-    for name in ("a.jsonl", "a.csv"):
+    (tmp_path / "a.CSV").write_text(f"text,group\n{quoted}", encoding="utf-8-sig")
+    for name in ("a.jsonl", "a.CSV"):
         corpus = texts.load(tmp_path / name)
         assert corpus.groups == ["0", "1"]
         assert len(corpus.train_titles) + len(corpus.test_titles) == 12
