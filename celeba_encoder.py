@@ -72,9 +72,7 @@ class TrainingOptions:
     batch_size: Count = 128
     """fresh samples per step"""
     lr: OptionalPositive = None
-    """learning rate; None: that of the protocol, report 2e-4, released 2e-5 here and 1e-5 in
-    celeba_joint.py
-    """
+    """learning rate; None: the protocol's, 2e-4 or 2e-5, in celeba_joint.py 2e-4 or 1e-5"""
     test_images: Several = 10_000
     """fresh samples for the ELBO"""
     laplace_images: Count = 64
@@ -98,9 +96,7 @@ class TrainingOptions:
     device: str | None = None
     """where to train; None: the accelerator if there is one, else the CPU"""
     resume: bool = False
-    """go on from the checkpoint in --out, bit by bit as if never stopped (on the CPU); a finished
-    run is measured again
-    """
+    """go on from --out, on the CPU bit by bit as if never stopped; measure a finished run again"""
 
 
 @dataclass(frozen=True)
@@ -369,9 +365,7 @@ def measure(trainer: Trainer) -> dict[str, Any]:
 def networks_of(
     state: Mapping, device: torch.device
 ) -> tuple[dcgan.Generator, dcgan.Discriminator, dict[str, Any]]:
-    """Generator and discriminator as kept by dcgan.py, in evaluation mode, and what else it said of
-    them.
-    """
+    """Generator and discriminator of dcgan.py in evaluation mode, and what it said of them."""
     width = state["width"]
     generator = dcgan.Generator(width["nz"], width["ngf"])
     discriminator = dcgan.Discriminator(width["ndf"])
@@ -413,9 +407,7 @@ def main(options: Options) -> None:
 
 
 def finish(trainer: Trainer, metrics: dict, origin: Mapping, stage: str) -> None:
-    """Write result.json and the figure, and print the report, of a training that is done; stage: a
-    row of Table 1.
-    """
+    """Write and print the result of a training, and its figure; stage: a row of Table 1."""
     options, seconds = trainer.options, trainer.seconds + metrics.pop("seconds")
     metrics |= {"iterations": trainer.iteration}
     result = run.save_result(
@@ -526,9 +518,7 @@ def distances(features: Features, images: Images) -> dict[str, float]:
 def feature_spaces(
     options: Any, discriminator: dcgan.Discriminator, device: torch.device
 ) -> dict[str, Features]:
-    """The trained discriminator's features; and Inception's, if its weights can be had and
-    --fid-dims is not 0.
-    """
+    """The discriminator's features; and Inception's, if they can be had and --fid-dims is not 0."""
     spaces: dict[str, Features] = {"discriminator": discriminator.features}
     if options.fid_dims:
         try:

@@ -97,9 +97,7 @@ ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (1e-5, (0.9, 0.999))}  # lea
 @dataclass(frozen=True)
 class Options(TrainingOptions):
     encoder: Path = Path("runs/celeba_encoder/model.pt")
-    """encoder kept by celeba_encoder.py, or here by --freeze-decoder; its run fixes ground truth,
-    protocol and sigma
-    """
+    """encoder of celeba_encoder.py, or of --freeze-decoder; its run fixes truth, protocol, sigma"""
     schedule: Literal["constant", "falling"] = "constant"
     """falling: the learning rate rises over the first tenth of the iterations, then falls to zero
     """
@@ -108,13 +106,9 @@ class Options(TrainingOptions):
     freeze_decoder: bool = False
     """train the encoder only, by the same ELBO"""
     average: Fraction = 0.0
-    """decay per step of an exponential moving average of the decoder, which is what is tracked and
-    kept; 0: none
-    """
+    """decay per step of a moving average of the decoder, which is tracked and kept; 0: none"""
     weight: OptionalShare = None
-    """None: with the encoder; w: without it, (1 - w) ELBO of each image's best full Gaussian + w of
-    its factorized
-    """
+    """None: with the encoder; w: (1 - w) ELBO of an image's best full Gaussian + w of factorized"""
     reuse: Count = 1
     """without an encoder: steps that an image is used in; twice it divides --batch-size"""
     evidence_images: Natural = 256
@@ -328,9 +322,7 @@ class PlaneOptions:
     points: Count = 150
     """points of the ground truth to train on"""
     encoder: OptionalNatural = None
-    """None: each point has its own best Gaussian; else an encoder of so many hidden tanh units, 0:
-    a linear one
-    """
+    """None: a best Gaussian for each point; else hidden tanh units of an encoder, 0: linear"""
     family: Literal["factorized", "full"] = "factorized"
     """covariance of the Gaussians q"""
     weights: Several = 9
@@ -495,9 +487,7 @@ def split(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 
 def plane(options: PlaneOptions) -> None:
-    """What joint training costs where all can be summed: the law's path for a small Gaussian VAE in
-    the plane.
-    """
+    """What joint training costs where all can be summed: the path of a small VAE in the plane."""
     torch.set_num_threads(1)  # of products this small, several take longer
     cases = []
     for sigma in tqdm(options.sigmas, desc="plane", unit="sigma"):

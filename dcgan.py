@@ -56,9 +56,7 @@ class Options:
     faces: Count = 10_000
     """faces drawn with --data faces"""
     held_out: Several = 1000
-    """number of images, the last, held out of the training to select the epoch; as many are
-    generated to compare
-    """
+    """images, the last, held out of training to select the epoch; as many are made to compare"""
     ngf: Count = 64
     """channels of the generator's last hidden layer; those before have 2, 4 and 8 times as many"""
     ndf: Count = 64
@@ -84,9 +82,7 @@ class Options:
     device: str | None = None
     """where to train; None: the accelerator if there is one, else the CPU"""
     resume: bool = False
-    """go on from the checkpoint in --out, bit by bit as if never stopped (on the CPU); a finished
-    run is measured again
-    """
+    """go on from --out, on the CPU bit by bit as if never stopped; measure a finished run again"""
     out: Path = Path("runs/dcgan")
     """folder for networks, grids, curves and result.json"""
 
@@ -111,9 +107,7 @@ QUICK = Options(
 
 
 def initialise(module: nn.Module) -> None:
-    """DCGAN's initial weights: convolutions N(0, 0.02), scales of batch norm N(1, 0.02), its shifts
-    0.
-    """
+    """DCGAN's first weights: convolutions N(0, 0.02), batch norm's scales N(1, 0.02), shifts 0."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -281,9 +275,7 @@ class Trainer:
         return images.float() / 127.5 - 1
 
     def step(self, real: Tensor) -> Tensor:
-        """One step of the discriminator, then one of the generator; both losses, D(real), D(fake),
-        shape (4,).
-        """
+        """A step of discriminator, then generator; both losses, D(real), D(fake), shape (4,)."""
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"
         )
@@ -318,9 +310,7 @@ class Trainer:
         self.generator.train()
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other
-        options or images.
-        """
+        """Go on from a checkpoint. Raises RunError if it is none, or of other options or images."""
         with run.reading(path, "checkpoint of dcgan.py") as state:
             run.same_options(path, state["config"], run.as_config(self.options), FREE_ON_RESUME)
             if state["count"] != self.count:

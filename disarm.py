@@ -58,9 +58,7 @@ ESTIMATORS = {"disarm": disarm, "arm": arm, "reinforce": reinforce}
 
 
 def codes(bits: int, like: Tensor) -> Tensor:
-    """All binary codes, shape (2^bits, bits), in counting order with the first bit the most
-    significant.
-    """
+    """All binary codes, shape (2^bits, bits), in counting order; the first bit counts most."""
     numbers = torch.arange(2**bits, device=like.device)
     shifts = torch.arange(bits - 1, -1, -1, device=like.device)
     return ((numbers[:, None] >> shifts) & 1).to(like.dtype)
@@ -155,7 +153,5 @@ def _difference(values: Tensor) -> Tensor:
 
 
 def _with_gradient(value: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
-    """`value`, made to pass `gradient` on to the logits: the added term is zero and has that
-    derivative.
-    """
+    """`value`, made to pass `gradient` on to the logits: what is added is zero with that slope."""
     return value + (gradient * (logits - logits.detach())).sum(-1)

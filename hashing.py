@@ -107,9 +107,7 @@ class CommonOptions(CorpusOptions):
 @dataclass(frozen=True)
 class Options(CommonOptions):
     encoder: EncoderKind = "e1"
-    """e1: linear in counts; e2: hidden layer, frequencies; e3: linear in frequencies; e4: these
-    times mean length
-    """
+    """e1: linear, counts; e2: hidden layer, frequencies; e3: linear, frequencies; e4: scaled up"""
     bits: Count = 64
     """b, number of Bernoulli latents"""
     estimator: Literal["disarm", "arm", "reinforce"] = "disarm"
@@ -125,9 +123,7 @@ class Options(CommonOptions):
     encoder_lr: OptionalPositive = None
     """learning rate of the encoder; None: --lr"""
     held_out: Fraction = 0.0
-    """fraction of the training documents kept for selecting the epoch; 0: the test set selects, as
-    in the report
-    """
+    """share of the training documents kept for selecting the epoch; 0: the test set selects"""
     test_counts: bool = False
     """test again with counts, fed to an encoder of frequencies, as the released code does"""
     precision: Precision | None = None
@@ -199,9 +195,7 @@ class Decoder(nn.Module):
         self.workspace = Workspace()
 
     def forward(self, z: Tensor, batch: Batch, dtype: torch.dtype | None = None) -> Tensor:
-        """z: (..., B, b) -> relative NLL, nats, (..., B). dtype: of the arithmetic over the
-        vocabulary; None: z's.
-        """
+        """Codes (..., B, b) -> relative NLL, nats, (..., B). dtype: of sums over words, or z's."""
         distinct, which = distinct_codes(z.flatten(0, -2))
         nll = RelativeNLL.apply(
             self.hidden(distinct), self.weight, self.bias, batch, self.workspace, dtype or z.dtype
@@ -375,15 +369,11 @@ class Trainer:
 
     @property
     def selected_epoch(self) -> int:
-        """The epoch of lowest loss, counted from 1: of held-out documents if there are any, else of
-        the test set.
-        """
+        """The epoch of lowest loss of held-out documents, else of the test set, counted from 1."""
         return int(np.argmin(self.history["held_out" if self.held_out else "test"])) + 1
 
     def record(self, values: dict[str, float]) -> None:
-        """Add an epoch's losses, and keep its model if it is the best. Raises FloatingPointError if
-        one is not finite.
-        """
+        """Add an epoch's losses; keep its model if it is the best. Raises FloatingPointError."""
         for key, value in values.items():
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -396,9 +386,7 @@ class Trainer:
 
 
 def resume(trainer: Trainer, path: Path) -> None:
-    """Go on from a checkpoint. Raises RunError if it is none, or one of a run with other options or
-    documents.
-    """
+    """Go on from a checkpoint. Raises RunError if it is none, or of other options or documents."""
     options = trainer.options
     with run.reading(path, "checkpoint of hashing.py") as state:
         before, epoch = state["config"], len(state["history"]["train"])
@@ -479,9 +467,7 @@ class SearchOptions:
     file: Path | None = None
     """a text file to search with"""
     document: int | None = None
-    """a document of the corpus to search with, counted from 1 through the training and then the
-    test documents
-    """
+    """a document to search with, counted from 1 through training and then test documents"""
     model: Path = Path("runs/hashing/model.pt")
     """model.pt of a trained run"""
     top: Count = 10
@@ -752,9 +738,7 @@ class Exact:
         return {key: value / len(self.documents[split]) for key, value in sums.items()}
 
     def run(self, stage: Stage, before: dict[str, dict]) -> dict[str, Any]:
-        """Train one stage, from the models of those `before` that it goes on from; returns its own,
-        and its numbers.
-        """
+        """Train one stage, from the models of those `before`; returns its own, and its numbers."""
         model = self.model(stage.encoder)
         for part, origin in (("decoder", stage.decoder_from), ("encoder", stage.encoder_from)):
             if origin is not None:
@@ -769,9 +753,7 @@ class Exact:
 
 
 def exact(options: ExactOptions) -> None:
-    """Train with sums over all 2^b codes: does joint ELBO training lower the likelihood that a
-    decoder had reached?
-    """
+    """Train with sums over all 2^b codes: does joint training lower a decoder's likelihood?"""
     corpus = load_corpus(options.corpus, options.archive)
     device = run.pick_device(options.device)
     torch.set_flush_denormal(True)
@@ -807,9 +789,7 @@ class LengthsOptions(CorpusOptions):
     bits: Count = 4
     """b, number of Bernoulli latents, 8 at most; all 2^b codes are summed over"""
     decoder: Literal["linear", "free"] = "linear"
-    """linear: d = 0; free: a distribution of its own for each code, the most that hidden layers
-    could reach
-    """
+    """linear: d = 0; free: a distribution for each code, the most hidden layers could reach"""
     weights: Several = 5
     """points on the path from likelihood (w = 0) to the ELBO (w = 1), squares of equal steps"""
     iterations: Count = 1500
@@ -849,9 +829,7 @@ class Short:
         return log_joint((log_p, None), self.batch, self.z)
 
     def ascend(self, parameters: Tensor, w: float) -> tuple[Tensor, float, float]:
-        """Uphill on E - w G by L-BFGS, with the best factorized q at each step; parameters, E and G
-        there.
-        """
+        """Uphill on E - w G by L-BFGS, q the best at each step; parameters, E and G there."""
         import scipy.optimize
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -878,9 +856,7 @@ class Short:
 
 
 def lengths(options: LengthsOptions) -> None:
-    """Where the family of q matters: the law's path for documents of n words, at the optimum of
-    decoder and q.
-    """
+    """Where the family of q matters: the law's path at the optimum, for documents of n words."""
     torch.set_num_threads(1)  # of products this small, several take longer
     corpus = load_corpus(options.corpus, options.archive)
     weights = law.weights(options.weights)

@@ -70,9 +70,7 @@ class Options:
     points: Count = 2000
     """training points, z drawn first and then x, as the report's text says"""
     points_per_component: OptionalCount = None
-    """points for each of the four components, instead of --points; 2000 is what the released code
-    has
-    """
+    """points for each of the four components, instead of --points; the released code: 2000"""
     variance: Positive = 1.0
     """variance of each component; the report's text says 0.01, its numbers need 1"""
     steps: Count = 10_000
@@ -106,9 +104,7 @@ QUICK = replace(QUICK, law_variances=(0.35, 1.0), law_weights=7, law_nodes=12)
 
 
 def sample(options: Options, device: torch.device) -> Tensor:
-    """Training points of the ground truth, float32, (N, 2). The same seed gives the same noise at
-    every variance.
-    """
+    """Training points, float32, (N, 2). The same seed gives the same noise at every variance."""
     generator = torch.Generator().manual_seed(options.seed)
     if options.points_per_component is None:
         z = torch.randint(4, (options.points,), generator=generator)
@@ -315,9 +311,7 @@ def exact(log_p: Tensor) -> Tensor:
 
 
 def quadrature(variance: float, side: int) -> tuple[Tensor, Tensor]:
-    """Points (4 side^2, 2) and their masses for means under p*(x): Gauss-Hermite nodes about each
-    centre, float64.
-    """
+    """Gauss-Hermite nodes about the centres, (4 side^2, 2), and masses for means under p*."""
     nodes, masses = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(side))
     x = torch.tensor(CENTRES).double()[:, None] + math.sqrt(variance) * torch.cartesian_prod(
         nodes, nodes
@@ -394,9 +388,7 @@ def law_cases(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]
 def measure(
     x: Tensor, log_q: Tensor, means: Tensor, truth: Tensor, variance: float
 ) -> dict[str, Any]:
-    """ELBO, log evidence and KLs of one state, in float64, and how far each centre is from the true
-    one.
-    """
+    """ELBO, log evidence and KLs of a state, float64, and how far centres are from the true."""
     x, log_q, means, truth = x.double(), log_q.double(), means.double(), truth.double()
     log_p = log_joint(x, means, variance)
     elbo = (log_q.exp() * (log_p - log_q)).sum(0).mean().item()
@@ -415,9 +407,7 @@ def measure(
 def picture(
     posterior: Callable[[Tensor], Tensor], means: Tensor, x: Tensor, extent: list[float]
 ) -> dict:
-    """What one panel of Figure 1 shows: the arg max of the posterior at the points and on a grid,
-    and the centres.
-    """
+    """A panel of Figure 1: arg max of the posterior at points and on a grid, and the centres."""
     left, right, bottom, top = extent
     sides = torch.linspace(bottom, top, GRID), torch.linspace(left, right, GRID)
     grid = torch.cartesian_prod(*sides).flip(1).to(x)

@@ -16,9 +16,7 @@ SPLITS = ("train", "test")
 
 
 class DataError(ValueError):
-    """A data set is missing or is not what it should be; the message is one line that says what to
-    do.
-    """
+    """A data set is missing or not what it should be; the message is one line of what to do."""
 
 
 STALE = 600  # seconds after its last change that a file aside is of a writer that is gone

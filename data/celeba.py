@@ -64,9 +64,7 @@ def load(images: Path | None = None, folder: Path = Path(__file__).parent) -> np
 
 
 def find(images: Path | None = None, folder: Path = Path(__file__).parent) -> Path | None:
-    """Where the images are or, if `images` or the environment variable says so, should be; None:
-    they are nowhere.
-    """
+    """Where the images are or, if `images` or the environment says so, should be; None: nowhere."""
     named = images or os.environ.get(ENVIRONMENT_VARIABLE)
     places = (folder / part / name for part in ("", "celeba") for name in (ARCHIVE, FOLDER))
     return Path(named) if named else next((path for path in places if path.exists()), None)
@@ -147,9 +145,7 @@ def _digest(marks: list[tuple]) -> str:
 
 
 def _decode(source: Path, names: list[str], read: Callable[[int], bytes], path: Path) -> None:
-    """Write the images of `source` to `path`, and their digest beside it; unreadable ones leave no
-    gap.
-    """
+    """Write the images of `source` to `path`, their digest beside it; unreadable ones: no gap."""
     from torchvision import transforms
 
     prepare = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE)])

@@ -57,9 +57,7 @@ class Counts:
         self.parts = (rows, columns)
 
     def product(self, dense: Tensor, transposed: bool = False) -> Tensor:
-        """c @ dense, (B, V) times (V, k) -> (B, k); transposed: c.T @ dense, (V, B) times (B, k) ->
-        (V, k).
-        """
+        """c @ dense, (V, k) -> (B, k); transposed: c.T @ dense, (B, k) -> (V, k)."""
         indices, offsets, values = self.parts[transposed]
         return nn.functional.embedding_bag(
             indices, dense, offsets, mode="sum", per_sample_weights=values, include_last_offset=True
@@ -96,18 +94,14 @@ class Resident:
 
 
 def unigram(counts: scipy.sparse.csr_array) -> np.ndarray:
-    """The smoothing distribution u, shape (V,): the training counts, 1/10,000 added to each word,
-    normalised.
-    """
+    """The smoothing u, (V,): the training counts, 1/10,000 added to each word, normalised."""
     of_blocks = (np.bincount(c.indices, c.data, counts.shape[1]) for _, _, c in blocks(counts))
     total = sum(of_blocks, np.zeros(counts.shape[1])) + 1e-4
     return total / total.sum()
 
 
 def hold_out(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `count` documents to train on, and which to hold out, ascending. Raises DataError if
-    one has none.
-    """
+    """Documents to train on, and to hold out, of `count`. Raises DataError if one has none."""
     order = np.random.default_rng(seed).permutation(count)
     size = round(fraction * count)
     if not 0 < size < count:
@@ -386,9 +380,7 @@ def distinct_codes(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _exponentiate_and_sum(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Put exp(logits) in the place of the logits (V, K); their sums over the words, (K,), in
-    `dtype`.
-    """
+    """Put exp(logits) in the place of logits (V, K); their sums over words, (K,), in `dtype`."""
     # Some words at a time, as bfloat16 rounds each sum; a sum in another type would copy all of
     # them.
     parts = [part.sum(0).to(dtype) for part in logits.exp_().split(2560)]

@@ -43,9 +43,7 @@ NOSE, MOUTH, BOTTOM = slice(24, 52), slice(34, 60), slice(36, 64)
 
 
 def draw(count: int, seed: int = 0) -> np.ndarray:
-    """`count` portraits, uint8, shape (count, 3, 64, 64), red green blue; more of a seed begin with
-    the same ones.
-    """
+    """Portraits, uint8, (count, 3, 64, 64), red green blue; more of a seed begin with the same."""
     images = np.empty((count, 3, SIZE, SIZE), np.uint8)
 
     def fill(start: int) -> None:
@@ -58,9 +56,7 @@ def draw(count: int, seed: int = 0) -> np.ndarray:
 
 
 class _Canvas:
-    """CHUNK images, and where their pixels lie on the head: x to the right, y down, a face being
-    about 1.6 wide.
-    """
+    """CHUNK images, and where their pixels lie on the head: x right, y down, a face 1.6 wide."""
 
     def __init__(self, scale: np.ndarray, roll: np.ndarray, right: np.ndarray, down: np.ndarray):
         row, column = np.mgrid[:SIZE, :SIZE].astype(np.float32)[:, None]
@@ -71,9 +67,7 @@ class _Canvas:
         self.image = np.zeros((CHUNK, 3, SIZE, SIZE), np.float32)
 
     def inside(self, distance: np.ndarray) -> np.ndarray:
-        """Coverage of pixels by a shape, given the signed distance from its contour, negative
-        inside.
-        """
+        """Coverage of pixels by a shape, given distances from its contour, negative inside."""
         return np.clip(0.5 - distance * self.scale, 0, 1)
 
     def ellipse(self, rows: slice, cx, cy, rx, ry, tilt=0.0) -> np.ndarray:
@@ -88,9 +82,7 @@ class _Canvas:
         colour: np.ndarray,
         shade: np.ndarray | None = None,
     ) -> None:
-        """Lay a colour, (CHUNK, 3) or (3,), over the pixels of `rows` where they are covered;
-        shade: of all pixels.
-        """
+        """Lay a colour, (CHUNK, 3) or (3,), over pixels of `rows` where covered; shade: of all."""
         shades = np.float32(1) if shade is None else shade[:, rows]
         for c in range(3):
             part = self.image[:, c, rows]

@@ -1,6 +1,4 @@
-"""Codes as hashes: packed bits, Hamming distances, and how well the nearest documents are of the
-same group (Section 5).
-"""
+"""Codes as hashes: packed bits, Hamming distances, and precision of the nearest (Section 5)."""
 
 import numpy as np
 

@@ -83,9 +83,7 @@ def _vocabulary(source: Path, folder: Path) -> bytes | None:
 
 
 def find(archive: Path | None = None, folder: Path = Path(__file__).parent) -> Path | None:
-    """Where the archive is or, if `archive` or the environment variable says so, should be; None:
-    it is nowhere.
-    """
+    """Where the archive is or, if `archive` or the environment says so, should be, or None."""
     named = archive or os.environ.get(ENVIRONMENT_VARIABLE)
     path = folder / ARCHIVE
     return Path(named) if named else path if path.is_file() else None

@@ -1,6 +1,4 @@
-"""Everything after the numbers: result files, published values, tables, figures, and the committed
-ones.
-"""
+"""Everything after the numbers: result files, published values, tables, figures and pages."""
 
 import os
 

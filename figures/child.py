@@ -42,9 +42,7 @@ def run(words: list[str]) -> None:
 
 
 def leave(words: list[str]) -> NoReturn:
-    """Run a script and end the process, without taking down all that was imported: that takes a
-    second.
-    """
+    """Run a script and end the process without taking down its imports, which takes a second."""
     code: object = 1
     try:
         run(words)

@@ -1,6 +1,4 @@
-"""Command lines: bounds of options, subcommands by tyro, and one line for anything foreseeable that
-fails.
-"""
+"""Command lines: bounds of options, subcommands by tyro, one line for what can be foreseen."""
 
 import io
 import json
@@ -25,9 +23,7 @@ class RunError(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM, as `kill`, `timeout` and batch systems send it, made an exception: what was started
-    can be stopped.
-    """
+    """SIGTERM, as `kill` and batch systems send it, made an exception: what runs can be stopped."""
 
 
 def _bounded(

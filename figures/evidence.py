@@ -171,9 +171,7 @@ class Posteriors(nn.Module):
             setattr(self, name, torch.cat([getattr(self, name)[len(new.x) :], getattr(new, name)]))
 
     def settle(self, vae: Any, noise: torch.Generator) -> None:
-        """To the Gaussian of largest ELBO, from the mode: three steps, of the precisions too, at
-        falling rates.
-        """
+        """To the Gaussian of largest ELBO, in three steps from the mode, of precisions too."""
         for rate in (1 / 2, 1 / 3, 1 / 4):
             e = normal(self.mean.shape, noise).to(self.mean)
             _, precision = curvature(vae, self.x, self.sample(e[None])[0])
@@ -189,9 +187,7 @@ class Posteriors(nn.Module):
 
 
 def log_joint(vae: Any, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x, z) under the decoder, nats, (S, B), of images x (B, 3, 64, 64) and latents z (S, B,
-    nz).
-    """
+    """log p(x, z), nats, (S, B), of images x (B, 3, 64, 64) and latents z (S, B, nz)."""
     at_once = max(1, CHUNK // len(x))
     values = []
     for part in z.split(at_once):
@@ -206,9 +202,7 @@ def log_joint(vae: Any, x: Tensor, z: Tensor) -> Tensor:
 
 
 def curvature(vae: Any, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of log p(x, z) in z, (B, nz), and Gauss-Newton's precision I + J'J / sigma^2, (B,
-    nz, nz).
-    """
+    """Gradient of log p(x, z) in z, (B, nz), and Gauss-Newton's I + J'J / sigma^2, (B, nz, nz)."""
     nz, gradients, precisions = z.shape[1], [], []
     identity = torch.eye(nz, dtype=z.dtype, device=z.device)
     size = max(1, CHUNK // nz)
@@ -222,9 +216,7 @@ def curvature(vae: Any, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Evidence(nn.Module):
-    """log p(x) under the present decoder, and how far ELBOs are below it, on held-out images of the
-    ground truth.
-    """
+    """log p(x) under the present decoder, and ELBOs below it, on held-out images of the truth."""
 
     first: Tensor
     change: Tensor
@@ -302,9 +294,7 @@ class Evidence(nn.Module):
 
 
 def estimate(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """log of the mean weight, and the effective sample size of 100, each (N,), of log weights (S,
-    N).
-    """
+    """log of the mean weight, and effective sample size of 100, (N,), of log weights (S, N)."""
     total = log_w.logsumexp(0)
     return total - math.log(len(log_w)), (2 * total - (2 * log_w).logsumexp(0)).exp() * 100 / len(
         log_w

@@ -65,9 +65,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def exact_runs(results: Mapping[str, dict], stage: str, layers: int) -> list[str]:
-    """Runs of `hashing.py exact` with d hidden layers that have a stage, by seed; not those of
-    other lengths.
-    """
+    """Runs of `hashing.py exact` with d hidden layers that have a stage, by seed; not long ones."""
     found = [
         name
         for name, result in results.items()
@@ -197,9 +195,7 @@ def of_section5(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
         return statistics.mean(differences), half_width(differences)
 
     def readings(encoder: str) -> dict[str, list[float]]:
-        """How far the report's test losses are above ours in the cells of its epochs, by either
-        reading of its test loop.
-        """
+        """The report's test losses less ours in cells of its epochs, by either reading."""
         full = {p: cells[f"{encoder}_b{p[0]}_d{p[1]}"]["metrics"] for p in places}
         full = {p: m for p, m in full.items() if m["epochs"] == reference.SECTION5_EPOCHS}
         return {

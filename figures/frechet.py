@@ -1,6 +1,4 @@
-"""Fréchet distances of sets of images: moments of features, Inception's network, and thumbnails
-(Section 4).
-"""
+"""Fréchet distances of sets of images: moments of features, Inception, thumbnails (Section 4)."""
 
 import functools
 import hashlib
@@ -47,9 +45,7 @@ class Moments:
 
 @torch.no_grad()
 def moments(features: Features, batches: Iterable[Tensor]) -> Moments:
-    """Moments of the features of images, rounded to 8 bits first, as they would be in the PNG files
-    of pytorch-fid.
-    """
+    """Moments of features of images, rounded to 8 bits first as in pytorch-fid's PNG files."""
     result = Moments()
     for images in batches:
         result.add(features(as_bytes(images).float() / 127.5 - 1))

@@ -154,9 +154,7 @@ EXAMPLES = ("mixture_0.5_3", "plane3_factorized_own_0.6_seed0", "hashing_free_b4
 
 
 def draw(cases: dict[str, dict], folder: Path) -> None:
-    """One law: gaps against w with the area, cost against area, and cost over narrowing against the
-    knob.
-    """
+    """Gaps against w with the area, cost against area, and cost over narrowing against the knob."""
     import matplotlib.pyplot as plt
 
     from figures import style

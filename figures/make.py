@@ -60,17 +60,13 @@ PRESET = "preset.json"
 @dataclass(frozen=True)
 class Options(ClusterOptions):
     preset: Literal["quick", "report"] = "quick"
-    """quick: minutes on two cores, offline; report: the full protocol on real data, weeks without a
-    GPU
-    """
+    """quick: minutes on two cores, offline; report: the full protocol, weeks without a GPU"""
     only: tuple[str, ...] = ("*",)
     """names of the steps to run, such as mixture or 'hashing/e1_*', with those they go on from"""
     dry_run: bool = False
     """say what would be run, what it needs and what is missing, and stop"""
     render: bool = False
-    """run nothing; draw figures (as PDF, too) and tables from the results in --out or, without
-    that, the committed ones
-    """
+    """run nothing; draw figures (PDF, too) and tables of results in --out or committed ones"""
     out: Path | None = None
     """folder for everything; None: runs/quick or runs/report"""
 

@@ -87,9 +87,7 @@ def draw(folder: Path) -> list[str]:
 
 
 def fill(template: str, results: Mapping[str, dict], preset: str) -> str:
-    """A template rendered. It sees `r`, results by name, `m`, their metrics, and what
-    figures/findings.py computes of several.
-    """
+    """A template rendered with what findings.py computes: `r` results, `m` their metrics."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True
     )
@@ -168,9 +166,7 @@ def section(folder: Path, name: str) -> str:
 
 
 def rendered(folder: Path, name: str, text: str) -> str:
-    """Markdown of a section's folder as HTML, with figures inside, each a link to its file; other
-    HTML is escaped.
-    """
+    """Markdown of a section's folder as HTML, figures inside, links to files; HTML is escaped."""
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
 
     def inlined(match: re.Match) -> str:

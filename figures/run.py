@@ -140,9 +140,7 @@ def saving_at_sigterm() -> Generator[Callable[[], bool]]:
 
 
 def native_precision(device: torch.device) -> str:
-    """bfloat16 on a CPU with instructions for it that torch was not told to leave alone, else
-    float32.
-    """
+    """bfloat16 on a CPU with instructions for it that torch is to use, else float32."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     used = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return "bfloat16" if used and capabilities.get("avx512_bf16") else "float32"
@@ -189,9 +187,7 @@ def save_torch(path: Path, value: object) -> None:
 
 
 def state_of(part: Any) -> Any:
-    """What a checkpoint holds of a module, an optimiser, a random generator, a dict of such, or of
-    anything else.
-    """
+    """What a checkpoint holds of a module, optimiser, generator, dict of such, or anything else."""
     if hasattr(part, "state_dict"):
         return part.state_dict()
     if isinstance(part, torch.Generator):
@@ -278,9 +274,7 @@ def as_config(options: Any) -> dict[str, Any]:
 def same_options(
     path: Path, before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]
 ) -> None:
-    """Raise RunError if a result or checkpoint at `path` was made with other options, but for the
-    `free` ones.
-    """
+    """Raise RunError if what is at `path` was made with other options, but for the `free` ones."""
     for key in sorted((before.keys() | now.keys()) - set(free)):
         if before.get(key) != now.get(key):
             if key == "documents":
@@ -348,9 +342,7 @@ def save_result(
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions of libraries and project, processor, device, threads, and the commit the code ran
-    from ("+": with changes).
-    """
+    """Versions of libraries, processor, device, threads, and the commit ("+": with changes)."""
     processor = platform.processor() or "unknown"
     with contextlib.suppress(OSError):  # of Linux
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -50,16 +50,12 @@ class ClusterOptions:
     as many as there are cores, four at most
     """
     threads: OptionalCount = None
-    """threads of each script; None: the machine's cores, divided by --jobs or by the --nthreads of
-    the Dask worker
-    """
+    """threads of each script; None: the cores over --jobs, or over a Dask worker's --nthreads"""
     scheduler: str | None = None
     """address (tcp://host:8786) or scheduler file of a Dask cluster to run on; None: this machine
     """
     resource: str | None = None
-    """what each script takes one of from its worker, such as GPU for workers begun with --resources
-    GPU=1
-    """
+    """what a script takes one of from its worker, such as GPU of `dask worker --resources GPU=1`"""
 
 
 @dataclass(frozen=True)
@@ -84,9 +80,7 @@ def cores() -> int:
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """What is recorded of a folder's last run: `command`, `session`, `begun`, `seconds` of all,
-    `finished`; else {}.
-    """
+    """Of a folder's last run: `command`, `session`, `begun`, all `seconds`, `finished`; or {}."""
     try:
         entry = json.loads((folder / RECORD).read_bytes())
     except (OSError, ValueError):

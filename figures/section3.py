@@ -19,9 +19,7 @@ CURVES = {
 
 
 def draw_figure1(result: dict, folder: Path) -> None:
-    """Figure 1 (a-c) of the report, and (d) the consistent VAE: points and regions by the arg max
-    of the posterior.
-    """
+    """Figure 1 (a-c) of the report, (d) the consistent VAE: regions of the posterior's arg max."""
     panels, metrics = result["panels"], result["metrics"]
     titles = {
         "truth": "(a) true posterior",

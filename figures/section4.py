@@ -54,9 +54,7 @@ def fid_name(result: dict) -> str:
 
 
 def report_training(result: dict, folder: Path, stage: str) -> None:
-    """Draw one training, and print what was measured beside the report's numbers; stage: a row of
-    Table 1.
-    """
+    """Draw one training, and print it beside the report's numbers; stage: a row of Table 1."""
     draw_section4({f"{result['config']['protocol']} protocol": result}, folder, "training")
     metrics, config = result["metrics"], result["config"]
     report = reference.TABLE1.get(stage, {})
@@ -146,9 +144,7 @@ def control(result: dict, results: Mapping[str, dict]) -> dict | None:
 
 
 def beyond_full(result: dict, results: Mapping[str, dict]) -> tuple[float, float] | None:
-    """How much more was lost than by the run with full Gaussians, paired by image, and its half
-    width.
-    """
+    """How much more was lost than by the run with full Gaussians, paired by image; half width."""
     if (other := control(result, results)) is None:
         return None
     pairs = [r["metrics"]["evidence_changes"] for r in (other, result)]
@@ -164,9 +160,7 @@ def inference_name(result: dict) -> str:
 
 
 def last_quarter(result: dict) -> float:
-    """By how much log p(x) changed since three quarters of the training, or since the last point
-    but one.
-    """
+    """Change of log p(x) since three quarters of the training, or the last point but one."""
     steps, change = (result["history"][key] for key in ("iteration", "evidence_change"))
     first = min(i for i, step in enumerate(steps) if step >= 0.75 * steps[-1])
     return change[-1] - change[min(first, len(steps) - 2)]
@@ -298,9 +292,7 @@ def write_grid(result: dict, folder: Path) -> None:
 
 
 def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
-    """Table 1: ELBO and FID of the report beside ours, in the two protocols; "not run" where that
-    is so.
-    """
+    """Table 1: ELBO and FID of the report beside ours, in both protocols; "not run" where so."""
     some = next(iter(results.values()))
     config, width = some["config"], some["ground_truth"]["width"]
     experiments = {

@@ -200,9 +200,7 @@ def report_exact(result: dict, folder: Path) -> None:
 
 
 def _stages(axis: plt.Axes, result: dict, encoder: str) -> None:
-    """One panel of the three stages on the train set: the decoder by maximum likelihood, the
-    encoder alone, both by the ELBO.
-    """
+    """The three stages on the train set: decoder by likelihood, encoder alone, both by the ELBO."""
     config, history = result["config"], result["history"]
     stages = ("likelihood_epochs", "encoder_epochs", "joint_epochs")
     ends = np.cumsum([config[stage] for stage in stages])

@@ -111,9 +111,7 @@ def inference() -> Iterator[Step]:
 
 
 def settled() -> Iterator[Step]:
-    """Twice the steps for eight seeds, from a shorter GAN: images whose noise comes in opposite
-    pairs, averaged weights.
-    """
+    """Twice the steps, eight seeds, a shorter GAN: noise in opposite pairs, averaged weights."""
     options = "--lr 5e-4 --average 0.99 --batch-size 32 --reuse 2 --sigma 0.5 --track 4"
     options += " --evidence-images 128 --evidence-samples 60 --iterations 1200"
     for seed in range(8):
