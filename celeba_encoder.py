@@ -241,9 +241,7 @@ class Trainer:
         self.also = also
         self.tested = vae  # what is tracked; in celeba_joint.py its decoder may be an average
         parameters = [p for p in vae.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            parameters, options.lr or adam[0], betas=adam[1], fused=True
-        )
+        self.optimizer = torch.optim.Adam(parameters, options.lr or adam[0], adam[1], fused=True)
         self.noise = torch.Generator(device).manual_seed(options.seed)
         keys = ["iteration", "loss", "elbo", "data", "kl", "sigma"]
         keys += [f"{kind}_{space}" for space in spaces for kind in kinds]
@@ -333,9 +331,7 @@ def resume(trainer: Trainer, path: Path) -> None:
         run.same_options(path, state["config"], run.as_config(trainer.options), FREE_ON_RESUME)
         if state["history"].keys() != trainer.history.keys():
             had = "with" if "frechet_inception" in state["history"] else "without"
-            raise RunError(
-                f"--resume: {path} was tracked {had} Inception's weights, which now is not so"
-            )
+            raise RunError(f"--resume: {path} was tracked {had} Inception's weights, unlike now")
         truth = trainer.vae.truth.named_parameters()
         if not all(torch.equal(state["vae"][f"truth.{name}"], p.cpu()) for name, p in truth):
             raise RunError(f"--resume: {path} is of another ground truth")

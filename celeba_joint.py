@@ -134,9 +134,7 @@ class Options(TrainingOptions):
         elif self.precision not in (None, "float32"):
             raise ValueError("--weight wants --precision float32, in which Jacobians are taken")
         elif self.batch_size % (2 * self.reuse):
-            raise ValueError(
-                f"--batch-size {self.batch_size} is no multiple of two times --reuse {self.reuse}"
-            )
+            raise ValueError("--batch-size must be a multiple of two times --reuse")
 
 
 QUICK = Options(

@@ -203,7 +203,7 @@ def load_images(options: Options) -> np.ndarray:
     )
     if options.held_out >= len(images):
         raise RunError(
-            f"--held-out {options.held_out} of {len(images)} images leaves none to train on"
+            f"--held-out {options.held_out} of {len(images)} images leaves none to train"
         )
     return images
 
@@ -241,9 +241,7 @@ class Trainer:
         self.optimizers = {}
         for name, network in self.networks.items():
             network.to(device)
-            adam = torch.optim.Adam(
-                network.parameters(), options.lr, betas=(0.5, 0.999), fused=True
-            )
+            adam = torch.optim.Adam(network.parameters(), options.lr, (0.5, 0.999), fused=True)
             self.optimizers[name] = adam
         # Data order and latents: each has a random stream of its own.
         self.generators = {

@@ -177,9 +177,7 @@ def _decode(source: Path, names: list[str], read: Callable[[int], bytes], path: 
         file.seek(0)
         write_header(file, count)
         if not count:
-            raise DataError(
-                f"{source}: none of its {len(names)} images can be read; a zip can be unpacked"
-            )
+            raise DataError(f"{source}: none of its {len(names)} images can be read; unpack zips")
         if unreadable:
             shown = ", ".join(unreadable[:NAMED]) + (", ..." if len(unreadable) > NAMED else "")
             print(

@@ -130,9 +130,7 @@ def parse_archive(
         digest = hashlib.sha256(files[name]).hexdigest()
         expected = (SHA256 if sha256 is None else sha256).get(name)
         if expected not in (None, digest):
-            raise DataError(
-                f"{path}: {name} has sha256 {digest}, not {expected}: not the canonical corpus"
-            )
+            raise DataError(f"{path}: {name} has sha256 {digest}, not {expected}: another corpus")
     map_lines = files["train.map"].decode("latin-1").splitlines()
     groups = [line.split()[0] for line in map_lines if line.strip()]
     labels = {s: np.loadtxt(io.BytesIO(files[f"{s}.label"]), np.int64) - 1 for s in SPLITS}
@@ -178,9 +176,7 @@ def _members(path: Path) -> dict[str, bytes]:
             while archive.fileobj and archive.fileobj.read(1 << 20):
                 pass
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise DataError(
-            f"{path}: truncated or corrupted, not a whole .tgz archive ({error})"
-        ) from error
+        raise DataError(f"{path}: truncated or corrupted, no whole .tgz ({error})") from error
     return files
 
 

@@ -226,9 +226,7 @@ def main(options: Options) -> None:
         with style.plt.rc_context({"savefig.format": "pdf"}):
             missing = draw(folder, preset_of(folder))
         if missing:
-            raise RunError(
-                f"no results for {', '.join(missing)}; the other figures and tables are in {folder}"
-            )
+            raise RunError(f"no results for {', '.join(missing)}; the others are in {folder}")
         print(f"figures and tables drawn in {folder}")
         return
     steps = chosen(STEPS[options.preset], options.only)

@@ -66,9 +66,7 @@ class Task:
     command: tuple[str, ...]
     folder: Path
     needs: tuple[str, ...] = ()  # names of tasks that have to succeed first
-    template: str | None = (
-        None  # for the record, instead of the command: without the place where it was run
-    )
+    template: str | None = None  # for the record, instead of the command
     threads: int | None = None
     # Printed at the start of a script that has the terminal to itself; None: it writes a log.
     title: str | None = None
@@ -273,7 +271,7 @@ def connected(options: ClusterOptions) -> Generator[Client]:
         return
     if "://" not in options.scheduler and not Path(options.scheduler).is_file():
         raise RunError(
-            f"--scheduler: no file {options.scheduler!r}, and no address such as tcp://host:8786"
+            f"--scheduler: no file {options.scheduler!r}, nor address as tcp://host:8786"
         )
     named = {"address": options.scheduler}
     if Path(options.scheduler).is_file():

@@ -76,12 +76,9 @@ def report_training(result: dict, folder: Path, stage: str) -> None:
         name = fid_name(result) if space == "inception" else "Fréchet, discriminator"
         for key, label in DISTANCES.items():
             if key in of_space:
-                compared = space == "inception" and key == (
-                    "means" if stage == "frozen" else "noise_on_one_side"
-                )
-                rows.append(
-                    (f"{name}: {label}", report.get("fid") if compared else None, of_space[key])
-                )
+                published = "means" if stage == "frozen" else "noise_on_one_side"
+                fid = report.get("fid") if (space, key) == ("inception", published) else None
+                rows.append((f"{name}: {label}", fid, of_space[key]))
     if config["fid_dims"] and "inception" not in metrics["frechet"]:
         rows.append(("FID", report.get("fid"), "no weights"))
     rows.append(("iterations", reference.SECTION4_ITERATIONS, metrics["iterations"]))
