@@ -134,9 +134,7 @@ class NoWait(TorchDispatchMode):
 
 @pytest.fixture
 def move_nowhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., torch.optim.Optimizer]:
-    """Moves modules to the device "meta", as if it were an accelerator: of tensors there no number
-    can be had.
-    """
+    """Moves modules to "meta", as if it were an accelerator: tensors there have no numbers."""
 
     def noise(*shape: Any, **_: Any) -> torch.Tensor:
         return torch.empty(*shape, device="meta")

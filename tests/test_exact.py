@@ -1,6 +1,4 @@
-"""Section 5, summed over all codes: likelihood, bound, the best factorized posterior, and the
-stages of `exact`.
-"""
+"""Section 5, summed over all codes: likelihood, bound, best factorized posterior, stages."""
 
 import itertools
 import json
@@ -35,9 +33,7 @@ STAGES = ["frozen", "joint", "regressed"]
 def doubled(
     bits: int = 3, layers: int = 0, scale: float = 6.0
 ) -> tuple[hashing.Exact, hashing.VAE, Batch]:
-    """A model in float64 on the toy corpus, its decoder far from trivial, and a batch of 12
-    documents.
-    """
+    """A model in float64 on the toy corpus, its decoder far from trivial, and twelve documents."""
     sums = hashing.Exact(replace(SMALL, bits=bits, decoder_layers=layers), corpus(), CPU)
     sums.u, sums.z = sums.u.double(), sums.z.double()
     sums.documents = {split: Documents(d.counts, sums.u) for split, d in sums.documents.items()}
@@ -105,9 +101,7 @@ def test_exact_elbo_is_what_sampling_gives() -> None:
 
 
 def test_sampled_loss_of_a_trained_model_is_the_exact_one(tmp_path: Path) -> None:
-    """The two ways through the code, on a trained 8-bit model: `evaluate` and
-    `Exact.totals`.
-    """
+    """The two ways through the code, on a trained model: `evaluate` and `Exact.totals`."""
     toy = corpus()
     options = hashing.Options(
         bits=8, epochs=40, fine_epochs=0, lr=0.02, batch_size=64, device="cpu", out=tmp_path
@@ -123,9 +117,7 @@ def test_sampled_loss_of_a_trained_model_is_the_exact_one(tmp_path: Path) -> Non
 
 
 def test_best_factorized_posterior() -> None:
-    """Against the best of a fine grid for two bits; never below its start, never above the
-    likelihood.
-    """
+    """Against a fine grid for two bits; never below its start, nor above the likelihood."""
     sums, model, batch = doubled(bits=2, scale=10)
     joint = hashing.log_joint(hashing.log_decoder(model, sums.z), batch, sums.z).detach()
     start = model.encoder(batch).detach()
@@ -164,9 +156,7 @@ def test_measure_splits_the_gap() -> None:
 
 
 def test_regression_finds_the_best_linear_map_to_the_marginals() -> None:
-    """Where the gradient of the cross-entropy to the exact marginals is zero, whatever the scale of
-    the features.
-    """
+    """Where the gradient of the cross-entropy to exact marginals is zero, whatever the scale."""
     sums, model, _ = doubled()
     batch = sums.documents["train"].batch(np.arange(len(sums.documents["train"])))
     joint = hashing.log_joint(hashing.log_decoder(model, sums.z), batch, sums.z)

@@ -1,6 +1,4 @@
-"""What is committed: every figure, table and page redraws from its results, and the README's
-numbers are theirs.
-"""
+"""What is committed: every figure, table, page and number redraws from its results."""
 
 import contextlib
 import dataclasses

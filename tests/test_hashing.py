@@ -167,12 +167,6 @@ def test_bfloat16_logits_are_close_on_real_documents(
         assert 0 < (a - b).norm() < 0.01 * a.norm()
 
 
-def test_unigram_is_the_notes_smoothing() -> None:
-    counts = scipy.sparse.csr_array(np.array([[2.0, 0, 1], [1, 0, 0]], np.float32))
-    expected = np.array([3.0001, 0.0001, 1.0001])
-    np.testing.assert_allclose(documents.unigram(counts), expected / expected.sum())
-
-
 @pytest.mark.parametrize("kind", ["e1", "e2", "e3", "e4"])
 def test_encoders_equal_dense_layers(kind: str) -> None:
     toy = corpus()
@@ -281,9 +275,7 @@ def test_distinct_codes_stand_for_all(bits: int) -> None:
 def test_a_step_of_several_pairs_is_the_mean_of_steps_of_one(
     bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same noise; codes that repeat are decoded once in the first, and as often as they come in
-    the others.
-    """
+    """The same noise; repeated codes are decoded once in the first, each time in the others."""
     options = replace(SMALL, bits=bits, decoder_layers=1, lr=1e-30, precision="float32")
     trainer = hashing.Trainer(options, corpus(), CPU)
     batch, noise = trainer.train.batch(np.arange(16)), trainer.generators["noise"].get_state()
@@ -352,9 +344,7 @@ def assert_bitwise_equal(a: object, b: object) -> None:
 
 @posix
 def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, toy_corpus: None) -> None:
-    """SIGKILL somewhere in the one-pair epochs, SIGTERM in the fine ones, which saves; the end is
-    that of a run never stopped.
-    """
+    """SIGKILL in one-pair epochs, SIGTERM in fine ones, which saves; the end is the same."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     long = (FEW, "--epochs 20 --fine-epochs 40")
     good(hashing, *long, "--out", whole)

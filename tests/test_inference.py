@@ -1,6 +1,4 @@
-"""Section 4 without an encoder: Gaussians of each image, log p(x) by importance sampling, against
-closed forms.
-"""
+"""Section 4 without an encoder: Gaussians of each image, log p(x), against closed forms."""
 
 import math
 from pathlib import Path
@@ -238,9 +236,7 @@ def test_images_of_which_few_samples_count_get_more(monkeypatch: pytest.MonkeyPa
     log_weights, drawn = Posteriors.log_weights, []
 
     def worse(self: Posteriors, vae: VAE, e: Tensor) -> Tensor:
-        """As if the second image's proposal were bad: one sample has nearly all the weight of
-        forty.
-        """
+        """As if the second image's proposal were bad: one of forty samples has all the weight."""
         values = log_weights(self, vae, e)
         bad = (self.x == evidence.best["full"].x[1]).flatten(1).all(1)
         drawn.append((self.family, bad.tolist(), len(e)))

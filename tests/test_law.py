@@ -1,6 +1,4 @@
-"""The law: what joint training costs is the area under its gap, in closed form, in every section,
-and as committed.
-"""
+"""The law: cost is the area under the gap, in closed form, in all sections, as committed."""
 
 import json
 from pathlib import Path
@@ -56,9 +54,7 @@ def test_the_law_for_a_linear_decoder_in_closed_form() -> None:
 
 
 def test_the_better_of_two_paths_is_kept() -> None:
-    """Two optima, fixed: E = 0 with G = 1, and E = -0.5 with G = 0. Beyond w = 1/2 the second is
-    better.
-    """
+    """Two fixed optima: E = 0 with G = 1, and E = -0.5 with G = 0, better beyond w = 1/2."""
     points = {"near": (0.0, 1.0), "far": (-0.5, 0.0)}
     metrics, states = law.follow(
         [0.0, 0.25, 0.75, 1.0], lambda name, w: (name, *points[name]), "near", "far"
@@ -199,9 +195,7 @@ def test_lengths_through_the_command_line(
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_every_committed_case(name: str) -> None:
-    """The bound, a gap that falls with w, and the identity, or the jump that explains why it is not
-    to be seen.
-    """
+    """The bound, a gap that falls with w, and the identity, or the jump that explains."""
     metrics = COMMITTED[name]["metrics"]
     assert metrics.keys() >= {
         "section",

@@ -89,9 +89,7 @@ def test_oracle_is_the_best_factorized_posterior(x: torch.Tensor) -> None:
 
 
 def test_oracle_gap_at_both_variances() -> None:
-    """What the factorization costs the true posterior: 0.0638 nats at variance 1, nothing at the
-    text's 0.01.
-    """
+    """What factorization costs the true posterior: 0.0638 nats at variance 1, none at 0.01."""
     truth = torch.tensor(CENTRES)
     for variance, expected, within in ((1.0, 0.0638, 0.002), (0.01, 0.0, 1e-4)):
         x = mixture.sample(Options(points=50_000, variance=variance), CPU)
@@ -115,9 +113,7 @@ def test_exact_posterior_closes_the_gap_and_maximum_likelihood_is_stationary(
 
 
 def test_two_of_the_three_assignments_are_mirror_images() -> None:
-    """Reflecting the plane swaps (1, 1) and (1, -1), and with them two classes of assignments; the
-    third is itself.
-    """
+    """Reflecting the plane swaps (1, 1) and (1, -1), and two classes; the third is itself."""
     x = mixture.sample(Options(points=3000), CPU).double()
     orders = list(mixture.ASSIGNMENTS.values())
     assert len({frozenset(map(frozenset, ((o[0], o[3]), (o[1], o[2])))) for o in orders}) == 3

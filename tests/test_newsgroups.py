@@ -40,9 +40,7 @@ INNER = "20news-bydate/matlab/"
 def pack(
     path: Path, extra: tuple[tarfile.TarInfo, ...] = (), inner: str = INNER, **changed: bytes | None
 ) -> Path:
-    """A .tgz with FILES, some changed (None leaves the file out); underscores in the names stand
-    for dots.
-    """
+    """A .tgz with FILES, some changed (None: left out); underscores stand for dots."""
     files = FILES | {name.replace("_", "."): text for name, text in changed.items()}
     with tarfile.open(path, "w:gz") as archive:
         for name, text in files.items():
@@ -133,9 +131,7 @@ def test_a_missing_archive_says_where_it_is_to_be_had(
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the official page, where the list of words is a file beside the
-    archive.
-    """
+    """A folder for the official page, where the list of words is a file beside the archive."""
     folder = tmp_path / "served"
     folder.mkdir()
     pack(folder / newsgroups.ARCHIVE, vocabulary_txt=None)

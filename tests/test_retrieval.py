@@ -36,16 +36,6 @@ def test_precision_equals_a_plain_count(k: int) -> None:
     )
 
 
-def test_precision_without_ties_is_exact() -> None:
-    # The i-th code has i ones: all distances from zero differ.
-    database = hamming.pack(np.tri(21, 20, -1))
-    labels = np.arange(21) % 3
-    for k in (1, 4, 10, 21):
-        expected = np.mean(labels[:k] == 1)
-        found = hamming.precision_at(k, hamming.pack(np.zeros((1, 20))), [1], database, labels)
-        assert found == pytest.approx(expected)
-
-
 def test_precision_of_some_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every third of more than are allowed."""
     rng = np.random.default_rng(0)

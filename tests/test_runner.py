@@ -156,9 +156,7 @@ def test_a_stopped_command_leaves_no_process_and_only_what_is_missing_to_run(
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
-    """A scheduler and two workers with nannies, as from the shell; the scheduler's file, and the
-    nannies.
-    """
+    """A scheduler and two workers, as from the shell; the scheduler's file, and the nannies."""
     file = tmp_path / "scheduler.json"
     common = ["--scheduler-file", str(file), "--no-dashboard", "--host", "127.0.0.1"]
     commands = [["scheduler", *common, "--port", "0"]]

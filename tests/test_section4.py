@@ -1,6 +1,4 @@
-"""The VAE of Section 4: ELBO, Laplace, normalisation, the two trainings, resume, and bad
-input.
-"""
+"""The VAE of Section 4: ELBO, Laplace, normalisation, both trainings, resume, bad input."""
 
 import json
 import math
@@ -105,9 +103,7 @@ class LinearEncoder(nn.Module):
 
 
 def linear_vae(orthogonal: bool) -> tuple[VAE, Tensor, Tensor]:
-    """The VAE with the best factorized encoder, W, and the posterior's precision. With orthogonal W
-    it is exact.
-    """
+    """The VAE with the best factorized encoder (exact for orthogonal W), W, and the precision."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(12, 3, generator=generator, dtype=torch.float64)
     if orthogonal:

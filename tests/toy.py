@@ -123,9 +123,7 @@ def python(code: str, *arguments: object, **options: object) -> subprocess.Compl
 
 
 def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
-    """The script's command line in this process, which spares the start of an interpreter with
-    torch.
-    """
+    """The script's command line in this process, which spares an interpreter with torch."""
     argv = [module.__file__, *words(*arguments)]
     out, err = io.StringIO(), io.StringIO()
     code = 0
@@ -184,9 +182,7 @@ def complaint(done: subprocess.CompletedProcess) -> str:
 
 
 def the_one_line(done: subprocess.CompletedProcess) -> str:
-    """The error of a failed run, which must be the last line on stderr, with no traceback before
-    it.
-    """
+    """The error of a failed run, which must be the last line on stderr, without traceback."""
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
