@@ -15,7 +15,7 @@ from figures.run import half_width, print_closing, print_table
 
 def report_dcgan(result: dict, folder: Path) -> None:
     """Draw the curves of the GAN, and print what it selected beside the released code's."""
-    style.curves(result["history"], "epoch", folder)
+    style.curves(result["history"], "losses in nats per image", folder)
     config, metrics = result["config"], result["metrics"]
     rows = [
         ("epoch selected", reference.DCGAN_EPOCH, metrics["selected_epoch"]),

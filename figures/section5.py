@@ -158,7 +158,7 @@ def draw_table3(grid: dict[tuple[str, int, int], dict], folder: Path) -> None:
 
 def report_hashing(result: dict, folder: Path) -> None:
     """Draw the curves of one run of hashing.py, and print its losses beside those of the report."""
-    style.curves(result["history"], "epoch", folder)
+    style.curves(result["history"], "relative negative ELBO,\nnats per document", folder)
     config, metrics = result["config"], result["metrics"]
     cell: tuple = tuple(config[key] for key in ("encoder", "bits", "decoder_layers"))
     if result["corpus"] != newsgroups.NAME:

@@ -57,12 +57,13 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     plt.close(figure)
 
 
-def curves(history: Mapping[str, Sequence[float]], xlabel: str, folder: Path) -> None:
-    """curves.png: every series of a training, each in a panel of its own."""
+def curves(history: Mapping[str, Sequence[float]], ylabel: str, folder: Path) -> None:
+    """curves.png: every series of a training against epochs, each in a panel of its own."""
     figure, axes = plt.subplots(1, len(history), figsize=(2.6 * len(history), 2.4), squeeze=False)
     for axis, (name, values) in zip(axes[0], history.items(), strict=True):
         axis.plot(range(1, len(values) + 1), values, color=COLOURS[0])
-        axis.set(title=name.replace("_", " "), xlabel=xlabel)
+        axis.set(title=name.replace("_", " "), xlabel="epoch")
+    axes[0, 0].set_ylabel(ylabel)
     save(figure, folder, "curves")
 
 
