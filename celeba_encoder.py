@@ -31,7 +31,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,17 +111,8 @@ class Options(TrainingOptions):
     """folder for model.pt, the figure and result.json"""
 
 
-QUICK = Options(
-    iterations=400,
-    batch_size=64,
-    lr=1e-3,
-    test_images=500,
-    laplace_images=8,
-    fid_images=1000,
-    fid_dims=0,
-    track=2,
-    track_images=200,
-)
+QUICK = Options(iterations=400, batch_size=64, lr=1e-3, track=2, track_images=200)
+QUICK = replace(QUICK, test_images=500, laplace_images=8, fid_images=1000, fid_dims=0)
 
 
 # --- model ----------------------------------------------------------------------------------------

@@ -137,18 +137,9 @@ class Options(TrainingOptions):
             raise ValueError("--batch-size must be a multiple of two times --reuse")
 
 
-QUICK = Options(
-    iterations=250,
-    batch_size=64,
-    test_images=500,
-    laplace_images=8,
-    fid_images=1000,
-    fid_dims=0,
-    track=3,
-    track_images=200,
-    evidence_images=16,
-    evidence_samples=20,
-)
+QUICK = Options(iterations=250, batch_size=64, track=3, track_images=200, test_images=500)
+QUICK = replace(QUICK, laplace_images=8, fid_images=1000, fid_dims=0)
+QUICK = replace(QUICK, evidence_images=16, evidence_samples=20)
 
 
 def shares(options: Options) -> dict[str, float]:

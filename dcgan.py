@@ -28,7 +28,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -89,18 +89,8 @@ class Options:
 
 # Smaller batches and a higher rate: narrow networks learn more slowly, and here there are few
 # epochs.
-QUICK = Options(
-    data="faces",
-    faces=3500,
-    held_out=500,
-    features="thumbnails",
-    ngf=16,
-    ndf=16,
-    epochs=6,
-    batch_size=32,
-    lr=1e-3,
-    nz=16,
-)
+QUICK = Options(data="faces", faces=3500, held_out=500, features="thumbnails", ngf=16, ndf=16)
+QUICK = replace(QUICK, nz=16, epochs=6, batch_size=32, lr=1e-3)
 
 
 # --- networks -------------------------------------------------------------------------------------

@@ -105,6 +105,13 @@ def claim(folder: Path) -> None:
     write_aside(owner, who.encode())
 
 
+def refuse(options: Any, path: Path) -> None:
+    """Raise RunError if `path` is of a run that is not to be resumed."""
+    if path.exists() and not options.resume:
+        said = "already holds a run: go on with --resume, or choose another --out"
+        raise RunError(f"{options.out} {said}")
+
+
 def begin(options: Any) -> tuple[torch.device, Path]:
     """Device and checkpoint of a run in --out that may begin or, with --resume, go on.
 
@@ -114,10 +121,7 @@ def begin(options: Any) -> tuple[torch.device, Path]:
     torch.set_flush_denormal(True)  # denormal numbers are slow
     claim(options.out)
     checkpoint = options.out / "checkpoint.pt"
-    if checkpoint.exists() and not options.resume:
-        raise RunError(
-            f"{options.out} already holds a run: go on with --resume, or choose another --out"
-        )
+    refuse(options, checkpoint)
     return device, checkpoint
 
 
@@ -300,11 +304,8 @@ def keep(
     """
     config = as_config(options) | same
     claim(options.out)
+    refuse(options, path)
     if path.exists():
-        if not options.resume:
-            raise RunError(
-                f"{options.out} already holds a run: go on with --resume, or choose another --out"
-            )
         with reading(path, "finished stage") as state:
             same_options(path, state["config"], config, free)
             return state
