@@ -253,23 +253,18 @@ def write_exact(results: Mapping[str, dict], folder: Path) -> None:
 def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path) -> None:
     """Section 5 at a glance; results: of `hashing.py exact`, by seed and d; cells: of `shown`.
 
-    (a) and (b) What joint training does to the exact likelihood, for e3, if it was run, and the
-    first decoder, and for e1 and the last, of the first seed; (c) for all, the likelihood lost in
-    joint training against the gap before it, hollow where a regression had fitted the encoder; (d)
-    test curves of counts, frequencies, and frequencies in the scale of counts.
+    (a) What joint training does to the exact likelihood, for the first encoder and the deepest
+    decoder; (b) for all, the likelihood lost in joint training against the gap before it, hollow
+    where a regression had fitted the encoder; (c) test curves of counts, frequencies, and
+    frequencies in the scale of counts.
     """
-    # The first of each d.
-    first = {result["config"]["decoder_layers"]: result for result in reversed(results)}
-    figure, axes = plt.subplots(2, 2, figsize=(7.6, 6))
-    panels = (("a", "e3", first[min(first)]), ("b", "e1", first[max(first)]))
-    for axis, (letter, encoder, result) in zip(axes[0], panels, strict=True):
-        config = result["config"]
-        encoder = encoder if encoder in config["encoders"] else config["encoders"][0]
-        _stages(axis, result, encoder)
-        of = f"b = {config['bits']}, d = {config['decoder_layers']}, all codes"
-        axis.set_title(f"({letter}) train, {encoder}, {of}")
-    axes[0, 0].legend(loc="lower right", fontsize=6.5, handlelength=1.5)
-    axis = axes[1, 0]
+    figure, axes = plt.subplots(1, 3, figsize=(10.4, 3.6))
+    deepest = max(results, key=lambda result: result["config"]["decoder_layers"])
+    config, axis = deepest["config"], axes[0]
+    _stages(axis, deepest, config["encoders"][0])
+    axis.set_title(f"(a) train, {config['encoders'][0]}, d = {config['decoder_layers']}")
+    axis.legend(loc="lower right", fontsize=6.5, handlelength=1.5)
+    axis = axes[1]
     for result in results:
         layers, stages = result["config"]["decoder_layers"], result["metrics"]
         for name in (name for name in stages if name.endswith("_joint")):
@@ -292,7 +287,7 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     axis.set(
         xlabel="gap of the encoder before joint training (nats)",
         ylabel="train log-likelihood below\nlikelihood training (nats)",
-        title="(c) what joint training costs",
+        title="(b) what joint training costs",
         xscale="log",
     )
     axis.set_yscale("symlog", linthresh=1)
@@ -301,7 +296,7 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     axis.plot(bound, bound, color=style.REFERENCE, linestyle=":", zorder=0)
     for ticks in (axis.xaxis, axis.yaxis):
         ticks.set_major_formatter("{x:g}")
-    axis = axes[1, 1]
+    axis = axes[2]
     curves = {label: [-loss for loss in c["history"]["test"]] for label, c in cells.items()}
     for label, test in curves.items():
         i = list(SHOWN.values()).index(label)
@@ -313,7 +308,7 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     axis.set(
         xlabel="epoch",
         ylabel="relative ELBO, nats per document",
-        title=f"(d) test, b = {next(iter(cells.values()))['config']['bits']}, d = 0",
+        title=f"(c) test, b = {next(iter(cells.values()))['config']['bits']}, d = 0",
         xscale="log",
         xlim=(max(1, max(map(len, curves.values())) // 30), None),
         ylim=(low - 0.5 * (high - low), high + 0.1 * (high - low)),  # room for the legend
