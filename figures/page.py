@@ -26,17 +26,6 @@ MORE_FILES = {  # tables and figures that a page leaves out, and index.html show
 }
 MORE = "<!-- more -->\n"  # in a page; what is below is folded in index.html
 MARKERS = ("<!-- rendered by figures/make.py from here -->\n", "<!-- to here -->\n")
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
-  padding: 0 1rem; overflow-wrap: anywhere; }
-img { max-width: 100%; height: auto; background: white; }
-table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.85rem; }
-th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #8886; vertical-align: top;
-  overflow-wrap: normal; }
-pre { overflow-x: auto; }
-summary { cursor: pointer; margin: 1rem 0; }
-"""
 
 
 def draw(folder: Path) -> list[str]:
@@ -86,13 +75,19 @@ def draw(folder: Path) -> list[str]:
     return missing
 
 
+def environment(autoescape: bool = False) -> Environment:
+    """Of templates in this folder; names that they lack are errors."""
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True}
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=autoescape, **options
+    )
+    found.filters["f"] = findings.fixed
+    return found
+
+
 def fill(template: str, results: Mapping[str, dict], preset: str) -> str:
     """A template rendered with what findings.py computes: `r` results, `m` their metrics."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["f"] = findings.fixed
-    text = environment.get_template(template).render(findings.values(results), preset=preset)
+    text = environment().get_template(template).render(findings.values(results), preset=preset)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -100,26 +95,15 @@ def write(folder: Path, preset: str) -> Path:
     """Render the pages from folder/results, and folder/index.html; returns the path of that."""
     results = findings.read(folder / "results")
     write_pages(folder, results, preset)
-    seconds = sum(result.get("seconds", 0) for result in results.values())
-    machines = sorted({machine(result["environment"]) for result in results.values()})
-    nav = " · ".join(f'<a href="#{name}">{title(folder / name)}</a>' for name in SECTIONS)
-    body = [
-        "<h1>VAE approximation error, measured</h1>",
-        f"<p>Run of <code>figures/make.py --preset {preset}</code>"
-        + (": small versions, not the report's protocol. " if preset == "quick" else ". ")
-        + f"{len(results)} results, {seconds / 60:.0f} minutes in scripts, on "
-        + f"{html.escape('; '.join(machines) or 'no machine')}.</p>",
-        f"<nav>{nav}</nav>",
-        *(section(folder, name) for name in SECTIONS),
-    ]
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>VAE approximation error</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
+    page = environment(autoescape=True).get_template("index.html.j2")
+    text = page.render(
+        preset=preset,
+        count=len(results),
+        minutes=round(sum(result["seconds"] for result in results.values()) / 60),
+        machines=sorted({machine(result["environment"]) for result in results.values()}),
+        sections=[section(folder, name) for name in SECTIONS],
     )
-    write_aside(folder / "index.html", page.encode())
+    write_aside(folder / "index.html", text.encode())
     return (folder / "index.html").absolute()
 
 
@@ -134,35 +118,25 @@ def write_readme(results: Mapping[str, dict], readme: Path) -> None:
     """Render the README's numbers between its markers."""
     before, rest = readme.read_text(encoding="utf-8").split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
-    parts = (before, MARKERS[0], "\n", fill("README.md.j2", results, "report"), "\n")
+    parts = (before, MARKERS[0], "\n", fill("law/summary.md.j2", results, "report"), "\n")
     write_aside(readme, "".join([*parts, MARKERS[1], after]).encode())
 
 
-def title(folder: Path) -> str:
-    first = (folder / "README.md").read_text(encoding="utf-8").partition("\n")[0]
-    return html.escape(first.removeprefix("# "))
-
-
-def section(folder: Path, name: str) -> str:
-    """A section of index.html: its page, the first part shown and the rest folded, then the tables
-    and figures that the page leaves out.
+def section(folder: Path, name: str) -> dict[str, Any]:
+    """A section of index.html: its page, of which the first part is shown and the rest folded, and
+    the tables and figures that the page leaves out.
     """
     text = (folder / name / "README.md").read_text(encoding="utf-8")
     first, _, rest = text.partition(MORE)
-    shown = first.partition("\n")[2]
-    parts = [f'<section id="{name}">', f"<h2>{title(folder / name)}</h2>"]
-    parts.append(rendered(folder, name, shown))
-    if rest.strip():
-        parts.append(
-            f"<details><summary>Findings</summary>{rendered(folder, name, rest)}</details>"
-        )
+    title, _, shown = first.partition("\n")
+    folded = [("Findings", rendered(folder, name, rest))] if rest.strip() else []
     for path in (folder / name / file for file in MORE_FILES.get(name, ())):
         if path.exists() and f"]({path.name})\n" not in text:
             table = path.suffix == ".md"
             body = path.read_text(encoding="utf-8") if table else f"![{path.stem}]({path.name})"
-            inside = rendered(folder, name, body)
-            parts.append(f"<details><summary>{path.stem}</summary>{inside}</details>")
-    return "\n".join([*parts, "</section>"])
+            folded.append((path.stem, rendered(folder, name, body)))
+    shown = rendered(folder, name, shown)
+    return {"name": name, "title": title.removeprefix("# "), "shown": shown, "folded": folded}
 
 
 def rendered(folder: Path, name: str, text: str) -> str:
