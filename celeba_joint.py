@@ -108,7 +108,9 @@ class Options(TrainingOptions):
     average: Fraction = 0.0
     """decay per step of a moving average of the decoder, which is tracked and kept; 0: none"""
     weight: OptionalShare = None
-    """None: with the encoder; w: (1 - w) ELBO of an image's best full Gaussian + w of factorized"""
+    """None: with the encoder; w: without it, (1 - w) ELBO of each image's best full Gaussian + w of
+    its factorized; then the evidence is all that is measured, no ELBO at the end and no FID
+    """
     reuse: Count = 1
     """without an encoder: steps that an image is used in; twice it divides --batch-size"""
     evidence_images: Natural = 256

@@ -193,7 +193,7 @@ def load_images(options: Options) -> np.ndarray:
     )
     if options.held_out >= len(images):
         raise RunError(
-            f"--held-out {options.held_out} of {len(images)} images leaves none to train"
+            f"--held-out {options.held_out} of {len(images)} images leaves none to train on"
         )
     return images
 

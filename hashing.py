@@ -107,7 +107,7 @@ class CommonOptions(CorpusOptions):
 @dataclass(frozen=True)
 class Options(CommonOptions):
     encoder: EncoderKind = "e1"
-    """e1: linear, counts; e2: hidden layer, frequencies; e3: linear, frequencies; e4: scaled up"""
+    """e1: linear in counts; e2: hidden layer, frequencies; e3: linear in these; e4: e3, scaled"""
     bits: Count = 64
     """b, number of Bernoulli latents"""
     estimator: Literal["disarm", "arm", "reinforce"] = "disarm"
@@ -373,7 +373,9 @@ class Trainer:
         return int(np.argmin(self.history["held_out" if self.held_out else "test"])) + 1
 
     def record(self, values: dict[str, float]) -> None:
-        """Add an epoch's losses; keep its model if it is the best. Raises FloatingPointError."""
+        """Add an epoch's losses, and keep its model if it is the best. Raises FloatingPointError if
+        one is not finite.
+        """
         for key, value in values.items():
             if not math.isfinite(value):
                 raise FloatingPointError(

@@ -145,7 +145,7 @@ def _digest(marks: list[tuple]) -> str:
 
 
 def _decode(source: Path, names: list[str], read: Callable[[int], bytes], path: Path) -> None:
-    """Write the images of `source` to `path`, their digest beside it; unreadable ones: no gap."""
+    """Write the readable images of `source` to `path`, and their digest beside it."""
     from torchvision import transforms
 
     prepare = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE)])
@@ -177,7 +177,8 @@ def _decode(source: Path, names: list[str], read: Callable[[int], bytes], path: 
         file.seek(0)
         write_header(file, count)
         if not count:
-            raise DataError(f"{source}: none of its {len(names)} images can be read; unpack zips")
+            hint = "" if source.is_dir() else "; unpack it, and name the folder"
+            raise DataError(f"{source}: none of its {len(names)} images can be read{hint}")
         if unreadable:
             shown = ", ".join(unreadable[:NAMED]) + (", ..." if len(unreadable) > NAMED else "")
             print(

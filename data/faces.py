@@ -82,7 +82,7 @@ class _Canvas:
         colour: np.ndarray,
         shade: np.ndarray | None = None,
     ) -> None:
-        """Lay a colour, (CHUNK, 3) or (3,), over pixels of `rows` where covered; shade: of all."""
+        """Lay a colour, (CHUNK, 3) or (3,), over `rows` where covered; shade: of every pixel."""
         shades = np.float32(1) if shade is None else shade[:, rows]
         for c in range(3):
             part = self.image[:, c, rows]

@@ -1,4 +1,4 @@
-"""Command lines: bounds of options, subcommands by tyro, one line for what can be foreseen."""
+"""Command lines: bounds of options, subcommands by tyro, one line for foreseeable errors."""
 
 import io
 import json

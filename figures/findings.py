@@ -106,7 +106,9 @@ def values(results: Mapping[str, dict]) -> dict[str, Any]:
         "ran": lambda *names: all(name in results for name in names),
         "laws": laws,
         "large": large,
-        "close": [case for case in large if abs(law.cost(case) / law.area(case) - 1) <= 0.05],
+        "close": [
+            case for case in large if abs(law.cost(case) - law.area(case)) <= 0.05 * law.area(case)
+        ],
         "law_examples": [(words, seeds(name)) for words, name in LAW_EXAMPLES if name in laws],
         "text_costs": [
             metrics["truth"]["evidence"] - metrics["joint"]["evidence"]

@@ -271,7 +271,7 @@ def connected(options: ClusterOptions) -> Generator[Client]:
         return
     if "://" not in options.scheduler and not Path(options.scheduler).is_file():
         raise RunError(
-            f"--scheduler: no file {options.scheduler!r}, nor address as tcp://host:8786"
+            f"--scheduler: no file {options.scheduler!r}, and no address such as tcp://host:8786"
         )
     named = {"address": options.scheduler}
     if Path(options.scheduler).is_file():

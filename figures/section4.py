@@ -141,7 +141,7 @@ def control(result: dict, results: Mapping[str, dict]) -> dict | None:
 
 
 def beyond_full(result: dict, results: Mapping[str, dict]) -> tuple[float, float] | None:
-    """How much more was lost than by the run with full Gaussians, paired by image; half width."""
+    """What was lost beyond the run with full Gaussians, paired by image, and its half width."""
     if (other := control(result, results)) is None:
         return None
     pairs = [r["metrics"]["evidence_changes"] for r in (other, result)]

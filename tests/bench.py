@@ -153,19 +153,40 @@ def section4() -> None:
         vae = celeba_encoder.VAE(truth, encoder, 0.5, decoder).eval()
         return celeba_joint.make_trainer(vae, replace(joint, weight=weight), {}, CPU)
 
+    fitted = celeba_encoder.VAE(truth, celeba_encoder.Encoder(nz, 16), 0.05)
+    encoding = replace(celeba_encoder.QUICK, precision="float32")
+    fitting = celeba_encoder.Trainer(fitted, (1e-3, (0.9, 0.999)), encoding, {}, CPU)
+    encoder, noise = celeba_encoder.Encoder(nz, 16), torch.manual_seed(0)
+    adam = torch.optim.Adam(encoder.parameters(), 1e-3)
+    there, back = map(convolutions, (encoder, truth))
+
+    def negative_log_q() -> Tensor:
+        with torch.no_grad():
+            z = torch.randn(batch, nz)
+            x = truth(z) + 0.05 * torch.randn(batch, 3, 64, 64)
+        mu, log_s = encoder(x)
+        return (0.5 * ((z - mu) / log_s.exp()) ** 2 + log_s).sum(1).mean()
+
+    def of_encoder() -> None:
+        with torch.no_grad():
+            x = back(torch.randn(batch, nz, 1, 1))
+        there(x).sum().backward()
+
+    sides = {"straightforward": partial(ascend, negative_log_q, adam)}
+    sides["ours"] = partial(celeba_encoder.step, fitting)
+    with celeba_encoder.modes(fitted, "encoder", learning=True):
+        in_turns("encoder, 64 images", sides | {"products": of_encoder})
+
     plain = celeba_encoder.VAE(
         truth, celeba_encoder.Encoder(nz, 16), 0.5, copy.deepcopy(truth).requires_grad_(True)
     ).eval()
-    adam, noise = (
-        torch.optim.Adam([p for p in plain.parameters() if p.requires_grad]),
-        torch.manual_seed(0),
-    )
+    adam = torch.optim.Adam([p for p in plain.parameters() if p.requires_grad])
 
     def negative_elbo() -> Tensor:
         x = plain.sample(torch.randn(batch, nz), noise)[1]
         return -plain.elbo(x, noise)["elbo"].mean()
 
-    there, back = convolutions(plain.encoder), convolutions(plain.decoder)
+    there, back = map(convolutions, (plain.encoder, plain.decoder))
 
     def of_joint() -> None:
         with torch.no_grad():

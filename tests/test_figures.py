@@ -100,6 +100,7 @@ def test_what_is_said_without_a_number() -> None:
     assert [round(f(values["gaps"]("e1_frozen", 2))) for f in (min, max)] == [56, 96]
     assert [round(f(values["lost_at"]("e1_joint", 2))) for f in (min, max)] == [17, 25]
     assert round(values["family"], 2) == 0.03
+    assert round(max(values["from_regression"]), 2) == 0.75
     grid = section5.of_the_report({n.removeprefix("hashing/"): r for n, r in RESULTS.items()})
     assert min(result["metrics"]["epochs"] for result in grid.values()) == 62
     free = values["lengths"][0][1]

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import scipy.stats
 import torch
 from toy import ROOT, good, main, options_of, posix, python, ran, the_one_line
 
@@ -26,6 +27,8 @@ from figures.cli import Run, RunError, Terminated, cli
 from figures.run import (
     claim,
     environment,
+    half_width,
+    interval,
     keep,
     pick_device,
     reading,
@@ -112,6 +115,15 @@ def test_a_stage_is_kept_and_taken_with_resume_only(tmp_path: Path) -> None:
         keep(path, dataclasses.replace(again, lr=0.2), {"resume"}, run, documents="toy")
     with pytest.raises(RunError, match="trained on toy, not on another"):
         keep(path, again, {"resume"}, run, documents="another")
+
+
+def test_interval_is_students() -> None:
+    values = [1.0, 2.0, 4.0]
+    low, high = scipy.stats.t.interval(
+        0.95, 2, loc=scipy.stats.tmean(values), scale=scipy.stats.sem(values)
+    )
+    assert 7 / 3 - half_width(values) == pytest.approx(low)
+    assert interval(values, 2) == f"2.33 ± {high - 7 / 3:.2f}"
 
 
 SCRIPTS = [mixture, hashing, dcgan, celeba_encoder, celeba_joint, make]
