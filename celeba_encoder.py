@@ -42,17 +42,7 @@ from tqdm import tqdm
 
 import dcgan
 from data import celeba, faces
-from figures import run
-from figures.cli import (
-    Count,
-    Natural,
-    OptionalPositive,
-    Positive,
-    Precision,
-    RunError,
-    Several,
-    cli,
-)
+from figures import cli, run
 from figures.evidence import kl_to_prior, laplace, log_normal, noise_surplus, normal
 from figures.frechet import Features, Moments, frechet_distance, inception, moments
 
@@ -67,31 +57,31 @@ CALIBRATION = 200  # batches at most, from which the encoder's batch norm takes 
 class TrainingOptions:
     """What this script and celeba_joint.py have in common."""
 
-    iterations: Count = 1_000_000
+    iterations: cli.Count = 1_000_000
     """steps of Adam"""
-    batch_size: Count = 128
+    batch_size: cli.Count = 128
     """fresh samples per step"""
-    lr: OptionalPositive = None
+    lr: cli.OptionalPositive = None
     """learning rate; None: the protocol's, 2e-4 or 2e-5, in celeba_joint.py 2e-4 or 1e-5"""
-    test_images: Several = 10_000
+    test_images: cli.Several = 10_000
     """fresh samples for the ELBO"""
-    laplace_images: Count = 64
+    laplace_images: cli.Count = 64
     """fresh samples for log p(x) from the Jacobian"""
-    fid_images: Several = 200_000
+    fid_images: cli.Several = 200_000
     """images per side for Fréchet distances"""
     fid_dims: Literal[0, 64, 192, 768, 2048] = 2048
     """which of Inception's features; 0: no FID"""
-    track: Count = 20
+    track: cli.Count = 20
     """how often ELBO and Fréchet distances are taken along the training"""
-    track_images: Several = 1000
+    track_images: cli.Several = 1000
     """images for these"""
-    precision: Precision | None = None
+    precision: cli.Precision | None = None
     """arithmetic of training and of Inception, tf32 on NVIDIA's GPUs only; None: bfloat16 on a CPU
     with instructions for it, else float32
     """
-    checkpoint_every: Count = 1000
+    checkpoint_every: cli.Count = 1000
     """steps between checkpoints"""
-    seed: Natural = 0
+    seed: cli.Natural = 0
     """seed of initialisation and samples"""
     device: str | None = None
     """where to train; None: the accelerator if there is one, else the CPU"""
@@ -105,7 +95,7 @@ class Options(TrainingOptions):
     """generator and discriminator kept by dcgan.py"""
     protocol: Protocol = "report"
     """batch norm and Adam as the report's text says, or as its released code does"""
-    sigma: Positive = 0.05
+    sigma: cli.Positive = 0.05
     """standard deviation of a pixel about g*(z), images being in [-1, 1]"""
     out: Path = Path("runs/celeba_encoder")
     """folder for model.pt, the figure and result.json"""
@@ -146,17 +136,11 @@ class VAE(nn.Module):
     --learn-sigma.
     """
 
-    def __init__(
-        self,
-        truth: dcgan.Generator,
-        encoder: Encoder,
-        sigma: float,
-        decoder: dcgan.Generator | None = None,
-    ):
+    def __init__(self, truth: dcgan.Generator, encoder: Encoder, sigma: float, decoder=None):
         super().__init__()
         self.truth = truth.requires_grad_(False)
         self.encoder = encoder
-        self.decoder = decoder or truth
+        self.decoder: dcgan.Generator = decoder or truth
         self.nz, self.sigma = encoder.nz, sigma
         self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)), requires_grad=False)
 
@@ -188,12 +172,8 @@ def modes(vae: VAE, *batch_statistics: str, learning: bool = False) -> Generator
     """
     vae.eval()
     fixed = set(vae.truth.modules())
-    layers = [
-        m
-        for name in batch_statistics
-        for m in getattr(vae, name).modules()
-        if isinstance(m, nn.BatchNorm2d)
-    ]
+    modules = [module for name in batch_statistics for module in getattr(vae, name).modules()]
+    layers = [layer for layer in modules if isinstance(layer, nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.train()
@@ -251,13 +231,9 @@ Measure = Callable[[Trainer], dict[str, Any]]  # elbo, data, kl, and what else i
 
 
 def train(
-    trainer: Trainer,
-    step: Step,
-    measure: Measure,
-    batch_statistics: tuple[str, ...],
-    checkpoint: Path,
+    trainer: Trainer, step: Step, measure: Measure, learning: tuple[str, ...], checkpoint: Path
 ) -> None:
-    """Train to --iterations, from the checkpoint if there is one, with the named networks in
+    """Train to --iterations, from the checkpoint if there is one, the networks `learning` in
     training mode.
     """
     total, options = trainer.options.iterations, trainer.options
@@ -283,7 +259,7 @@ def train(
             start = time.perf_counter()
             stop = min(total, (trainer.iteration // every + 1) * every)
             stop = min([stop, *(point for point in left if point > trainer.iteration)])
-            with modes(trainer.vae, *batch_statistics, learning=True):
+            with modes(trainer.vae, *learning, learning=True):
                 while trainer.iteration < stop and not told():
                     trainer.sum = trainer.sum + step(trainer)
                     trainer.iteration += 1
@@ -298,19 +274,18 @@ def track(trainer: Trainer, measured: dict[str, Any]) -> None:
     for name, features in trainer.spaces.items():
         if name not in trainer.known:
             trainer.known[name] = moments(features, images("truth"))
-        for kind, stream in (("frechet", "decoded"), ("prior", "prior")):
-            if f"{kind}_{name}" in history:
-                distance = frechet_distance(trainer.known[name], moments(features, images(stream)))
-                history[f"{kind}_{name}"].append(distance)
+        for key, stream in ((f"frechet_{name}", "decoded"), (f"prior_{name}", "prior")):
+            if key in history:
+                found = moments(features, images(stream))
+                history[key].append(frechet_distance(trainer.known[name], found))
     since = trainer.iteration - (history["iteration"][-1] if history["iteration"] else 0)
     loss = float(trainer.sum) / since if since else None
     values = {"iteration": trainer.iteration, "loss": loss} | measured
     values["sigma"] = vae.log_sigma.exp().item()
     for key, value in values.items():
         if value is not None and not math.isfinite(value):
-            raise FloatingPointError(
-                f"the {key} is {value} at iteration {trainer.iteration}; try a smaller --lr"
-            )
+            where = f"at iteration {trainer.iteration}"
+            raise FloatingPointError(f"the {key} is {value} {where}; try a smaller --lr")
         history[key].append(value)
     trainer.sum = torch.zeros((), device=trainer.device)
     run.note(options.out, **{key: h[-1] for key, h in history.items() if h})
@@ -322,10 +297,10 @@ def resume(trainer: Trainer, path: Path) -> None:
         run.same_options(path, state["config"], run.as_config(trainer.options), FREE_ON_RESUME)
         if state["history"].keys() != trainer.history.keys():
             had = "with" if "frechet_inception" in state["history"] else "without"
-            raise RunError(f"--resume: {path} was tracked {had} Inception's weights, unlike now")
+            raise cli.RunError(f"--resume: {path} was tracked {had} Inception's weights")
         truth = trainer.vae.truth.named_parameters()
         if not all(torch.equal(state["vae"][f"truth.{name}"], p.cpu()) for name, p in truth):
-            raise RunError(f"--resume: {path} is of another ground truth")
+            raise cli.RunError(f"--resume: {path} is of another ground truth")
         run.restore(trainer, state)
 
 
@@ -371,9 +346,8 @@ def main(options: Options) -> None:
     with run.reading(options.ground_truth, "ground truth of dcgan.py") as ground_truth:
         truth, discriminator, origin = networks_of(ground_truth, device)
     torch.manual_seed(options.seed)
-    vae = VAE(
-        truth, Encoder(origin["width"]["nz"], origin["width"]["ndf"]).to(device), options.sigma
-    ).to(device)
+    encoder = Encoder(origin["width"]["nz"], origin["width"]["ndf"])
+    vae = VAE(truth, encoder.to(device), options.sigma).to(device)
     spaces = feature_spaces(options, discriminator, device)
     trainer = Trainer(vae, ADAM[options.protocol], options, spaces, device)
     learning = NETWORKS if options.protocol == "released" else ("encoder",)
@@ -384,12 +358,8 @@ def main(options: Options) -> None:
         latents = (normal((options.batch_size, vae.nz), noise) for _ in range(batches))
         update_bn((vae.sample(z, noise)[1] for z in latents), vae.encoder)
     metrics = evaluate(vae, options, spaces, device)
-    model = {
-        "encoder": vae.encoder.state_dict(),
-        "config": run.as_config(options),
-        "ground_truth": ground_truth,
-    }
-    run.save_torch(options.out / "model.pt", model)
+    model = {"encoder": vae.encoder.state_dict(), "config": run.as_config(options)}
+    run.save_torch(options.out / "model.pt", model | {"ground_truth": ground_truth})
     finish(trainer, metrics, origin, "frozen")
 
 
@@ -398,10 +368,9 @@ def finish(trainer: Trainer, metrics: dict, origin: Mapping, stage: str) -> None
     options, seconds = trainer.options, trainer.seconds + metrics.pop("seconds")
     metrics |= {"iterations": trainer.iteration}
     result = run.save_result(
-        *(options.out, options, trainer.device, seconds, metrics, trainer.history),
+        *(options, trainer.device, seconds, metrics, trainer.history),
         data=origin["images"],
         ground_truth=dict(origin),
-        seconds_per_step=trainer.seconds / trainer.iteration,
     )
     from figures import section4
 
@@ -448,10 +417,9 @@ class Images:
         prior = kind.endswith("prior")
         # z with the pixels' noise, the noise of q, and that of decoded images: all kinds see the
         # same of each.
-        noise, of_q, of_decoded = (
-            torch.Generator(self.device).manual_seed(self.seed + 4_000_037 + i)
-            for i in (prior, 2, 3)
-        )
+        noise, of_q, of_decoded = (torch.Generator(self.device) for _ in range(3))
+        for i, generator in ((prior, noise), (2, of_q), (3, of_decoded)):
+            generator.manual_seed(self.seed + 4_000_037 + i)
         vae = self.vae
         with modes(vae, *(NETWORKS if self.one_by_one else ())):
             for start in range(0, self.count, self.batch_size):
@@ -464,15 +432,12 @@ class Images:
                 if kind in ("truth", "noisy"):
                     yield clean if kind == "truth" else x
                     continue
-                mu, log_s = (
-                    torch.cat(part) for part in zip(*map(vae.encoder, self.pieces(x)), strict=True)
-                )
+                of_pieces = zip(*map(vae.encoder, self.pieces(x)), strict=True)
+                mu, log_s = map(torch.cat, of_pieces)
                 decoded = self.each(vae.decoder, mu + log_s.exp() * normal(mu.shape, of_q))
-                yield (
-                    decoded + vae.sigma * normal(clean.shape, of_decoded)
-                    if kind == "noisy_decoded"
-                    else decoded
-                )
+                if kind == "noisy_decoded":
+                    decoded += vae.sigma * normal(clean.shape, of_decoded)
+                yield decoded
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.split(1) if self.one_by_one else (x,)
@@ -510,7 +475,7 @@ def feature_spaces(
     if options.fid_dims:
         try:
             spaces["inception"] = inception(options.fid_dims, device, options.precision)
-        except RunError as error:
+        except cli.RunError as error:
             print(f"{error}. FID: no weights")
     return spaces
 
@@ -539,4 +504,4 @@ RUNS = (
 )
 
 if __name__ == "__main__":
-    cli(__doc__, *RUNS)
+    cli.main(__doc__, *RUNS)

@@ -44,6 +44,7 @@ All quantities are in nats per image, of 12,288 dimensions.
 """
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -58,35 +59,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-import dcgan
-from celeba_encoder import (
-    NETWORKS,
-    VAE,
-    Encoder,
-    Protocol,
-    Trainer,
-    TrainingOptions,
-    evaluate,
-    feature_spaces,
-    finish,
-    modes,
-    networks_of,
-    train,
-)
-from celeba_encoder import measure as measure_elbo
-from figures import law, run
-from figures.cli import (
-    Count,
-    Fraction,
-    Natural,
-    OptionalNatural,
-    OptionalPositive,
-    OptionalShare,
-    Positive,
-    RunError,
-    Several,
-    cli,
-)
+import celeba_encoder
+from celeba_encoder import VAE, Encoder, Protocol, Trainer, TrainingOptions
+from figures import cli, law, run
 from figures.evidence import EVIDENCE, Evidence, Posteriors, kl_to_prior, normal
 from figures.frechet import Features
 
@@ -105,19 +80,19 @@ class Options(TrainingOptions):
     """train the decoder's sigma too"""
     freeze_decoder: bool = False
     """train the encoder only, by the same ELBO"""
-    average: Fraction = 0.0
+    average: cli.Fraction = 0.0
     """decay per step of a moving average of the decoder, which is tracked and kept; 0: none"""
-    weight: OptionalShare = None
+    weight: cli.OptionalShare = None
     """None: with the encoder; w: without it, (1 - w) ELBO of each image's best full Gaussian + w of
     its factorized; then the evidence is all that is measured, no ELBO at the end and no FID
     """
-    reuse: Count = 1
+    reuse: cli.Count = 1
     """without an encoder: steps that an image is used in; twice it divides --batch-size"""
-    evidence_images: Natural = 256
+    evidence_images: cli.Natural = 256
     """held-out images whose log p(x) and gaps are tracked; 0: none"""
-    evidence_samples: Several = 100
+    evidence_samples: cli.Several = 100
     """samples for each of these, a fifth as many for the gaps, ten times as many where few count"""
-    sigma: OptionalPositive = None
+    sigma: cli.OptionalPositive = None
     """standard deviation of a pixel in training without an encoder; None: that of the encoder's run
     """
     protocol: tyro.conf.Suppress[tyro.conf.Fixed[Protocol]] = "report"
@@ -171,9 +146,8 @@ def make_trainer(
     if options.average:
         averaged = AveragedModel(vae.decoder, multi_avg_fn=get_ema_multi_avg_fn(options.average))
         trainer.also["averaged"] = averaged.requires_grad_(False)
-        average = averaged.module
-        assert isinstance(average, dcgan.Generator)
-        trainer.tested = VAE(vae.truth, vae.encoder, vae.sigma, average).to(device).eval()
+        tested = VAE(vae.truth, vae.encoder, vae.sigma, averaged.module)
+        trainer.tested = tested.to(device).eval()
     return trainer
 
 
@@ -235,10 +209,10 @@ def measure(trainer: Trainer) -> dict[str, Any]:
     """
     options, measured = trainer.options, {}
     if trainer.also["evidence"] is not None:
-        with modes(trainer.tested):
+        with celeba_encoder.modes(trainer.tested):
             measured = trainer.also["evidence"].measure(trainer.tested)
     if options.weight is None:
-        return measured | measure_elbo(trainer)
+        return measured | celeba_encoder.measure(trainer)
     gap = sum(share * measured[f"gap_{family}"] for family, share in shares(options).items())
     return measured | {"elbo": measured["evidence"] - gap, "data": None, "kl": None}
 
@@ -247,52 +221,48 @@ def main(options: Options) -> None:
     device, checkpoint = run.begin(options)
     with run.reading(options.encoder, "encoder of celeba_encoder.py") as before:
         config = before["config"]
-        truth, discriminator, origin = networks_of(before["ground_truth"], device)
+        truth, discriminator, origin = celeba_encoder.networks_of(before["ground_truth"], device)
         encoder = Encoder(origin["width"]["nz"], origin["width"]["ndf"])
         encoder.load_state_dict(before["encoder"])
     if options.weight is None and options.sigma not in (None, config["sigma"]):
-        raise RunError("--sigma goes with --weight")
+        raise cli.RunError("--sigma goes with --weight")
     if options.weight is not None and options.precision is None:
         options = replace(options, precision="float32")
     options = run.precise(options, device)
     if options.weight is not None and config["protocol"] != "report":
-        raise RunError("--weight is for the report's protocol: here an image depends on its batch")
+        raise cli.RunError("--weight wants the report's protocol: here images depend on batches")
     sigma = options.sigma or config["sigma"]
     options = replace(options, protocol=config["protocol"], sigma=sigma)
     if not config.get("freeze_decoder", True):
-        raise RunError(
-            f"{options.encoder} is of joint training: its encoder was fitted to another decoder "
-            "than g*"
-        )
+        raise cli.RunError(f"{options.encoder} is of joint training, not fitted to g*")
     decoder = truth if options.freeze_decoder else copy.deepcopy(truth).requires_grad_(True)
     decoder.to(memory_format=torch.channels_last)  # a tenth faster
     vae = VAE(truth, encoder.to(device), sigma, decoder).to(device).eval()
     vae.log_sigma.requires_grad_(options.learn_sigma)
-    spaces = {} if options.weight is not None else feature_spaces(options, discriminator, device)
+    spaces = {}
+    if options.weight is None:
+        spaces = celeba_encoder.feature_spaces(options, discriminator, device)
     trainer = make_trainer(vae, options, spaces, device)
-    learning = NETWORKS if options.protocol == "released" else ()
-    train(trainer, step, measure, learning, checkpoint)
+    learning = celeba_encoder.NETWORKS if options.protocol == "released" else ()
+    celeba_encoder.train(trainer, step, measure, learning, checkpoint)
     vae, evidence = trainer.tested, trainer.also["evidence"]
     model = {name: getattr(vae, name).state_dict() for name in ("encoder", "decoder")}
     model |= {"log_sigma": vae.log_sigma.detach(), "config": run.as_config(options)}
     run.save_torch(options.out / "model.pt", model | {"ground_truth": before["ground_truth"]})
-    changed = "frozen, ELBO" if options.freeze_decoder else "joint"
     changes = {} if evidence is None else {"evidence_changes": evidence.change.tolist()}
     if options.weight is None:
-        metrics = evaluate(vae, options, spaces, device)
-        objective = "ELBO" if "freeze_decoder" in config else "log q"
-        metrics |= changes | {
-            "encoder_fitted_by": objective,
-            "encoder_iterations": config["iterations"],
-        }
-        finish(trainer, metrics, origin, changed + ", sigma learned" * options.learn_sigma)
+        metrics = celeba_encoder.evaluate(vae, options, spaces, device) | changes
+        metrics["encoder_fitted_by"] = "ELBO" if "freeze_decoder" in config else "log q"
+        metrics["encoder_iterations"] = config["iterations"]
+        stage = "frozen, ELBO" if options.freeze_decoder else "joint"
+        stage += ", sigma learned" * options.learn_sigma
+        celeba_encoder.finish(trainer, metrics, origin, stage)
         return
     last = {key: values[-1] for key, values in trainer.history.items() if values}
     result = run.save_result(
-        *(options.out, options, device, trainer.seconds, last | changes, trainer.history),
+        *(options, device, trainer.seconds, last | changes, trainer.history),
         data=origin["images"],
         ground_truth=dict(origin),
-        seconds_per_step=trainer.seconds / trainer.iteration,
     )
     from figures import section4
 
@@ -304,21 +274,21 @@ def main(options: Options) -> None:
 
 @dataclass(frozen=True)
 class PlaneOptions:
-    hidden: Count = 3
+    hidden: cli.Count = 3
     """tanh units of the decoder's hidden layer"""
-    pixels: Count = 6
+    pixels: cli.Count = 6
     """dimensions of x"""
-    sigmas: tuple[Positive, ...] = (0.8, 0.7, 0.6, 0.5, 0.4)
+    sigmas: tuple[cli.Positive, ...] = (0.8, 0.7, 0.6, 0.5, 0.4)
     """standard deviations of a pixel; a path is followed for each"""
-    points: Count = 150
+    points: cli.Count = 150
     """points of the ground truth to train on"""
-    encoder: OptionalNatural = None
+    encoder: cli.OptionalNatural = None
     """None: a best Gaussian for each point; else hidden tanh units of an encoder, 0: linear"""
     family: Literal["factorized", "full"] = "factorized"
     """covariance of the Gaussians q"""
-    weights: Several = 9
+    weights: cli.Several = 9
     """points on the path from likelihood (w = 0) to the ELBO (w = 1), squares of equal steps"""
-    seed: Natural = 0
+    seed: cli.Natural = 0
     """seed of ground truth, points and encoder"""
     resume: bool = False
     """keep the finished sigmas of an interrupted run in --out"""
@@ -349,9 +319,8 @@ class Plane:
         self.shapes = [(hidden, 2), (hidden,), (pixels, hidden)]
         parts = draw(hidden, 2), 0.7 * draw(hidden), 2 / hidden**0.5 * draw(pixels, hidden)
         self.truth = torch.cat([part.ravel() for part in parts])
-        x = self.decode(self.truth, draw(options.points + FRESH, 2)) + sigma * draw(
-            options.points + FRESH, pixels
-        )
+        count = options.points + FRESH
+        x = self.decode(self.truth, draw(count, 2)) + sigma * draw(count, pixels)
         self.x, self.fresh = x[: options.points], x[options.points :]
         self.draw_grid(math.ceil(9 * REACH / sigma))
         nodes, masses = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(8))
@@ -360,20 +329,16 @@ class Plane:
         # Mean, log standard deviations, (shear).
         self.statistics = 4 if options.family == "factorized" else 5
         widths = [pixels, *([options.encoder] if options.encoder else []), self.statistics]
-        self.layers = [
-            shape
-            for pair in itertools.pairwise(widths)
-            for shape in ((pair[1], pair[0]), (pair[1],))
-        ]
+        pairs = itertools.pairwise(widths)
+        self.layers = [shape for a, b in pairs for shape in ((b, a), (b,))]
         lengths = [math.prod(shape) for shape in self.layers]
         self.phi = torch.zeros(options.points * self.statistics, dtype=torch.float64)
         if options.encoder is not None:
             self.phi = 0.3 * draw(sum(lengths))
         # Steps are taken in units of the score's spread, so that no direction is much longer than
         # others.
-        scores = torch.autograd.functional.jacobian(
-            lambda theta: self.evidence(theta, self.x), self.truth
-        )
+        of_points = functools.partial(self.evidence, x=self.x)
+        scores = torch.autograd.functional.jacobian(of_points, self.truth)
         fisher = scores.T @ scores / len(self.x)
         fisher += 1e-3 * fisher.diagonal().mean() * torch.eye(len(fisher), dtype=torch.float64)
         self.unit = torch.linalg.inv(torch.linalg.cholesky(fisher)).T
@@ -382,11 +347,8 @@ class Plane:
         """So many nodes a side for log p(x)."""
         nodes = torch.linspace(-REACH, REACH, side, dtype=torch.float64)
         self.grid = torch.cartesian_prod(nodes, nodes)
-        self.log_mass = (
-            2 * math.log(2 * REACH / (side - 1))
-            - math.log(2 * math.pi)
-            - 0.5 * (self.grid**2).sum(1)
-        )
+        log_area = 2 * math.log(2 * REACH / (side - 1))
+        self.log_mass = log_area - math.log(2 * math.pi) - 0.5 * (self.grid**2).sum(1)
 
     def decode(self, theta: Tensor, z: Tensor) -> Tensor:
         """Mean of x, (..., pixels), of latents z, (..., 2)."""
@@ -435,10 +397,9 @@ class Plane:
             return loss.item(), gradient.numpy()
 
         steps = {"maxcor": 50, "maxiter": 600, "gtol": 1e-6, "ftol": 1e-9}
-        options: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": steps}
-        return start + unit(
-            torch.from_numpy(scipy.optimize.minimize(objective, np.zeros(len(start)), **options).x)
-        )
+        how: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": steps}
+        found = scipy.optimize.minimize(objective, np.zeros(len(start)), **how)
+        return start + unit(torch.from_numpy(found.x))
 
     def fit(self, theta: Tensor, phi: Tensor) -> Tensor:
         """phi of the largest ELBO."""
@@ -457,14 +418,13 @@ class Plane:
                 elbo = self.elbo(at[:k], at[k:], self.x).mean()
                 return w * elbo + (1 - w) * self.evidence(at[:k], self.x).mean() if w < 1 else elbo
 
-            at = self.climb(
-                value, torch.cat(state), lambda v: torch.cat([self.unit @ v[:k], scale * v[k:]])
-            )
-            theta, phi = at[:k], at[k:]
+            def unit(v: Tensor) -> Tensor:
+                return torch.cat([self.unit @ v[:k], scale * v[k:]])
+
+            theta, phi = self.climb(value, torch.cat(state), unit).tensor_split([k])
         else:
-            theta = self.climb(
-                lambda at: self.evidence(at, self.x).mean(), theta, lambda v: self.unit @ v
-            )
+            of_x = functools.partial(self.evidence, x=self.x)
+            theta = self.climb(lambda at: of_x(at).mean(), theta, lambda v: self.unit @ v)
             phi = self.fit(theta, phi)
         evidence = self.evidence(theta, self.x).mean().item()
         elbo = self.elbo(theta, phi, self.x).mean().item()
@@ -498,11 +458,8 @@ def plane(options: PlaneOptions) -> None:
         kind = "own" if options.encoder is None else f"encoder{options.encoder}"
         name = f"plane{options.hidden}_{options.family}_{kind}_{sigma:g}_seed{options.seed}"
         case = {"name": name, "section": 4, "knob": "sigma", "value": sigma, "seed": options.seed}
-        q = (
-            "best Gaussian of each point"
-            if options.encoder is None
-            else f"encoder of {options.encoder} hidden units"
-        )
+        own, encoder = "best Gaussian of each point", f"encoder of {options.encoder} hidden units"
+        q = own if options.encoder is None else encoder
         case |= {"of": f"plane, {options.hidden} hidden units; {options.family}, {q}"}
         cases.append(case | {"seconds": state["seconds"]} | state["metrics"])
     law.save(options, cases)
@@ -511,13 +468,8 @@ def plane(options: PlaneOptions) -> None:
 RUNS = (
     ("report", main, Options(), "the report's joint training, the default"),
     ("quick", main, QUICK, "after `celeba_encoder.py quick`: minutes on two cores, no FID"),
-    (
-        "plane",
-        plane,
-        PlaneOptions(),
-        "a Gaussian VAE small enough to be solved: what joint training costs, and its bound",
-    ),
+    ("plane", plane, PlaneOptions(), "a Gaussian VAE small enough to be solved"),
 )
 
 if __name__ == "__main__":
-    cli(__doc__, *RUNS)
+    cli.main(__doc__, *RUNS)

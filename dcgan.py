@@ -39,8 +39,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import celeba, faces, write_aside
-from figures import run
-from figures.cli import Count, Natural, Positive, Precision, RunError, Several, cli
+from figures import cli, run
 from figures.frechet import Features, as_bytes, frechet_distance, inception, moments, thumbnails
 
 GRID = 64  # images in a grid
@@ -53,31 +52,31 @@ class Options:
     """CelebA, or drawn faces for machines without it"""
     images: Path | None = None
     """img_align_celeba.zip or a folder of images; None: $CELEBA_IMAGES, else data/"""
-    faces: Count = 10_000
+    faces: cli.Count = 10_000
     """faces drawn with --data faces"""
-    held_out: Several = 1000
+    held_out: cli.Several = 1000
     """images, the last, held out of training to select the epoch; as many are made to compare"""
-    ngf: Count = 64
+    ngf: cli.Count = 64
     """channels of the generator's last hidden layer; those before have 2, 4 and 8 times as many"""
-    ndf: Count = 64
+    ndf: cli.Count = 64
     """channels of the discriminator's first layer; those after have 2, 4 and 8 times as many"""
-    nz: Count = 100
+    nz: cli.Count = 100
     """latents"""
-    epochs: Count = 100
+    epochs: cli.Count = 100
     """passes over the images"""
-    batch_size: Count = 128
+    batch_size: cli.Count = 128
     """images per step; what is left of an epoch below that is a smaller step"""
-    lr: Positive = 2e-4
+    lr: cli.Positive = 2e-4
     """learning rate of both Adams"""
     features: Literal["inception", "thumbnails"] = "inception"
     """space of the distance that selects the epoch; thumbnails without Inception's weights"""
     fid_dims: Literal[64, 192, 768, 2048] = 2048
     """which of Inception's features"""
-    precision: Precision | None = None
+    precision: cli.Precision | None = None
     """arithmetic of training and of Inception, tf32 on NVIDIA's GPUs only; None: bfloat16 on a CPU
     with instructions for it, else float32
     """
-    seed: Natural = 0
+    seed: cli.Natural = 0
     """seed of initialisation, data order, latents and drawn faces"""
     device: str | None = None
     """where to train; None: the accelerator if there is one, else the CPU"""
@@ -185,16 +184,11 @@ class Discriminator(nn.Module):
 def load_images(options: Options) -> np.ndarray:
     """uint8, (N, 3, 64, 64). Raises RunError if --held-out leaves none to train on."""
     if options.data == "faces" and options.images is not None:
-        raise RunError("--images is of CelebA; it does not go with --data faces")
-    images = (
-        faces.draw(options.faces, options.seed)
-        if options.data == "faces"
-        else celeba.load(options.images)
-    )
+        raise cli.RunError("--images is of CelebA; it does not go with --data faces")
+    drawn = options.data == "faces"
+    images = faces.draw(options.faces, options.seed) if drawn else celeba.load(options.images)
     if options.held_out >= len(images):
-        raise RunError(
-            f"--held-out {options.held_out} of {len(images)} images leaves none to train on"
-        )
+        raise cli.RunError(f"--held-out {options.held_out} of {len(images)} images leaves none")
     return images
 
 
@@ -218,11 +212,9 @@ class Trainer:
     def __init__(self, options: Options, images: np.ndarray, device: torch.device, space: str):
         self.options = options
         self.device, self.count, self.space = device, len(images), space
-        train, self.held_out = images[: -options.held_out], images[-options.held_out :]
-        # On an accelerator all images lie there, as bytes.
-        self.images = (
-            train if device.type == "cpu" else torch.from_numpy(np.array(train)).to(device)
-        )
+        self.images, self.held_out = images[: -options.held_out], images[-options.held_out :]
+        if device.type != "cpu":  # all lie there, as bytes
+            self.images = torch.from_numpy(np.array(self.images)).to(device)
         torch.manual_seed(options.seed)
         self.generator = Generator(options.nz, options.ngf)
         self.discriminator = Discriminator(options.ndf)
@@ -238,10 +230,8 @@ class Trainer:
             "order": torch.Generator("cpu").manual_seed(2 * options.seed),
             "noise": torch.Generator(device).manual_seed(2 * options.seed + 1),
         }
-        self.history: dict[str, list[float]] = {
-            key: []
-            for key in ("discriminator_loss", "generator_loss", "d_real", "d_fake", "frechet")
-        }
+        keys = ("discriminator_loss", "generator_loss", "d_real", "d_fake", "frechet")
+        self.history: dict[str, list[float]] = {key: [] for key in keys}
         self.seconds = {"training": 0.0, "selecting": 0.0}
 
     @property
@@ -264,12 +254,10 @@ class Trainer:
 
     def step(self, real: Tensor) -> Tensor:
         """A step of discriminator, then generator; both losses, D(real), D(fake), shape (4,)."""
-        autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"
-        )
-        z = torch.randn(
-            len(real), self.options.nz, generator=self.generators["noise"], device=self.device
-        )
+        rounded, device = self.options.precision == "bfloat16", self.device
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=rounded)
+        shape, noise = (len(real), self.options.nz), self.generators["noise"]
+        z = torch.randn(shape, generator=noise, device=device)
         with autocast:
             fake = self.generator(z)
             on_real = self.discriminator(real).float()
@@ -301,14 +289,10 @@ class Trainer:
         """Go on from a checkpoint. Raises RunError if it is none, or of other options or images."""
         with run.reading(path, "checkpoint of dcgan.py") as state:
             run.same_options(path, state["config"], run.as_config(self.options), FREE_ON_RESUME)
-            if state["count"] != self.count:
-                raise RunError(
-                    f"--resume: {path} was trained on {state['count']} images, not on {self.count}"
-                )
-            if state["space"] != self.space:
-                raise RunError(
-                    f"--resume: {path} selects by {state['space']}, which now would be {self.space}"
-                )
+            for what, key in (("images", "count"), ("selection by", "space")):
+                if state[key] != (now := getattr(self, key)):
+                    before = f"{what} {state[key]} before, {now} now"
+                    raise cli.RunError(f"--resume: {path}: {before}")
             run.restore(self, state)
 
 
@@ -318,7 +302,7 @@ def selecting_features(options: Options, device: torch.device) -> tuple[Features
         try:
             features = inception(options.fid_dims, device, options.precision or "float32")
             return features, f"FID, {options.fid_dims} dimensions"
-        except RunError as error:
+        except cli.RunError as error:
             print(f"{error}. Selecting by thumbnails instead")
     return thumbnails, "Fréchet distance of 16x16 thumbnails"
 
@@ -332,15 +316,11 @@ def main(options: Options) -> None:
     if checkpoint.exists():
         trainer.load(checkpoint)
     run.take_back(options.out, "epoch", trainer.epoch)
-    held_out = torch.from_numpy(np.array(trainer.held_out))
-    real = moments(
-        features,
-        (part.to(device).float() / 127.5 - 1 for part in held_out.split(options.batch_size)),
-    )
+    held_out = torch.from_numpy(np.array(trainer.held_out)).split(options.batch_size)
+    real = moments(features, (part.to(device).float() / 127.5 - 1 for part in held_out))
     steps = math.ceil(len(trainer.images) / options.batch_size)
-    with tqdm(
-        total=steps * options.epochs, initial=steps * trainer.epoch, desc="training", unit="step"
-    ) as bar:
+    before, total = steps * trainer.epoch, steps * options.epochs
+    with tqdm(total=total, initial=before, desc="training", unit="step") as bar:
         while trainer.epoch < options.epochs:
             start = time.perf_counter()
             order = torch.randperm(len(trainer.images), generator=trainer.generators["order"])
@@ -351,37 +331,32 @@ def main(options: Options) -> None:
             means = (sums / len(order)).tolist()
             trained = time.perf_counter()
             if not all(map(math.isfinite, means)):
-                raise FloatingPointError(
-                    f"the losses are {means[:2]} in epoch {trainer.epoch + 1}; "
-                    "a smaller --lr may help"
-                )
+                where = f"in epoch {trainer.epoch + 1}"
+                raise FloatingPointError(f"the losses are {means[:2]} {where}; try a smaller --lr")
             generated = moments(features, trainer.generated(options.held_out))
-            for key, value in zip(
-                trainer.history, [*means, frechet_distance(real, generated)], strict=True
-            ):
-                trainer.history[key].append(value)
+            means.append(frechet_distance(real, generated))
+            for series, value in zip(trainer.history.values(), means, strict=True):
+                series.append(value)
             trainer.seconds["training"] += trained - start
             trainer.seconds["selecting"] += time.perf_counter() - trained
             epoch, history = trainer.epoch, trainer.history
             run.note(options.out, epoch=epoch, **{key: h[-1] for key, h in history.items()})
-            bar.set_postfix_str(
-                f"epoch {epoch} Fréchet {history['frechet'][-1]:.1f}, smallest "
-                f"{min(history['frechet']):.1f}"
-            )
+            distances = history["frechet"]
+            said = f"Fréchet {distances[-1]:.1f}, smallest {min(distances):.1f}"
+            bar.set_postfix_str(f"epoch {epoch} {said}")
             grid = torch.cat(list(trainer.generated(GRID)))
             write_aside(options.out / "grids" / f"epoch_{epoch:03d}.png", png(grid))
             networks = {name: network.state_dict() for name, network in trainer.networks.items()}
             run.save_torch(options.out / "epochs" / f"{epoch:03d}.pt", networks)
             run.save_trainer(checkpoint, trainer)
     selected, history = trainer.selected_epoch, trainer.history
-    with run.reading(
-        options.out / "epochs" / f"{selected:03d}.pt", "epoch of dcgan.py"
-    ) as networks:
+    path = options.out / "epochs" / f"{selected:03d}.pt"
+    with run.reading(path, "epoch of dcgan.py") as networks:
         trainer.generator.load_state_dict(networks["generator"])
     width = {key: getattr(options, key) for key in ("nz", "ngf", "ndf")}
-    origin = {"width": width, "epoch": selected, "data": options.data, "seed": options.seed}
     name = faces.NAME if options.data == "faces" else celeba.name_of(options.images)
-    origin["images"] = name
+    origin = {"width": width, "epoch": selected, "data": options.data, "images": name}
+    origin["seed"] = options.seed
     run.save_torch(options.out / "ground_truth.pt", origin | networks)
     grid = png(torch.cat(list(trainer.generated(GRID))))
     write_aside(options.out / "grid.png", grid)
@@ -392,17 +367,11 @@ def main(options: Options) -> None:
         "epochs": trainer.epoch,
     }
     result = run.save_result(
-        options.out,
-        trainer.options,
-        device,
-        sum(trainer.seconds.values()),
-        metrics,
-        history,
+        *(options, device, sum(trainer.seconds.values()), metrics, history),
         images=len(trainer.images),
         data=name,
         space=space,
         grid=base64.b64encode(grid).decode(),
-        seconds_per_step=trainer.seconds["training"] / (steps * trainer.epoch),
     )
     from figures import section4
 
@@ -415,4 +384,4 @@ RUNS = (
 )
 
 if __name__ == "__main__":
-    cli(__doc__, *RUNS)
+    cli.main(__doc__, *RUNS)

@@ -59,18 +59,7 @@ from data.documents import (
     unigram,
 )
 from disarm import ESTIMATORS, best_factorized, codes, exact_elbo, log_bernoulli, log_linear
-from figures import law, run
-from figures.cli import (
-    Count,
-    Fraction,
-    Natural,
-    OptionalPositive,
-    Positive,
-    Precision,
-    RunError,
-    Several,
-    cli,
-)
+from figures import cli, law, run
 
 HIDDEN = 512
 LEAK = 0.01  # slope
@@ -87,7 +76,7 @@ class CorpusOptions:
     archive: Path | None = None
     """20news-bydate-matlab.tgz; None: $NEWSGROUPS_ARCHIVE, else data/, else it is downloaded there
     """
-    seed: Natural = 1
+    seed: cli.Natural = 1
     """seed of initialisation, data order and samples"""
     resume: bool = False
     """go on from what is in --out, bit by bit as if never stopped; a finished run is tested again
@@ -96,9 +85,9 @@ class CorpusOptions:
 
 @dataclass(frozen=True)
 class CommonOptions(CorpusOptions):
-    decoder_layers: Natural = 0
+    decoder_layers: cli.Natural = 0
     """d, number of hidden layers of 512 in the decoder"""
-    batch_size: Count = 256
+    batch_size: cli.Count = 256
     """documents per step"""
     device: str | None = None
     """where to train; None: the accelerator if there is one, else the CPU"""
@@ -108,29 +97,29 @@ class CommonOptions(CorpusOptions):
 class Options(CommonOptions):
     encoder: EncoderKind = "e1"
     """e1: linear in counts; e2: hidden layer, frequencies; e3: linear in these; e4: e3, scaled"""
-    bits: Count = 64
+    bits: cli.Count = 64
     """b, number of Bernoulli latents"""
     estimator: Literal["disarm", "arm", "reinforce"] = "disarm"
     """gradient estimator for the encoder, two samples each"""
-    epochs: Natural = 1000
+    epochs: cli.Natural = 1000
     """epochs with one pair of samples per step"""
-    fine_epochs: Natural = 500
+    fine_epochs: cli.Natural = 500
     """epochs after those, with --pairs pairs per step"""
-    pairs: Count = 10
+    pairs: cli.Count = 10
     """pairs of samples per step in the fine epochs"""
-    lr: Positive = 1e-3
+    lr: cli.Positive = 1e-3
     """learning rate of Adam"""
-    encoder_lr: OptionalPositive = None
+    encoder_lr: cli.OptionalPositive = None
     """learning rate of the encoder; None: --lr"""
-    held_out: Fraction = 0.0
+    held_out: cli.Fraction = 0.0
     """share of the training documents kept for selecting the epoch; 0: the test set selects"""
     test_counts: bool = False
     """test again with counts, fed to an encoder of frequencies, as the released code does"""
-    precision: Precision | None = None
+    precision: cli.Precision | None = None
     """arithmetic of training, not of tests: bfloat16 for CPUs, tf32 for NVIDIA's GPUs; None:
     bfloat16 where a CPU has instructions for it, else float32
     """
-    checkpoint_every: Count = 10
+    checkpoint_every: cli.Count = 10
     """epochs between checkpoints"""
     out: Path = Path("runs/hashing")
     """folder for checkpoint.pt, result.json and the figure"""
@@ -148,10 +137,8 @@ class Options(CommonOptions):
 def linear_parameters(inputs: int, outputs: int, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
     """Weight of the given shape and bias, initialised as torch.nn.Linear(inputs, outputs) does."""
     bound = inputs**-0.5
-    weight, bias = (
-        nn.Parameter(torch.empty(size).uniform_(-bound, bound)) for size in (shape, (outputs,))
-    )
-    return weight, bias
+    weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+    return weight, nn.Parameter(torch.empty(outputs).uniform_(-bound, bound))
 
 
 class Encoder(nn.Module):
@@ -331,15 +318,14 @@ class Trainer:
 
     def __init__(self, options: Options, corpus: Corpus, device: torch.device):
         if options.precision == "bfloat16" and device.type != "cpu":
-            raise RunError(f"--precision bfloat16 is for the CPU, not for {device.type}")
+            raise cli.RunError(f"--precision bfloat16 is for the CPU, not for {device.type}")
         self.options = run.precise(options, device)
         self.device, self.corpus = device, corpus.name
         counts, held_out = corpus.train, None
-        self.training_rows = np.arange(counts.shape[0])
+        count = counts.shape[0]
+        self.training_rows = np.arange(count)
         if options.held_out:
-            self.training_rows, rows = hold_out(
-                len(self.training_rows), options.held_out, options.seed
-            )
+            self.training_rows, rows = hold_out(count, options.held_out, options.seed)
             counts, held_out = counts[self.training_rows], counts[rows]
         self.u = torch.from_numpy(unigram(counts)).float().to(device)
         self.train, self.test = Documents(counts, self.u), Documents(corpus.test, self.u)
@@ -353,11 +339,10 @@ class Trainer:
         ]
         self.optimizer = torch.optim.Adam(groups, fused=True)
         # Data order, samples in training and samples in testing: each has a stream of its own.
-        places = {"order": torch.device("cpu"), "noise": device, "test_noise": device}
-        self.generators = {
-            name: torch.Generator(place).manual_seed(len(places) * options.seed + i)
-            for i, (name, place) in enumerate(places.items())
-        }
+        places = {"order": "cpu", "noise": device, "test_noise": device}
+        self.generators = {name: torch.Generator(place) for name, place in places.items()}
+        for i, generator in enumerate(self.generators.values()):
+            generator.manual_seed(3 * options.seed + i)
         self.history: dict[str, list[float]] = {"train": []}
         self.selected: dict[str, Tensor] = {}
         self.seconds = 0.0
@@ -378,9 +363,8 @@ class Trainer:
         """
         for key, value in values.items():
             if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the {key} loss is {value} in epoch {self.epoch + 1}; try a smaller --lr"
-                )
+                where = f"in epoch {self.epoch + 1}"
+                raise FloatingPointError(f"the {key} loss is {value} {where}; try a smaller --lr")
         for key, value in values.items():
             self.history.setdefault(key, []).append(value)
         if self.selected_epoch == self.epoch:
@@ -396,7 +380,7 @@ def resume(trainer: Trainer, path: Path) -> None:
         run.same_options(path, before | {"documents": state["corpus"]}, now, FREE_ON_RESUME)
         one_pair = min(epoch, before["epochs"])
         if epoch > options.epochs + options.fine_epochs or one_pair != min(epoch, options.epochs):
-            raise RunError(
+            raise cli.RunError(
                 f"--resume: {path} is at epoch {epoch}, {one_pair} of them with one pair; this "
                 f"schedule never passes through that state: --epochs {options.epochs} "
                 f"--fine-epochs {options.fine_epochs}"
@@ -429,24 +413,21 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
     }
     run.save_torch(options.out / "model.pt", saved)
     rows, first = trainer.training_rows, corpus.train.shape[0]
-    precision = hamming.precision_at(
-        100, packed[first:], labels[first:], packed[rows], labels[rows]
-    )
+    queries, database = (packed[first:], labels[first:]), (packed[rows], labels[rows])
     metrics = {
         "train_final": history["train"][-1],
-        "test_final": history["test"][-1],
         "test_min": history["test"][best],
         "test_min_epoch": best + 1,
         "selected_epoch": selected,
         "test_selected": history["test"][selected - 1],
-        "precision_at_100": precision,
+        "precision_at_100": hamming.precision_at(100, *queries, *database),
         "epochs": trainer.epoch,
     }
     if options.test_counts:
         metrics["test_counts_min"] = min(history["test_counts"])
     return run.save_result(
-        *(options.out, options, trainer.device),
-        *(trainer.seconds + time.perf_counter() - start, metrics, history),
+        *(options, trainer.device, trainer.seconds + time.perf_counter() - start),
+        *(metrics, history),
         corpus=corpus.name,
         documents=[len(trainer.train), len(trainer.test)],
     )
@@ -465,76 +446,47 @@ def main(options: Options) -> None:
 @dataclass(frozen=True)
 class SearchOptions:
     query: tyro.conf.Positional[tuple[str, ...]] = ()
-    """words to search for; or give --file or --document"""
-    file: Path | None = None
-    """a text file to search with"""
-    document: int | None = None
-    """a document to search with, counted from 1 through training and then test documents"""
+    """words to search for, or a text, such as "$(cat letter.txt)" in the shell"""
     model: Path = Path("runs/hashing/model.pt")
     """model.pt of a trained run"""
-    top: Count = 10
+    top: cli.Count = 10
     """number of documents to show"""
 
 
 def search(options: SearchOptions) -> None:
-    """Find the documents whose codes are nearest to that of words, a text file or a document, by
-    what is kept of a trained model's run; of own documents the files are read that are shown.
+    """Find the documents whose codes are nearest to that of a text, by what is kept of a trained
+    model's run; of own documents the files are read that are shown.
     """
+    if not options.query:
+        raise cli.RunError("no words to search for")
     with run.reading(options.model, "model of hashing.py") as saved:
         config = saved["config"]
         architecture = {key: config[key] for key in ("encoder", "bits", "decoder_layers")}
         model = VAE(Options(**architecture), len(saved["words"]))
         model.load_state_dict(saved["model"])
         if "codes" not in saved:
-            raise RunError(f"{options.model} is of an earlier version, without codes: train again")
+            raise cli.RunError(f"{options.model} is of an earlier version: train again")
         packed = saved["codes"].numpy().view(np.uint64)
         groups, ends = saved["groups"], saved["title_ends"]
-    if bool(options.query) + (options.file is not None) + (options.document is not None) != 1:
-        raise RunError("search with one of: words, --file, --document")
-
-    own = Path(config["corpus"])  # a folder of documents, whose lines can be shown
-
-    def typical(i: int) -> list[str]:
-        return [saved["words"][j] for j in saved["characteristic"][i].tolist() if j >= 0]
-
-    def title(i: int) -> str:
-        text = saved["titles"][ends[i - 1] if i else 0 : ends[i]]
-        return text.numpy().tobytes().decode("utf-8", "surrogatepass")
-
-    logits = None
-    if options.document is None:
-        file = options.file
-        text = file.read_text("utf-8", "replace") if file else " ".join(options.query)
-        counts = counts_of_text(text, saved["words"], saved["corpus"])
-        words = [saved["words"][j] for j in counts.indices]
-        with torch.no_grad():
-            logits = model.encoder(Documents(counts, saved["u"]).batch(np.arange(1))).numpy()
-        distance = hamming.distances(packed, hamming.pack(logits > 0)[0])
-    elif 1 <= options.document <= len(packed):
-        i = options.document - 1
-        words, kept = typical(i), own / title(i)
-        print(f"{groups[saved['labels'][i]]}, {title(i)}: {' '.join(words)}")
-        if kept.is_file():
-            words = texts.words_of(kept.read_text("utf-8", "replace"))
-        distance = hamming.distances(packed, packed[i])
-        distance[i] = config["bits"] + 1  # it is not its own neighbour
-    else:
-        raise RunError(f"--document must be from 1 to {len(packed)}, not {options.document}")
-    top = min(options.top, int((distance <= config["bits"]).sum()))
+    counts = counts_of_text(" ".join(options.query), saved["words"], saved["corpus"])
+    words = [saved["words"][j] for j in counts.indices]
+    with torch.no_grad():
+        logits = model.encoder(Documents(counts, saved["u"]).batch(np.arange(1))).numpy()
+    distance = hamming.distances(packed, hamming.pack(logits > 0)[0])
+    top = min(options.top, len(packed))
     farthest = np.partition(distance, top - 1)[top - 1]
     near = np.flatnonzero(distance <= farthest)
-    # Equal distances by log q of the code given the query, but for a constant; given a document, as
-    # they come.
-    likely = np.zeros(len(near))
-    if logits is not None:
-        likely = hamming.unpack(packed[near], config["bits"]) @ logits[0]
-    rows = []
+    # Equal distances by log q of the code given the query, but for a constant.
+    likely = hamming.unpack(packed[near], config["bits"]) @ logits[0]
+    folder, rows = Path(config["corpus"]), []  # of own documents, whose lines can be shown
     for i in near[np.lexsort((-likely, distance[near]))][:top]:
-        kept = own / title(i)
-        line = texts.best_line(kept, words) if own.is_dir() and kept.is_file() else ""
-        line = line or " ".join(typical(i))
-        rows.append((int(distance[i]), groups[saved["labels"][i]], title(i), line))
-    shown = "line that matches best" if own.is_dir() else "characteristic words"
+        title = saved["titles"][ends[i - 1] if i else 0 : ends[i]].numpy().tobytes()
+        path = folder / title.decode("utf-8", "surrogatepass")
+        line = texts.best_line(path, words) if folder.is_dir() and path.is_file() else ""
+        typical = [saved["words"][j] for j in saved["characteristic"][i].tolist() if j >= 0]
+        place = groups[saved["labels"][i]], str(path.relative_to(folder))
+        rows.append((int(distance[i]), *place, line or " ".join(typical)))
+    shown = "line that matches best" if folder.is_dir() else "characteristic words"
     run.print_table(("distance", "group", "document", shown), rows)
     if (alike := int((distance == farthest).sum())) > top:
         print(f"{alike:,} documents are as near as the last: these codes do not tell them apart")
@@ -548,15 +500,15 @@ def search(options: SearchOptions) -> None:
 class ExactOptions(CommonOptions):
     encoders: tuple[EncoderKind, ...] = ("e1", "e3", "e4")
     """encoders to fit to the maximum likelihood decoder"""
-    bits: Count = 8
+    bits: cli.Count = 8
     """b, number of Bernoulli latents, 12 at most; all 2^b codes are summed over"""
-    likelihood_epochs: Count = 250
+    likelihood_epochs: cli.Count = 250
     """epochs of maximum likelihood for the decoder alone"""
-    encoder_epochs: Count = 60
+    encoder_epochs: cli.Count = 60
     """epochs of the encoder alone, the decoder frozen"""
-    joint_epochs: Count = 120
+    joint_epochs: cli.Count = 120
     """epochs of joint training, and of maximum likelihood going on beside it"""
-    lr: Positive = 3e-3
+    lr: cli.Positive = 3e-3
     """learning rate of Adam, new in each stage"""
     out: Path = Path("runs/exact")
     """folder for one file per stage, result.json and the figure"""
@@ -596,10 +548,8 @@ def stages(options: ExactOptions) -> list[Stage]:
             Stage(f"{e}_regressed", e, "regression", 50, alone, "likelihood"),
         ]
     e = options.encoders[0]  # once, to separate what the bound does from what fitting does
-    return [
-        *plan,
-        Stage(f"{e}_regressed_joint", e, "elbo", on, both, "likelihood", f"{e}_regressed"),
-    ]
+    last = Stage(f"{e}_regressed_joint", e, "elbo", on, both, "likelihood", f"{e}_regressed")
+    return [*plan, last]
 
 
 def log_decoder(model: VAE, z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -696,12 +646,8 @@ class Exact:
         with torch.no_grad():
             joint = log_joint(log_decoder(model, self.z), train, self.z)
             marginals = torch.softmax(joint, 1) @ self.z
-        optimizer = torch.optim.LBFGS(
-            model.encoder.parameters(),
-            history_size=20,
-            line_search_fn="strong_wolfe",
-            tolerance_change=0.0,
-        )
+        how: dict[str, Any] = {"line_search_fn": "strong_wolfe", "tolerance_change": 0.0}
+        optimizer = torch.optim.LBFGS(model.encoder.parameters(), history_size=20, **how)
 
         def cross_entropy() -> Tensor:
             optimizer.zero_grad()
@@ -765,13 +711,10 @@ def exact(options: ExactOptions) -> None:
         path, free = options.out / f"{part.name}.pt", FREE_ON_RESUME | {"device", "encoders"}
         make = functools.partial(sums.run, part, trained)
         trained[part.name] = run.keep(path, options, free, make, documents=corpus.name)
-    metrics, history = (
-        {name: state[key] for name, state in trained.items()} for key in ("metrics", "history")
-    )
+    metrics = {name: state["metrics"] for name, state in trained.items()}
+    history = {name: state["history"] for name, state in trained.items()}
     seconds = sum(state["seconds"] for state in trained.values())
-    result = run.save_result(
-        options.out, options, device, seconds, metrics, history, corpus=corpus.name
-    )
+    result = run.save_result(options, device, seconds, metrics, history, corpus=corpus.name)
     from figures import section5
 
     section5.report_exact(result, options.out)
@@ -782,19 +725,19 @@ def exact(options: ExactOptions) -> None:
 
 @dataclass(frozen=True)
 class LengthsOptions(CorpusOptions):
-    lengths: tuple[Count, ...] = (2, 4, 8, 16, 32, 64)
+    lengths: tuple[cli.Count, ...] = (2, 4, 8, 16, 32, 64)
     """words kept of each document, drawn without replacement"""
-    words: Count = 300
+    words: cli.Count = 300
     """the most frequent words of the corpus, which documents consist of"""
-    documents: Count = 1500
+    documents: cli.Count = 1500
     """documents drawn from those that are long enough, at most"""
-    bits: Count = 4
+    bits: cli.Count = 4
     """b, number of Bernoulli latents, 8 at most; all 2^b codes are summed over"""
     decoder: Literal["linear", "free"] = "linear"
     """linear: d = 0; free: a distribution for each code, the most hidden layers could reach"""
-    weights: Several = 5
+    weights: cli.Several = 5
     """points on the path from likelihood (w = 0) to the ELBO (w = 1), squares of equal steps"""
-    iterations: Count = 1500
+    iterations: cli.Count = 1500
     """steps of L-BFGS at each point, at most"""
     out: Path = Path("runs/lengths")
     """folder for one file per length and result.json"""
@@ -886,15 +829,15 @@ def lengths(options: LengthsOptions) -> None:
 
 @dataclass(frozen=True)
 class VarianceOptions:
-    scales: tuple[Positive, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    scales: tuple[cli.Positive, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     """standard deviations of the logits, for 16 bits"""
-    bits: tuple[Count, ...] = (2, 4, 8, 16, 32, 64)
+    bits: tuple[cli.Count, ...] = (2, 4, 8, 16, 32, 64)
     """numbers of bits b, for logits of standard deviation 1"""
-    documents: Count = 16
+    documents: cli.Count = 16
     """random problems averaged for each point"""
-    samples: Several = 4000
+    samples: cli.Several = 4000
     """gradient estimates drawn for each problem"""
-    seed: Natural = 1
+    seed: cli.Natural = 1
     """seed of problems and samples"""
     device: str | None = None
     """where to compute; None: the accelerator if there is one, else the CPU"""
@@ -936,17 +879,14 @@ def variance(options: VarianceOptions) -> None:
     """
     device, start = run.pick_device(options.device), time.perf_counter()
     names = ("arm", "reinforce", "disarm")
-    panels = {
-        "scale": [(16, scale) for scale in options.scales],
-        "bits": [(b, 1.0) for b in options.bits],
-    }
-    metrics = {panel: {name: [] for name in names} for panel in panels}
-    points = [(panel, *point) for panel, of_panel in panels.items() for point in of_panel]
+    points = [("scale", 16, scale) for scale in options.scales]
+    points += [("bits", b, 1.0) for b in options.bits]
+    metrics = {panel: {name: [] for name in names} for panel in ("scale", "bits")}
     for panel, b, scale in tqdm(points, desc="variance", unit="point"):
         for name in names:
             metrics[panel][name].append(total_variance(name, b, scale, options, device))
     seconds = time.perf_counter() - start
-    result = run.save_result(options.out, options, device, seconds, metrics, history={})
+    result = run.save_result(options, device, seconds, metrics, history={})
     from figures import section5
 
     section5.report_variance(result, options.out)
@@ -961,4 +901,4 @@ RUNS = (
 )
 
 if __name__ == "__main__":
-    cli(__doc__, *RUNS)
+    cli.main(__doc__, *RUNS)

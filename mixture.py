@@ -46,8 +46,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from disarm import codes
-from figures import law, run
-from figures.cli import Count, Natural, OptionalCount, Positive, Several, cli
+from figures import cli, law, run
 
 # Of code words 00, 01, 10, 11, as in the released code.
 CENTRES = ((1.0, 1.0), (1.0, -1.0), (0.0, 0.0), (-1.0, 0.0))
@@ -67,25 +66,25 @@ HIDDEN = 64
 
 @dataclass(frozen=True)
 class Options:
-    points: Count = 2000
+    points: cli.Count = 2000
     """training points, z drawn first and then x, as the report's text says"""
-    points_per_component: OptionalCount = None
+    points_per_component: cli.OptionalCount = None
     """points for each of the four components, instead of --points; the released code: 2000"""
-    variance: Positive = 1.0
+    variance: cli.Positive = 1.0
     """variance of each component; the report's text says 0.01, its numbers need 1"""
-    steps: Count = 10_000
+    steps: cli.Count = 10_000
     """full-batch steps with the decoder frozen, and again with both trained"""
-    lr: Positive = 1e-3
+    lr: cli.Positive = 1e-3
     """learning rate of Adam with the decoder frozen"""
-    joint_lr: Positive = 1e-3
+    joint_lr: cli.Positive = 1e-3
     """learning rate of the new Adam of joint training; the released code has 1e-4"""
-    law_variances: tuple[Positive, ...] = (0.2, 0.35, 0.5, 1.0, 2.0, 4.0)
+    law_variances: tuple[cli.Positive, ...] = (0.2, 0.35, 0.5, 1.0, 2.0, 4.0)
     """variances at which the optimum is followed from likelihood to the ELBO"""
-    law_weights: Several = 13
+    law_weights: cli.Several = 13
     """points on that path"""
-    law_nodes: Several = 24
+    law_nodes: cli.Several = 24
     """nodes of quadrature about each centre, to a side, for that"""
-    seed: Natural = 0
+    seed: cli.Natural = 0
     """seed of data and initialisation"""
     device: str | None = None
     """where to train; None: the accelerator if there is one, else the CPU"""
@@ -121,11 +120,8 @@ def statistics(x: Tensor) -> Tensor:
 
 def natural_parameters(means: Tensor, variance: float) -> Tensor:
     """Rows eta_z with log p(x, z) = <eta_z, statistics(x)>; centres (4, 2) -> (4, 4)."""
-    constant = (
-        -(means**2).sum(1, keepdim=True) / (2 * variance)
-        - math.log(2 * math.pi * variance)
-        - math.log(4)
-    )
+    square = -(means**2).sum(1, keepdim=True) / (2 * variance)
+    constant = square - math.log(2 * math.pi * variance) - math.log(4)
     return torch.cat([means / variance, torch.full_like(constant, -0.5 / variance), constant], 1)
 
 
@@ -152,9 +148,8 @@ class Elbo:
         next call.
         """
         q = torch.exp(log_q, out=self.q)
-        r = torch.addmm(
-            log_q, natural_parameters(means, self.variance), self.statistics, beta=-1, out=self.r
-        )
+        eta = natural_parameters(means, self.variance)
+        r = torch.addmm(log_q, eta, self.statistics, beta=-1, out=self.r)
         elbo = torch.sum(torch.mul(q, r, out=self.product), 0, out=self.elbo)
         moments = q @ self.statistics.T  # sums over x of q_z (x_1, x_2, |x|^2, 1)
         return elbo, r.sub_(elbo).mul_(q), (moments[:, :2] - moments[:, 3:] * means) / self.variance
@@ -288,9 +283,8 @@ def oracle(log_p: Tensor) -> Tensor:
         p2 = torch.full_like(b1, start)
         moving = torch.arange(len(b1), device=b1.device)
         for _ in range(2000):  # few points need more than twenty
-            new = torch.sigmoid(
-                b2[moving] + c[moving] * torch.sigmoid(b1[moving] + c[moving] * p2[moving])
-            )
+            p1 = torch.sigmoid(b1[moving] + c[moving] * p2[moving])
+            new = torch.sigmoid(b2[moving] + c[moving] * p1)
             change = (new - p2[moving]).abs()
             p2[moving] = new
             moving = moving[change > 1e-9]
@@ -313,11 +307,9 @@ def exact(log_p: Tensor) -> Tensor:
 def quadrature(variance: float, side: int) -> tuple[Tensor, Tensor]:
     """Gauss-Hermite nodes about the centres, (4 side^2, 2), and masses for means under p*."""
     nodes, masses = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(side))
-    x = torch.tensor(CENTRES).double()[:, None] + math.sqrt(variance) * torch.cartesian_prod(
-        nodes, nodes
-    )
+    around = math.sqrt(variance) * torch.cartesian_prod(nodes, nodes)
     mass = (masses[:, None] * masses).flatten().repeat(4)
-    return x.flatten(0, 1), mass / mass.sum()
+    return (torch.tensor(CENTRES).double()[:, None] + around).flatten(0, 1), mass / mass.sum()
 
 
 def fit_means(
@@ -352,6 +344,18 @@ def fit_means(
     return torch.from_numpy(optimum.x.reshape(4, 2)).to(x)
 
 
+def ascended(
+    x: Tensor, mass: Tensor, variance: float, means: Tensor, w: float
+) -> tuple[Tensor, float, float]:
+    """`fit_means`, and E and G there."""
+    means = fit_means(x, means, variance, w, mass)
+    log_p = log_joint(x, means, variance)
+    log_q = oracle(log_p)
+    evidence = log_p.logsumexp(0) @ mass
+    elbo = (log_q.exp() * (log_p - log_q)).sum(0) @ mass
+    return means, evidence.item(), (evidence - elbo).item()
+
+
 def law_cases(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """The law (figures/law.py) under p* itself: theta(w) of the oracle at each of --law-variances,
     and of the two classes of assignments that are no mirror images of each other. And the seconds
@@ -363,16 +367,7 @@ def law_cases(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]
         start, (x, mass) = time.perf_counter(), quadrature(variance, options.law_nodes)
         truth = torch.tensor(CENTRES).double()[list(ASSIGNMENTS[name])]
 
-        def ascend(
-            means: Tensor, w: float, variance: float = variance, x: Tensor = x, mass: Tensor = mass
-        ) -> tuple[Tensor, float, float]:
-            means = fit_means(x, means, variance, w, mass)
-            log_p = log_joint(x, means, variance)
-            log_q = oracle(log_p)
-            evidence = log_p.logsumexp(0) @ mass
-            elbo = (log_q.exp() * (log_p - log_q)).sum(0) @ mass
-            return means, evidence.item(), (evidence - elbo).item()
-
+        ascend = functools.partial(ascended, x, mass, variance)
         metrics, _ = law.follow(law.weights(options.law_weights), ascend, truth, truth)
         case: dict[str, Any] = {"section": 3, "knob": "variance", "value": variance, "seed": None}
         case |= {"name": f"mixture_{variance:g}_{ASSIGNMENTS[name].index(3)}"}
@@ -385,23 +380,16 @@ def law_cases(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]
 # --- report ---------------------------------------------------------------------------------------
 
 
-def measure(
-    x: Tensor, log_q: Tensor, means: Tensor, truth: Tensor, variance: float
-) -> dict[str, Any]:
+def measure(x: Tensor, log_q: Tensor, means: Tensor, truth: Tensor, variance: float) -> dict:
     """ELBO, log evidence and KLs of a state, float64, and how far centres are from the true."""
     x, log_q, means, truth = x.double(), log_q.double(), means.double(), truth.double()
     log_p = log_joint(x, means, variance)
     elbo = (log_q.exp() * (log_p - log_q)).sum(0).mean().item()
     evidence = torch.logsumexp(log_p, 0).mean().item()
     kl_true = (log_q.exp() * (log_q - exact(log_joint(x, truth, variance)))).sum(0).mean().item()
-    return {
-        "elbo": elbo,
-        "evidence": evidence,
-        "kl": evidence - elbo,
-        "kl_true": kl_true,
-        "means": means.tolist(),
-        "drift": (means - truth).norm(dim=1).tolist(),
-    }
+    measured = {"elbo": elbo, "evidence": evidence, "kl": evidence - elbo, "kl_true": kl_true}
+    drift = (means - truth).norm(dim=1).tolist()
+    return measured | {"means": means.tolist(), "drift": drift}
 
 
 def picture(
@@ -433,9 +421,7 @@ def two_stages(
         def record(step: int, log_q: Tensor) -> None:
             elbo = measure(x, log_q, means, truth, options.variance)["elbo"]
             if not math.isfinite(elbo):
-                raise FloatingPointError(
-                    f"the ELBO is {elbo} at step {step}; a smaller learning rate may help"
-                )
+                raise FloatingPointError(f"the ELBO is {elbo} at step {step}; try a smaller --lr")
             bar.set_postfix_str(f"ELBO {elbo:.4f}", refresh=False)
             bar.update(step % EVERY or min(step, EVERY))
 
@@ -447,7 +433,6 @@ def two_stages(
 def section(options: Options, device: torch.device, bar: tqdm) -> dict[str, Any]:
     """Stages, oracle and assignments: metrics, and the panels of Figure 1."""
     x, variance = sample(options, device), options.variance
-    metrics: dict = {}
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(options.seed))
     shown = x[order[:2000]]
     extent = [end for axis in shown.T for end in (axis.min().item(), axis.max().item())]
@@ -456,7 +441,7 @@ def section(options: Options, device: torch.device, bar: tqdm) -> dict[str, Any]
 
     truth = torch.tensor(CENTRES, device=device)
     log_p = log_joint(x, truth, variance)
-    metrics["truth"] = measure(x, exact(log_p), truth, truth, variance)
+    metrics: dict = {"truth": measure(x, exact(log_p), truth, truth, variance)}
     panels["truth"] = picture(lambda x: exact(log_joint(x, truth, variance)), truth, shown, extent)
     metrics["oracle"] = measure(x, oracle(log_p), truth, truth, variance)
     for name, posterior, w in (("oracle_joint", oracle, 1.0), ("maximum_likelihood", exact, 0.0)):
@@ -464,8 +449,7 @@ def section(options: Options, device: torch.device, bar: tqdm) -> dict[str, Any]
         log_q = posterior(log_joint(x.double(), means, variance))
         metrics[name] = measure(x, log_q, means, truth, variance)
     for make, prefix in ((factorized, ""), (consistent, "consistent_")):
-        stages = two_stages(options, make, x, truth, bar)
-        for stage, measured, encoder, means in stages:
+        for stage, measured, encoder, means in two_stages(options, make, x, truth, bar):
             metrics[prefix + stage] = measured
             panels[prefix + stage] = picture(encoder.log_q, means, shown, extent)
 
@@ -487,19 +471,18 @@ def section(options: Options, device: torch.device, bar: tqdm) -> dict[str, Any]
 
 def main(options: Options) -> None:
     device = run.pick_device(options.device)
-    with tqdm(
-        total=SECTION_RUNS * options.steps, desc="mixture", unit="step", unit_scale=True
-    ) as bar:
+    total = SECTION_RUNS * options.steps
+    with tqdm(total=total, desc="mixture", unit="step", unit_scale=True) as bar:
         path = options.out / f"seed-{options.seed}.pt"
         make = functools.partial(section, options, device, bar)
         trained = run.keep(path, options, {"resume", "out"}, make)
-        bar.update(SECTION_RUNS * options.steps - bar.n)
+        bar.update(total - bar.n)
     start = time.perf_counter()
     cases, seconds_of_cases = law_cases(options)
     seconds = time.perf_counter() - start + trained["seconds"]
     metrics = trained["metrics"] | {"cases": cases}
     result = run.save_result(
-        *(options.out, options, device, seconds, metrics, {}),
+        *(options, device, seconds, metrics, {}),
         panels=trained["panels"],
         seconds_of_cases=seconds_of_cases,
     )
@@ -515,4 +498,4 @@ RUNS = (
 )
 
 if __name__ == "__main__":
-    cli(__doc__, *RUNS)
+    cli.main(__doc__, *RUNS)

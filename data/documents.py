@@ -118,17 +118,10 @@ def some_words(
     long = np.flatnonzero(counts.sum(1) >= n)
     if not len(long):
         raise DataError(f"--lengths {n}: no document has so many of the frequent words")
-    long = np.sort(rng.permutation(long)[:most])
-    rows = []
-    for i in long:
-        row = slice(*counts.indptr[i : i + 2])
-        rows.append(
-            rng.multivariate_hypergeometric(counts.data[row].astype(np.int64), n, method="count")
-        )
-    chosen = counts[long]
-    found = scipy.sparse.csr_array(
-        (np.concatenate(rows).astype(np.float64), chosen.indices, chosen.indptr), chosen.shape
-    )
+    found = counts[np.sort(rng.permutation(long)[:most])].astype(np.float64)
+    for row in itertools.starmap(slice, itertools.pairwise(found.indptr)):
+        bag = found.data[row].astype(np.int64)
+        found.data[row] = rng.multivariate_hypergeometric(bag, n, method="count")
     found.eliminate_zeros()
     return found
 
@@ -239,9 +232,8 @@ class SmoothedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,), batch = grads, ctx.batch
-        return batch.counts.product(grad.contiguous(), transposed=True).addr_(
-            batch.u, grad.sum(0)
-        ), None
+        product = batch.counts.product(grad.contiguous(), transposed=True)
+        return product.addr_(batch.u, grad.sum(0)), None
 
 
 class Workspace:
@@ -257,23 +249,15 @@ class Workspace:
         # up to this size, such as gradients, for reuse, and does not take their pages from the
         # system anew in every step.
         torch.empty(2**25 - 2**12, dtype=torch.uint8)
-        self.tensors: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+        self.tensors: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
-    def take(
-        self, rows: int, words: int, k: int, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Room for logits (words, rows) and for factors (words, k + 4)."""
-        logits, factors = self.tensors.get(dtype, (None, None))
-        if (
-            logits is None
-            or factors is None
-            or len(logits) < words * rows
-            or logits.device != device
-        ):
-            logits = torch.empty(words * rows, dtype=dtype, device=device)
-            factors = torch.empty(words, k + 4, dtype=dtype, device=device)
-            self.tensors[dtype] = logits, factors
-        return logits[: words * rows].view(words, rows), factors
+    def take(self, rows: int, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Room for logits (V, rows) and for factors (V, k + 4), of weight (V, k)."""
+        like: Any = {"dtype": dtype, "device": weight.device}
+        empty = torch.empty(0, **like), torch.empty(len(weight), weight.shape[1] + 4, **like)
+        logits, factors = self.tensors.setdefault((dtype, weight.device), empty)
+        logits.resize_(max(len(logits), len(weight) * rows))
+        return logits[: len(weight) * rows].view(-1, rows), factors
 
 
 class RelativeNLL(torch.autograd.Function):
@@ -301,7 +285,7 @@ class RelativeNLL(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         k, u, n = hidden.shape[1], batch.u, batch.n
-        logits, factors = workspace.take(len(hidden), len(bias), k, dtype, u.device)
+        logits, factors = workspace.take(len(hidden), weight, dtype)
         # Bias and shift take part in the product, as two columns each: rounded, and what that
         # leaves. In bfloat16, a log-probability of -10 alone would be off by up to 0.03.
         factors[:, :k] = weight
@@ -339,16 +323,12 @@ class RelativeNLL(torch.autograd.Function):
         grad_hidden = None
         if ctx.needs_input_grad[0]:
             product = (exponentials.T @ factors[:, : len(mean)]).to(grad.dtype)
-            grad_hidden = (
-                product.mul_(scale[:, None])
-                .addr_(weights, mean, alpha=-1)
-                .addmm_(grad, documents, alpha=-1)
-            )
+            product.mul_(scale[:, None]).addr_(weights, mean, alpha=-1)
+            grad_hidden = product.addmm_(grad, documents, alpha=-1)
         product = (exponentials @ (hidden * scale[:, None]).to(exponentials.dtype)).to(grad.dtype)
         by_document = grad.T @ hidden
-        grad_weight = product.sub_(batch.counts.product(by_document, transposed=True)).addr_(
-            batch.u, by_document.sum(0), alpha=-1
-        )
+        product.sub_(batch.counts.product(by_document, transposed=True))
+        grad_weight = product.addr_(batch.u, by_document.sum(0), alpha=-1)
         product = (exponentials @ scale.to(exponentials.dtype)).to(grad.dtype)
         by_document = grad.sum(0)
         counts = batch.counts.product(by_document[:, None], transposed=True)[:, 0]
@@ -368,10 +348,8 @@ def distinct_codes(z: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.arange(len(z), device=z.device)
     if z.device.type != "cpu":
         return z, rows
-    packed = [
-        word.sum(1)
-        for word in (z.long() << torch.arange(z.shape[1], device=z.device) % 64).split(64, 1)
-    ]
+    bits = z.long() << torch.arange(z.shape[1]) % 64
+    packed = [word.sum(1) for word in bits.split(64, 1)]
     found, which = packed[0].unique(return_inverse=True)
     if len(packed) > 1:
         found, which = torch.stack(packed, 1).unique(return_inverse=True, dim=0)

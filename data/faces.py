@@ -15,26 +15,10 @@ NAME = "drawn faces"
 SIZE = 64
 CHUNK = 32  # portraits painted at a time; their tables stay in the processor's cache
 
-# Colours, red green blue in [0, 1], between neighbours of which each portrait's own is mixed.
-SKIN = np.array(
-    [
-        (0.98, 0.85, 0.74),
-        (0.91, 0.71, 0.56),
-        (0.76, 0.54, 0.38),
-        (0.52, 0.34, 0.24),
-        (0.34, 0.22, 0.16),
-    ]
-)
-HAIR = np.array(
-    [
-        (0.09, 0.07, 0.06),
-        (0.26, 0.16, 0.09),
-        (0.47, 0.29, 0.14),
-        (0.86, 0.70, 0.38),
-        (0.62, 0.24, 0.10),
-    ]
-)
-IRIS = np.array([(0.25, 0.14, 0.07), (0.38, 0.26, 0.12), (0.25, 0.42, 0.30), (0.26, 0.45, 0.70)])
+# Colours, red green blue in per cent, between neighbours of which each portrait's own is mixed.
+SKIN = np.array([(98, 85, 74), (91, 71, 56), (76, 54, 38), (52, 34, 24), (34, 22, 16)]) / 100
+HAIR = np.array([(9, 7, 6), (26, 16, 9), (47, 29, 14), (86, 70, 38), (62, 24, 10)]) / 100
+IRIS = np.array([(25, 14, 7), (38, 26, 12), (25, 42, 30), (26, 45, 70)]) / 100
 WHITE, DARK = np.array(((0.96, 0.96, 0.94), (0.10, 0.07, 0.07)), np.float32)
 
 # Bands of rows, of which only one is painted for a feature: what reaches out of it is cut off.
@@ -75,13 +59,7 @@ class _Canvas:
         u, v = (x + tilt * y) / rx, (y - tilt * x) / ry
         return self.inside((np.sqrt(u * u + v * v) - 1) * np.minimum(rx, ry))
 
-    def paint(
-        self,
-        rows: slice,
-        coverage: np.ndarray | np.floating,
-        colour: np.ndarray,
-        shade: np.ndarray | None = None,
-    ) -> None:
+    def paint(self, rows: slice, coverage: np.ndarray, colour: np.ndarray, shade=None) -> None:
         """Lay a colour, (CHUNK, 3) or (3,), over `rows` where covered; shade: of every pixel."""
         shades = np.float32(1) if shade is None else shade[:, rows]
         for c in range(3):
@@ -118,25 +96,22 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
     light = 1 + light_x * x + light_y * y  # the same on skin, hair and clothes
 
     # Background: two colours, one fading into the other along a random direction.
-    back = np.clip(
-        rng.uniform(0.05, 0.95, (CHUNK, 1)) + 0.18 * rng.standard_normal((CHUNK, 3)), 0, 1
-    )
-    other = np.clip(
-        back + 0.22 * rng.standard_normal((CHUNK, 1)) + 0.1 * rng.standard_normal((CHUNK, 3)), 0, 1
-    )
-    back, other = back.astype(np.float32), other.astype(np.float32)
+    back = rng.uniform(0.05, 0.95, (CHUNK, 1)) + 0.18 * rng.standard_normal((CHUNK, 3))
+    back = back.clip(0, 1)
+    lighter = 0.22 * rng.standard_normal((CHUNK, 1))
+    other = (back + lighter + 0.1 * rng.standard_normal((CHUNK, 3))).clip(0, 1)
     angle = uniform(0, 2 * np.pi)
-    paint(ALL, np.float32(1), back)
-    paint(ALL, np.clip(0.5 + 0.35 * (np.cos(angle) * x + np.sin(angle) * y), 0, 1), other)
+    paint(ALL, np.ones((), np.float32), back.astype(np.float32))
+    fading = np.clip(0.5 + 0.35 * (np.cos(angle) * x + np.sin(angle) * y), 0, 1)
+    paint(ALL, fading, other.astype(np.float32))
 
     # Head: an ellipse that narrows towards the chin.
     width, height, jaw = uniform(0.72, 0.86), uniform(1.0, 1.12), uniform(0.05, 0.28)
     long, bald = chance(0.45), chance(0.07)
     volume = uniform(0.06, 0.24)
     behind = ellipse(ALL, yaw * 0.3, -0.18, width + volume, height * 0.9 + volume)
-    hanging = canvas.inside(np.abs(x - yaw * 0.3) - (width + volume - 0.02)) * canvas.inside(
-        uniform(-0.2, 0.1) - y
-    )
+    hanging = canvas.inside(np.abs(x - yaw * 0.3) - (width + volume - 0.02))
+    hanging *= canvas.inside(uniform(-0.2, 0.1) - y)
     hanging *= canvas.inside(y - uniform(0.7, 1.7))
     paint(ALL, np.maximum(behind, hanging * long) * (1 - bald), hair * 0.8, light)
     neck = canvas.inside(np.abs(x[:, BOTTOM]) - uniform(0.34, 0.46))
@@ -158,10 +133,8 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
         soft = ((x[:, NOSE] - side * 0.42 - yaw) / 0.24) ** 2 + ((y[:, NOSE] - 0.30) / 0.18) ** 2
         paint(NOSE, np.exp(-soft) * uniform(0.0, 0.6), blush, light)
     bearded, beard_top = chance(0.25) * (1 - long) * uniform(0.3, 1.0), uniform(0.30, 0.5)
-    rim = canvas.inside(
-        beard_top + 0.2 - 0.6 * np.abs(x[:, MOUTH.start :] - yaw) - y[:, MOUTH.start :]
-    )
     beard = slice(MOUTH.start, SIZE)
+    rim = canvas.inside(beard_top + 0.2 - 0.6 * np.abs(x[:, beard] - yaw) - y[:, beard])
     paint(beard, face[:, beard] * rim * bearded * 0.85, hair * 0.9, light)
     hairline, arch, part = uniform(-0.72, -0.38), uniform(0.1, 0.7), normal(0.35)
     fringe = canvas.inside(y[:, TOP] - hairline - arch * (x[:, TOP] - part) ** 2)
@@ -183,18 +156,16 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
         lid = ellipse(EYES, cx, eye_y - 0.035, eye_w * 1.1, eye_h * 1.1, side * slant) * (1 - white)
         paint(EYES, lid * 0.8, DARK)
         bent = eye_y - brow_y + 1.2 * (x[:, EYES] - cx) ** 2 + side * brow_slant * (x[:, EYES] - cx)
-        brow = canvas.inside(np.abs(y[:, EYES] - bent) - brow_h) * canvas.inside(
-            np.abs(x[:, EYES] - cx) - 0.21
-        )
+        brow = canvas.inside(np.abs(y[:, EYES] - bent) - brow_h)
+        brow *= canvas.inside(np.abs(x[:, EYES] - cx) - 0.21)
         paint(EYES, brow * 0.9, hair * 0.7)
     glasses, frame = chance(0.15), rng.uniform(0, 0.4, (CHUNK, 3)).astype(np.float32)
     for side in (-1, 1):
         cx, cy, thick = side * (eye_x + 0.01) + yaw, eye_y + 0.02, 0.028
         outer = ellipse(EYES, cx, cy, 0.27 + thick, 0.21 + thick)
         paint(EYES, glasses * (outer - ellipse(EYES, cx, cy, 0.27 - thick, 0.21 - thick)), frame)
-    bridge = canvas.inside(np.abs(y[:, EYES] - eye_y) - 0.03) * canvas.inside(
-        np.abs(x[:, EYES] - yaw) - 0.06
-    )
+    bridge = canvas.inside(np.abs(y[:, EYES] - eye_y) - 0.03)
+    bridge *= canvas.inside(np.abs(x[:, EYES] - yaw) - 0.06)
     paint(EYES, glasses * bridge, frame)
 
     # Nose: a shadow on the side away from the light, a tip, two nostrils.

@@ -99,7 +99,7 @@ def read_options(
     )
 
 
-def cli(description: str | None, *runs: Run) -> None:
+def main(description: str | None, *runs: Run) -> None:
     """Read the options, as `read_options` does, and run the function; anything foreseeable fails in
     one line.
 

@@ -21,17 +21,14 @@ from figures import run
 
 FAMILIES = ("factorized", "full")
 EVIDENCE = ("evidence", "evidence_change", "evidence_half_width", "gap_factorized", "gap_full")
-EVIDENCE += ("gap_encoder", "effective_samples", "off_diagonal")  # of `Evidence.measure`
+EVIDENCE += ("gap_encoder", "effective_samples")  # of `Evidence.measure`
 CHUNK = 256  # images decoded at a time, and columns of Jacobians
 
 
 def log_normal(x: Tensor, mean: Tensor, log_s: Tensor) -> Tensor:
     """log N(x; mean, diag s^2), summed over all dimensions but the first."""
-    return (
-        (-0.5 * ((x - mean) / log_s.exp()) ** 2 - log_s - 0.5 * math.log(2 * math.pi))
-        .flatten(1)
-        .sum(1)
-    )
+    of_each = -0.5 * ((x - mean) / log_s.exp()) ** 2 - log_s - 0.5 * math.log(2 * math.pi)
+    return of_each.flatten(1).sum(1)
 
 
 def kl_to_prior(mu: Tensor, log_s: Tensor) -> Tensor:
@@ -66,24 +63,20 @@ def laplace(vae: Any, options: Any, device: torch.device) -> dict[str, float]:
     noise = torch.Generator(device).manual_seed(3_000_003 + options.seed)
     nz = vae.nz
     totals = {"evidence": 0.0, "factorization": 0.0}
+    identity = torch.eye(nz, dtype=torch.float64, device=device)
     for _ in range(options.laplace_images):
         z = normal((1, nz), noise)
         e = normal(vae.truth(z).shape, noise)
         jacobian = vae.truth.with_jacobian(z)[1][0].flatten(1).double()  # (nz, pixels)
-        precision = (
-            torch.eye(nz, dtype=torch.float64, device=device) + jacobian @ jacobian.T / vae.sigma**2
-        )
+        precision = identity + jacobian @ jacobian.T / vae.sigma**2
         b = jacobian @ e.flatten().double() / vae.sigma - z[0].double()
         # Of log N(x; x*, sigma^2 I).
         expected = -0.5 * e.numel() * (1 + math.log(2 * math.pi * vae.sigma**2))
         log_joint = expected + log_normal(z, 0 * z, 0 * z)
         log_det = torch.logdet(precision)
-        totals["evidence"] += (
-            log_joint.double().item()
-            + 0.5 * (b @ torch.linalg.solve(precision, b)).item()
-            + 0.5 * nz * math.log(2 * math.pi)
-            - 0.5 * log_det.item()
-        )
+        square = (b @ torch.linalg.solve(precision, b)).item()
+        volume = nz * math.log(2 * math.pi) - log_det.item()
+        totals["evidence"] += log_joint.double().item() + 0.5 * square + 0.5 * volume
         totals["factorization"] += 0.5 * (precision.diagonal().log().sum() - log_det).item()
     return {key: value / options.laplace_images for key, value in totals.items()}
 
@@ -108,12 +101,7 @@ class Posteriors(nn.Module):
         self.family = family
         self.register_buffer("x", x)
         self.register_buffer("mean", start.clone())  # (N, nz)
-        self.register_buffer(
-            "precision",
-            torch.eye(start.shape[1], dtype=start.dtype, device=start.device).repeat(
-                len(start), 1, 1
-            ),
-        )
+        self.register_buffer("precision", torch.diag_embed(torch.ones_like(start)))
 
     def root(self) -> Tensor:
         """R, (N, nz, nz), with C = R R'."""
@@ -121,11 +109,8 @@ class Posteriors(nn.Module):
         if self.family == "factorized":
             return torch.diag_embed(precision.diagonal(dim1=1, dim2=2).rsqrt())
         upper = torch.linalg.cholesky_ex(precision)[0].mT
-        return torch.linalg.solve_triangular(
-            upper,
-            torch.eye(upper.shape[1], dtype=upper.dtype, device=upper.device).expand_as(upper),
-            upper=True,
-        )
+        identity = torch.diag_embed(torch.ones_like(upper[:, 0]))
+        return torch.linalg.solve_triangular(upper, identity, upper=True)
 
     def sample(self, e: Tensor) -> Tensor:
         """z = mean + R e of standard normal e, (S, N, nz) -> (S, N, nz)."""
@@ -153,10 +138,8 @@ class Posteriors(nn.Module):
     @torch.no_grad()
     def improve(self, gradient: Tensor, rate: float) -> None:
         """A natural-gradient step of the means on the ELBO, given its gradient (N, nz)."""
-        self.mean = (
-            self.mean.detach()
-            + rate * torch.linalg.solve_ex(self.precision, gradient[..., None])[0][..., 0]
-        )
+        step = torch.linalg.solve_ex(self.precision, gradient[..., None])[0][..., 0]
+        self.mean = self.mean.detach() + rate * step
 
     def climb(self, vae: Any, e: Tensor, rate: float) -> None:
         """The same with the gradient from the pair mean +- R e, e (N, nz)."""
@@ -188,16 +171,11 @@ class Posteriors(nn.Module):
 
 def log_joint(vae: Any, x: Tensor, z: Tensor) -> Tensor:
     """log p(x, z), nats, (S, B), of images x (B, 3, 64, 64) and latents z (S, B, nz)."""
-    at_once = max(1, CHUNK // len(x))
-    values = []
-    for part in z.split(at_once):
-        decoded = vae.decoder(part.flatten(0, 1))
-        of_x = log_normal(x.repeat(len(part), 1, 1, 1), decoded, vae.log_sigma)
-        values.append(
-            (of_x + log_normal(part.flatten(0, 1), z.new_zeros(()), z.new_zeros(()))).view(
-                part.shape[:2]
-            )
-        )
+    values, zero = [], z.new_zeros(())
+    for part in z.split(max(1, CHUNK // len(x))):
+        flat = part.flatten(0, 1)
+        of_x = log_normal(x.repeat(len(part), 1, 1, 1), vae.decoder(flat), vae.log_sigma)
+        values.append((of_x + log_normal(flat, zero, zero)).view(part.shape[:2]))
     return torch.cat(values)
 
 
@@ -218,7 +196,7 @@ def curvature(vae: Any, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 class Evidence(nn.Module):
     """log p(x) under the present decoder, and ELBOs below it, on held-out images of the truth."""
 
-    first: Tensor
+    first: Tensor  # of each image, at the first call and, less that, at the last
     change: Tensor
 
     def __init__(self, vae: Any, options: Any, device: torch.device):
@@ -230,18 +208,14 @@ class Evidence(nn.Module):
         self.best = nn.ModuleDict({family: Posteriors(family, x, z) for family in FAMILIES})
         self.seed = options.seed
         self.surplus = noise_surplus(x, clean, vae.sigma)
-        self.register_buffer(
-            "first", torch.full((n,), math.nan, dtype=torch.float64, device=device)
-        )
-        # At the last call, of each image.
+        self.register_buffer("first", torch.full_like(self.surplus, math.nan, dtype=torch.float64))
         self.register_buffer("change", torch.zeros_like(self.first))
 
     @torch.no_grad()
     def measure(self, vae: Any) -> dict[str, float]:
         """Means over the images, nats: `evidence`, and its change since the first call, paired by
         image, with the half width of its 95% interval; `gap_...` of the best factorized and full
-        Gaussian, and of the encoder, below it; the smallest effective sample size of 100; and the
-        share of J'J, by its squared entries, off the diagonal.
+        Gaussian, and of the encoder, below it; and the smallest effective sample size of 100.
         """
         # The same at each call.
         noise = torch.Generator(self.first.device).manual_seed(7_000_003 + self.seed)
@@ -262,40 +236,28 @@ class Evidence(nn.Module):
             again = Posteriors("full", full.x[low], full.mean[low])
             again.precision = full.precision[low]
             more = normal((10, self.samples, *again.mean.shape), noise)
-            evidence[low], effective[low] = estimate(
-                torch.cat([again.log_weights(vae, e).double() for e in more])
-            )
+            weights = torch.cat([again.log_weights(vae, e).double() for e in more])
+            evidence[low], effective[low] = estimate(weights)
         if starting:
             self.first.copy_(evidence)
         change = self.change.copy_(evidence - self.first)
-        curved = (full.precision - torch.eye(vae.nz, device=self.first.device)) ** 2
         mu, log_s = vae.encoder(full.x)
-        of_encoder = log_joint(vae, full.x, mu + log_s.exp() * few).double() + (
-            0.5 * (few**2).sum(2) + log_s.sum(1) + 0.5 * vae.nz * math.log(2 * math.pi)
-        )
-        below = {
-            "factorized": factorized.log_weights(vae, few).double(),
-            "full": log_w,
-            "encoder": of_encoder,
-        }
+        log_q = -0.5 * (few**2).sum(2) - log_s.sum(1) - 0.5 * vae.nz * math.log(2 * math.pi)
+        of_encoder = log_joint(vae, full.x, mu + log_s.exp() * few).double() - log_q
+        below = {"factorized": factorized.log_weights(vae, few).double(), "full": log_w}
+        below["encoder"] = of_encoder
+        gaps = {name: (evidence - elbo.mean(0)).mean().item() for name, elbo in below.items()}
         return {
             "evidence": (evidence + self.surplus).mean().item(),
             "evidence_change": change.mean().item(),
             "evidence_half_width": run.half_width(change.tolist()),
-            **{
-                f"gap_{name}": (evidence - values.mean(0)).mean().item()
-                for name, values in below.items()
-            },
+            **{f"gap_{name}": gap for name, gap in gaps.items()},
             "effective_samples": effective.min().item(),
-            "off_diagonal": (1 - curved.diagonal(dim1=1, dim2=2).sum(1) / curved.sum((1, 2)))
-            .mean()
-            .item(),
         }
 
 
 def estimate(log_w: Tensor) -> tuple[Tensor, Tensor]:
     """log of the mean weight, and effective sample size of 100, (N,), of log weights (S, N)."""
     total = log_w.logsumexp(0)
-    return total - math.log(len(log_w)), (2 * total - (2 * log_w).logsumexp(0)).exp() * 100 / len(
-        log_w
-    )
+    effective = (2 * total - (2 * log_w).logsumexp(0)).exp() * 100 / len(log_w)
+    return total - math.log(len(log_w)), effective

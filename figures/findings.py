@@ -75,15 +75,6 @@ def exact_runs(results: Mapping[str, dict], stage: str, layers: int) -> list[str
     return sorted(found, key=lambda name: results[name]["config"]["seed"])
 
 
-def shortfalls(runs: Sequence[dict], encoder: str) -> list[float]:
-    """Train ELBO of joint training from an encoder fitted by the ELBO, less that from one fitted by
-    regression, in the runs of `hashing.py exact` that have both: below zero, the first was not at
-    its optimum.
-    """
-    pairs = [[run.get(f"{encoder}{stage}_joint") for stage in ("", "_regressed")] for run in runs]
-    return [a["elbo"] - b["elbo"] for a, b in pairs if a is not None and b is not None]
-
-
 def means(alike: Sequence[dict]) -> dict[str, Any]:
     """Means over cases of the law that differ in the seed only."""
     found = {"of": alike[0]["of"], "value": alike[0]["value"], "seeds": len(alike)}
@@ -179,88 +170,95 @@ def of_section4(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
 
 
 def of_section5(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[str, Any]:
-    """What the page of Section 5 says."""
+    """What the page of Section 5 says of cells, of sums over all codes, and of short texts."""
     cells = {n.removeprefix("hashing/"): r for n, r in results.items() if "hashing/" in n}
+    found = {"lengths": lengths_table(laws), "lengths_of": ""}
+    if short := results.get("law/hashing_free_b4_n2_seed1"):
+        documents, words = short["metrics"]["documents"], short["config"]["words"]
+        found["lengths_of"] = f"{documents:,} documents, {words} words"
+    return found | of_cells(cells) | of_exact(results)
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """Mean difference and half width of its interval."""
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    return statistics.mean(differences), half_width(differences)
+
+
+def of_cells(cells: Mapping[str, dict]) -> dict[str, Any]:
+    """Of the cells of Tables 2 and 3, and of those beside them, if all of these are there."""
     places = list(itertools.product(BITS, LAYERS))
     ends = [f"b{bits}_d{layers}" for bits, layers in places]
-
-    def lowest(name: str, epochs: int = 300) -> float:
-        """Minimum of the test loss over the first epochs."""
-        return min(cells[name]["history"]["test"][:epochs])
-
-    def seeds(name: str) -> list[float]:
-        return [cells[f"{name}{end}"]["metrics"]["test_min"] for end in ("", "_seed2", "_seed3")]
-
-    def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-        """Mean difference and half width of its interval."""
-        differences = [x - y for x, y in zip(a, b, strict=True)]
-        return statistics.mean(differences), half_width(differences)
+    metrics = {name: cell["metrics"] for name, cell in cells.items()}
 
     def readings(encoder: str) -> dict[str, list[float]]:
         """The report's test losses less ours in cells of its epochs, by either reading."""
-        full = {p: cells[f"{encoder}_b{p[0]}_d{p[1]}"]["metrics"] for p in places}
+        full = {place: metrics[f"{encoder}_{end}"] for place, end in zip(places, ends, strict=True)}
         full = {p: m for p, m in full.items() if m["epochs"] == reference.SECTION5_EPOCHS}
         return {
             f"{reading}_off": [reference.TABLE3[encoder, *p] - m[key] for p, m in full.items()]
             for reading, key in (("counts", "test_counts_min"), ("frequencies", "test_min"))
         }
 
-    def of_exact(stage: str, layers: int, key: str) -> list[float]:
-        runs = exact_runs(results, stage, layers)
-        return [results[run]["metrics"][stage]["train"][key] for run in runs]
+    def early(name: str) -> float:
+        """Minimum of the test loss over the first 300 epochs."""
+        return min(cells[name]["history"]["test"][:300])
+
+    held_out = [f"e1_{end}_heldout0.1" for end in ends]
+    seeds = [f"e1_b64_d0{arm}{i}" for arm in ("", "_arm") for i in ("", "_seed2", "_seed3")]
+    needed = {f"{e}_{end}" for e in ("e1", "e2", "e3", "e4") for end in ends}
+    if not needed.union(held_out, seeds) <= cells.keys():
+        return {}
+    e1 = {place: metrics[f"e1_{end}"] for place, end in zip(places, ends, strict=True)}
+    losses = [metrics[name]["test_min"] for name in seeds]
+    return {
+        "readings": readings,
+        "behind": [reference.TABLE3["e3", *p] - reference.TABLE3["e1", *p] for p in places],
+        "e4_less_e1": max(abs(early(f"e4_{end}") - early(f"e1_{end}")) for end in ends),
+        "e1_misfit": max(abs(m["test_min"] - reference.TABLE3["e1", *p]) for p, m in e1.items()),
+        "chosen": [metrics[n]["test_selected"] - metrics[n]["test_min"] for n in held_out],
+        "arm_gain": paired(losses[:3], losses[3:]),
+    }
+
+
+def of_exact(results: Mapping[str, dict]) -> dict[str, Any]:
+    """Of the runs of `hashing.py exact`; some of it only of the whole report."""
+
+    def train(run: str, stage: str) -> dict[str, float]:
+        return results[run]["metrics"][stage]["train"]
+
+    def gaps(stage: str, layers: int) -> list[float]:
+        return [train(run, stage)["gap"] for run in exact_runs(results, stage, layers)]
 
     def lost(run: str, stage: str) -> float:
         """Train likelihood of joint training below likelihood training for as long."""
-        train = (results[run]["metrics"][s]["train"] for s in ("likelihood_on", stage))
-        return next(train)["log_likelihood"] - next(train)["log_likelihood"]
+        likelihoods = [train(run, s)["log_likelihood"] for s in ("likelihood_on", stage)]
+        return likelihoods[0] - likelihoods[1]
 
     def lost_at(stage: str, layers: int) -> list[float]:
         return [lost(run, stage) for run in exact_runs(results, stage, layers)]
 
-    found: dict[str, Any] = {"lengths": lengths_table(laws), "lengths_of": ""}
-
     def seeds_of(stage: str) -> str:
         """How many seeds a stage has, by d."""
-        counts = [len(lost_at(stage, layers)) for layers in LAYERS]
-        low, high = min(counts), max(counts)
-        return f"{low}" if low == high else f"{low} or {high}"
+        counts = [len(exact_runs(results, stage, layers)) for layers in LAYERS]
+        return " or ".join(map(str, sorted({min(counts), max(counts)})))
 
-    found["seeds_of"] = seeds_of
-    found |= {"readings": readings, "gaps": lambda stage, d: of_exact(stage, d, "gap")}
-    found["lost_at"] = lost_at
-    if some := results.get("law/hashing_free_b4_n2_seed1"):
-        documents, words = some["metrics"]["documents"], some["config"]["words"]
-        found["lengths_of"] = f"{documents:,} documents, {words} words"
-    needed = {f"{e}_{end}" for e in ("e1", "e2", "e3", "e4") for end in ends}
-    needed |= {f"e1_{end}_heldout0.1" for end in ends}
-    needed |= {f"e1_b64_d0{arm}{i}" for arm in ("", "_arm") for i in ("", "_seed2", "_seed3")}
-    if needed <= cells.keys():
-        e1 = {end: lowest(f"e1_{end}") for end in ends}
-        behind = [reference.TABLE3["e3", *p] - reference.TABLE3["e1", *p] for p in places]
-        held = [cells[f"e1_{end}_heldout0.1"]["metrics"] for end in ends]
-        minima = {p: cells[f"e1_b{p[0]}_d{p[1]}"]["metrics"]["test_min"] for p in places}
-        found |= {
-            "behind": behind,
-            "e4_less_e1": max(abs(lowest(f"e4_{end}") - loss) for end, loss in e1.items()),
-            "e1_misfit": max(abs(minima[p] - reference.TABLE3["e1", *p]) for p in places),
-            "chosen": [m["test_selected"] - m["test_min"] for m in held],
-            "arm_gain": paired(seeds("e1_b64_d0"), seeds("e1_b64_d0_arm")),
-        }
-    several = len(lost_at("e1_regressed_joint", 0)) > 1  # for an interval
-    complete = several and all(lost_at("e1_regressed_joint", layers) for layers in LAYERS)
-    if "exact_long" in results and complete:
-        runs = [run for d in LAYERS for run in exact_runs(results, "e1_regressed_joint", d)]
-        runs.append("exact_long")
-        exact = {name: results[name]["metrics"] for name in runs}
-        trains = [{stage: x["train"] for stage, x in exact[run].items()} for run in runs]
-        found |= {
-            "family": max(x["e1_frozen"]["train"]["factorization"] for x in exact.values()),
-            "regression_gap": max(exact[run]["e1_regressed"]["train"]["gap"] for run in runs),
-            "from_regression": [lost(run, "e1_regressed_joint") for run in runs],
-            "shortfall": -min(shortfalls(trains, "e1")),
-            "worse_at_d0": paired(lost_at("e1_regressed_joint", 0), lost_at("e1_joint", 0)),
-        }
-    return found
+    found: dict[str, Any] = {"gaps": gaps, "lost_at": lost_at, "seeds_of": seeds_of}
+    seeds = [exact_runs(results, "e1_regressed_joint", layers) for layers in LAYERS]
+    if "exact_long" not in results or not all(seeds) or len(seeds[0]) < 2:  # for an interval
+        return found
+    runs = [*itertools.chain(*seeds), "exact_long"]
+    start = lost_at("e1_regressed_joint", 0), lost_at("e1_joint", 0)
+    # Of joint training from an encoder fitted by the ELBO, less that from one fitted by regression,
+    # the train ELBO: below zero, the first was not at its optimum.
+    pairs = [[train(run, f"e1{s}_joint")["elbo"] for s in ("", "_regressed")] for run in runs]
+    return found | {
+        "family": max(train(run, "e1_frozen")["factorization"] for run in runs),
+        "regression_gap": max(train(run, "e1_regressed")["gap"] for run in runs),
+        "from_regression": [lost(run, "e1_regressed_joint") for run in runs],
+        "shortfall": max(regressed - fitted for fitted, regressed in pairs),
+        "worse_at_d0": paired(*start),
+    }
 
 
 def lengths_table(laws: Mapping[str, dict]) -> list[tuple[int, list[str]]]:

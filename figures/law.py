@@ -93,8 +93,7 @@ def area(metrics: dict) -> float:
 def save(options: Any, cases: list[dict], **more: Any) -> None:
     """Write and print the result of a run of cases, each with its `seconds`, on the CPU."""
     seconds = {case["name"]: round(case.pop("seconds"), 2) for case in cases}
-    device = torch.device("cpu")
-    place = (options.out, options, device, sum(seconds.values()), {"cases": cases}, {})
+    place = options, torch.device("cpu"), sum(seconds.values()), {"cases": cases}, {}
     run.save_result(*place, seconds_of_cases=seconds, **more)
     report(cases)
 

@@ -41,14 +41,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
 from data import celeba, newsgroups, write_aside
-from figures import law
-from figures.cli import RunError, cli
+from figures import cli, law
 from figures.run import claim, pick_device, write_json
 from figures.runner import ClusterOptions, Task, cores, record, run_tasks
 from figures.steps import HOUR, STEPS, Step
@@ -98,8 +97,7 @@ def requirements(out: Path) -> list[str]:
         f"CelebA (1.4 GB, and 2.5 GB decoded): {where(celeba.find(), f'not here: {celeba.PAGE}')}",
         f"20 Newsgroups (7 MB): {where(newsgroups.find())}",
         f"Inception's weights (91 MB), for FID: {where(weights)}",
-        f"disk: 10 GB at {out} and in data/; free there: "
-        f"{shutil.disk_usage(there).free / 1e9:.0f} GB",
+        f"disk: 10 GB at {out} and data/; free: {shutil.disk_usage(there).free / 1e9:.0f} GB",
         f"GPU: {'none' if device.type == 'cpu' else device}",
     ]
 
@@ -112,7 +110,7 @@ def preset_of(folder: Path) -> str:
     try:
         return str(json.loads(path.read_bytes())["preset"])
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} does not say which preset this folder is of") from error
+        raise cli.RunError(f"{path} does not say which preset this folder is of") from error
 
 
 def arguments(step: Step, out: Path) -> tuple[str, ...]:
@@ -134,7 +132,7 @@ def chosen(steps: Sequence[Step], patterns: Sequence[str]) -> list[Step]:
     for pattern in patterns:
         found = fnmatch.filter([step.name for step in steps], pattern)
         if not found:
-            raise RunError(f"--only: no step is named {pattern!r}; --dry-run lists them")
+            raise cli.RunError(f"--only: no step is named {pattern!r}; --dry-run lists them")
         names.update(found)
     for step in reversed(steps):
         if step.name in names:
@@ -151,7 +149,7 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
     claim(out)
     path = out / PRESET
     if path.exists() and (before := preset_of(out)) != options.preset:
-        raise RunError(f"{out} holds a run of --preset {before}; choose another --out")
+        raise cli.RunError(f"{out} holds a run of --preset {before}; choose another --out")
     write_json(path, {"preset": options.preset})
     finished, waiting = set(), []
     for step in steps:
@@ -163,9 +161,8 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
             continue
         if folder.exists() and (not ready or entry.get("command", step.command) != step.command):
             # Scripts do not go on with other options, nor from other runs than they began with.
-            folder.rename(
-                folder.with_name(f"{folder.name} until {datetime.now():%Y-%m-%d %H.%M.%S.%f}")
-            )
+            until = f"{datetime.now():%Y-%m-%d %H.%M.%S.%f}"
+            folder.rename(folder.with_name(f"{folder.name} until {until}"))
         (out / "results" / step.result).unlink(missing_ok=True)
         waiting.append(step)
     alone, tasks = options.jobs in (None, 1) and options.scheduler is None, []
@@ -177,9 +174,8 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
         needs = tuple(need for need in step.needs if need not in finished)
         task = Task(step.name, command, out / "steps" / step.name, needs, template=step.command)
         tasks.append(replace(task, title=title) if alone else task)
-    with tqdm(
-        total=len(steps), initial=len(finished), desc="steps", unit="step", disable=alone
-    ) as bar:
+    shown: dict[str, Any] = {"total": len(steps), "initial": len(finished), "disable": alone}
+    with tqdm(**shown, desc="steps", unit="step") as bar:
 
         def ended(name: str, reason: str | None) -> None:
             bar.set_postfix_str(name)
@@ -226,7 +222,7 @@ def main(options: Options) -> None:
         with style.plt.rc_context({"savefig.format": "pdf"}):
             missing = draw(folder, preset_of(folder))
         if missing:
-            raise RunError(f"no results for {', '.join(missing)}; the others are in {folder}")
+            raise cli.RunError(f"no results for {', '.join(missing)}; the others are in {folder}")
         print(f"figures and tables drawn in {folder}")
         return
     steps = chosen(STEPS[options.preset], options.only)
@@ -237,8 +233,9 @@ def main(options: Options) -> None:
     if options.preset == "report":
         print("\n".join(requirements(out)))
     total = duration(sum(step.seconds for step in steps) / jobs)
-    where = "on two cores with AVX-512 and bfloat16; with AVX2 about five times as long"
-    where = f"{jobs} at a time" if options.preset == "quick" else where
+    where = f"{jobs} at a time"
+    if options.preset == "report":
+        where = "on two cores with AVX-512 and bfloat16; with AVX2 about five times as long"
     print(f"{len(steps)} steps into {out}, in all about {total}, {where}")
     if options.dry_run:
         for step in steps:
@@ -254,10 +251,10 @@ def main(options: Options) -> None:
     if failed:
         reasons = "; ".join(f"{name} ({why})" for name, why in failed.items())
         lacking = f"; not drawn: {', '.join(missing)}" if missing else ""
-        raise RunError(f"{len(failed)} of {len(steps)} steps failed: {reasons}{lacking}")
+        raise cli.RunError(f"{len(failed)} of {len(steps)} steps failed: {reasons}{lacking}")
 
 
 RUNS = (("make", main, Options(), "run, draw, and put on one page"),)
 
 if __name__ == "__main__":
-    cli(__doc__, *RUNS)
+    cli.main(__doc__, *RUNS)

@@ -40,9 +40,7 @@ def _commit() -> str | None:
     try:
         if not Path(git("rev-parse", "--show-toplevel")).samefile(ROOT):
             return None  # a copy without its history, inside another repository
-        return git("rev-parse", "--short=10", "HEAD") + (
-            "+" if git("status", "--porcelain") else ""
-        )
+        return git("rev-parse", "--short=10", "HEAD") + "+" * bool(git("status", "--porcelain"))
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -56,10 +54,8 @@ def pick_device(name: str | None) -> torch.device:
     Apple's MPS is never picked by default: it has no float64. Raises RunError for no such device.
     """
     if name is None:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return (
-            torch.device("cpu") if accelerator is None or accelerator.type == "mps" else accelerator
-        )
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None or found.type == "mps" else found
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()  # some exist and cannot compute, such as meta
@@ -265,14 +261,7 @@ def reading(path: Path, what: str) -> Generator[Any]:
 
 def as_config(options: Any) -> dict[str, Any]:
     """The options as JSON holds them."""
-    return {
-        key: str(value)
-        if isinstance(value, Path)
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-        for key, value in dataclasses.asdict(options).items()
-    }
+    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
 
 def same_options(
@@ -281,16 +270,11 @@ def same_options(
     """Raise RunError if what is at `path` was made with other options, but for the `free` ones."""
     for key in sorted((before.keys() | now.keys()) - set(free)):
         if before.get(key) != now.get(key):
-            if key == "documents":
-                raise RunError(
-                    f"--resume: {path} was trained on {before.get(key)}, not on {now.get(key)}"
-                )
-            name = key.replace("_", "-")
+            name = key if key == "documents" else f"--{key.replace('_', '-')}"
+            had = f"{before.get(key)}, not {now.get(key)}"
             if key not in now:
-                raise RunError(f"--resume: {path} is of an earlier version, which had --{name}")
-            raise RunError(
-                f"--resume: {path} was trained with --{name} {before.get(key)}, not {now.get(key)}"
-            )
+                raise RunError(f"--resume: {path} is of an earlier version, which had {name}")
+            raise RunError(f"--resume: {path} was trained with {name} {had}")
 
 
 def keep(
@@ -317,28 +301,17 @@ def keep(
 
 
 def save_result(
-    folder: Path,
-    options: Any,
-    device: torch.device,
-    seconds: float,
-    metrics: Mapping,
-    history: Mapping,
-    **more: Any,
+    options: Any, device: torch.device, seconds: float, metrics: Mapping, history: Mapping, **more
 ) -> dict[str, Any]:
-    """Write `result.json` in `folder` and return what it holds.
+    """Write `result.json` in --out and return what it holds.
 
-    metrics: numbers that the same seed on the same machine repeats bit by bit. history: what the
-    curves are drawn from.
-    seconds: wall time of the work behind the metrics.
+    seconds: wall time of the work behind the metrics. metrics: numbers that the same seed on the
+    same machine repeats bit by bit. history: what the curves are drawn from.
     """
-    result = {
-        "config": as_config(options),
-        "metrics": metrics,
-        "environment": environment(device),
-        "seconds": round(seconds, 3),
-        "history": history,
-    } | more
-    write_json(folder / "result.json", result)
+    result: dict[str, Any] = {"config": as_config(options), "metrics": metrics}
+    result |= {"environment": environment(device), "seconds": round(seconds, 3)}
+    result |= {"history": history} | more
+    write_json(options.out / "result.json", result)
     return result
 
 

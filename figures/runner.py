@@ -105,12 +105,9 @@ def run_task(
         return task.name, f"goes on from {lost[0]}"
     worker, key = get_worker(), thread_state.key
     threads = str(task.threads or max(1, cores() // worker.state.nthreads))
-    entry |= {
-        "command": task.template or shlex.join(task.command),
-        "session": session,
-        "begun": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-    }
-    entry |= {"seconds": entry.get("seconds", 0.0), "finished": False}
+    entry |= {"command": task.template or shlex.join(task.command), "session": session}
+    entry |= {"begun": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "finished": False}
+    entry.setdefault("seconds", 0.0)
     write_json(task.folder / RECORD, entry)
     start = time.perf_counter()
     log = task.folder / LOG if task.title is None else None
@@ -126,10 +123,8 @@ def run_task(
         ours = worker.state.tasks.get(key)
         if ours is None or ours.state == "cancelled":
             stop(script.process)
-    entry |= {
-        "seconds": round(entry["seconds"] + time.perf_counter() - start, 3),
-        "finished": code == 0,
-    }
+    seconds = round(entry["seconds"] + time.perf_counter() - start, 3)
+    entry |= {"seconds": seconds, "finished": code == 0}
     write_json(task.folder / RECORD, entry)
     return task.name, f"exit code {code}{last_words(task, said_before)}" if code else None
 
@@ -159,10 +154,8 @@ class Server:
         ours, theirs = os.pipe()
         os.set_blocking(ours, False)
         self.answers = os.fdopen(ours, "rb", buffering=0)
-        command = [*CHILD, str(theirs), *IMPORTED]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, pass_fds=(theirs,), env=environment
-        )
+        command, pipe = [*CHILD, str(theirs), *IMPORTED], subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, pass_fds=(theirs,), env=environment)
         os.close(theirs)
         CHILDREN.add(self.process)
 
@@ -199,13 +192,8 @@ def last_words(task: Task, start: int) -> str:
     """The last line of a task's log since it had `start` bytes, to stand behind its exit code."""
     if task.title is not None:
         return ""
-    lines = (
-        (task.folder / LOG)
-        .read_bytes()[start:]
-        .decode(errors="replace")
-        .replace("\r", "\n")
-        .split("\n")
-    )
+    said = (task.folder / LOG).read_bytes()[start:].decode(errors="replace")
+    lines = said.replace("\r", "\n").split("\n")
     return ": " + next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
 
@@ -227,18 +215,19 @@ def stop_children() -> None:
         stop(child)
 
 
-class PortlessScheduler(Scheduler):
+class Portless:
     """Without the web server that Dask opens a port for even within a process."""
 
     def start_http_server(self, *_: Any, **__: Any) -> None:
         pass
 
 
-class PortlessWorker(Worker):
-    """The same."""
+class PortlessScheduler(Portless, Scheduler):
+    pass
 
-    def start_http_server(self, *_: Any, **__: Any) -> None:
-        pass
+
+class PortlessWorker(Portless, Worker):
+    pass
 
 
 @contextlib.contextmanager
@@ -250,16 +239,12 @@ def connected(options: ClusterOptions) -> Generator[Client]:
     """
     if options.scheduler is None:
         jobs = options.jobs or 1
-        settings = {
-            "nthreads": jobs,
-            "memory_limit": 0,  # it only starts scripts, which the system looks after
-            "resources": {options.resource: jobs} if options.resource else {},
-        }
-        scheduler = {
-            "cls": PortlessScheduler,
-            "options": {"protocol": "inproc://", "dashboard": False},
-        }
+        # No limit of memory, as it only starts scripts, which the system looks after.
+        settings = {"nthreads": jobs, "memory_limit": 0}
+        settings["resources"] = {options.resource: jobs} if options.resource else {}
         workers = {0: {"cls": PortlessWorker, "options": settings}}
+        local = {"protocol": "inproc://", "dashboard": False}
+        scheduler = {"cls": PortlessScheduler, "options": local}
         # Tasks wait with the scheduler, by priority, and not with the worker, in the order in which
         # they became ready.
         with (
@@ -269,15 +254,11 @@ def connected(options: ClusterOptions) -> Generator[Client]:
         ):
             yield client
         return
-    if "://" not in options.scheduler and not Path(options.scheduler).is_file():
-        raise RunError(
-            f"--scheduler: no file {options.scheduler!r}, and no address such as tcp://host:8786"
-        )
-    named = {"address": options.scheduler}
-    if Path(options.scheduler).is_file():
-        named = {"scheduler_file": options.scheduler}
+    kind = "address" if "://" in options.scheduler else "scheduler_file"
+    if kind == "scheduler_file" and not Path(options.scheduler).is_file():
+        raise RunError(f"--scheduler: {options.scheduler!r} is no file and no tcp://host:8786")
     try:
-        client = Client(**named, timeout=TIMEOUT)
+        client = Client(**{kind: options.scheduler}, timeout=TIMEOUT)
     except (OSError, ValueError) as error:
         raise RunError(f"no Dask scheduler at {options.scheduler}: {error}") from error
     with client:
@@ -321,10 +302,8 @@ def run_tasks(
             before = [futures[name] for name in task.needs if name in futures]
             key = f"{task.name}-{session}"
             task = replace(task, threads=options.threads)
-            last = client.submit(
-                *(run_task, task, session, before, last),
-                **{"key": key, "priority": -i, "resources": resources},
-            )
+            how = {"key": key, "priority": -i, "resources": resources}
+            last = client.submit(run_task, task, session, before, last, **how)
             futures[task.name] = last
             if options.scheduler is not None or (options.jobs or 1) > 1:
                 last = None  # only one at a time has to keep the order where there is a choice

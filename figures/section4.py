@@ -59,13 +59,10 @@ def report_training(result: dict, folder: Path, stage: str) -> None:
     metrics, config = result["metrics"], result["config"]
     report = reference.TABLE1.get(stage, {})
     batch = metrics.get("batch_statistics")
-    rows = [
-        ("ELBO", None if batch else report.get("elbo"), metrics["elbo"]),
-        *(
-            [("each batch normalised by itself", report.get("elbo"), batch["elbo"])]
-            if batch
-            else []
-        ),
+    rows = [("ELBO", None if batch else report.get("elbo"), metrics["elbo"])]
+    if batch:
+        rows.append(("each batch normalised by itself", report.get("elbo"), batch["elbo"]))
+    rows += [
         ("data term", None, metrics["data"]),
         ("KL", None, metrics["kl"]),
         ("log p(x) of the truth, Laplace", None, metrics["laplace"]["evidence"]),
@@ -100,7 +97,6 @@ EVIDENCE = {  # what celeba_joint.py tracks on held-out images, nats
     "gap_full": "gap of the best Gaussian",
     "gap_encoder": "gap of the encoder",
     "effective_samples": "smallest effective sample size of 100",
-    "off_diagonal": "share of J'J off its diagonal",
 }
 
 
@@ -220,14 +216,10 @@ def write_inference(results: dict[str, dict], folder: Path) -> None:
         numbers: list[float | None] = [gap[0], gap[-1], *lost(result)]
         numbers += [*(beyond_full(result, results) or (None, None)), last_quarter(result)]
         numbers += [result["history"]["effective_samples"][-1], result["seconds"] / 3600]
-        rows.append(
-            (
-                *(name, result["data"], inference_name(result), config["sigma"], config["seed"]),
-                *(result["history"]["iteration"][-1], config["batch_size"]),
-                *(None if number is None else f"{number:.2f}" for number in numbers),
-                result["environment"]["threads"],
-            )
-        )
+        row = [name, result["data"], inference_name(result), config["sigma"], config["seed"]]
+        row += [result["history"]["iteration"][-1], config["batch_size"]]
+        row += [None if number is None else f"{number:.2f}" for number in numbers]
+        rows.append([*row, result["environment"]["threads"]])
     style.write_csv(folder / "evidence", header, rows)
 
 
@@ -235,7 +227,8 @@ def draw_section4(results: dict[str, dict], folder: Path, name: str = "section4"
     """ELBO and Fréchet distances along trainings, by label: the section's claim at a glance."""
     some = next(iter(results.values()))
     # FID if any of the results has it, else the distance in the discriminator's features.
-    has_fid = any("frechet_inception" in result["history"] for result in results.values())
+    histories = [result["history"] for result in results.values()]
+    has_fid = any("frechet_inception" in history for history in histories)
     space = "inception" if has_fid else "discriminator"
     distance = fid_name(some) if has_fid else "Fréchet distance in the\ndiscriminator's features"
     panels = {
@@ -243,16 +236,9 @@ def draw_section4(results: dict[str, dict], folder: Path, name: str = "section4"
         f"frechet_{space}": f"{distance}:\nre-decodings",
         f"prior_{space}": f"{distance}:\nown samples",
     }
-    panels = {
-        key: title
-        for key, title in panels.items()
-        if any(key in r["history"] for r in results.values())
-    }
-    priors = [
-        r["history"][f"prior_{space}"][0]
-        for r in results.values()
-        if f"prior_{space}" in r["history"]
-    ]
+    histories = [result["history"] for result in results.values()]
+    panels = {key: title for key, title in panels.items() if any(key in h for h in histories)}
+    priors = [h[f"prior_{space}"][0] for h in histories if f"prior_{space}" in h]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.3))
     for axis, letter, (key, title) in zip(axes, "abc", panels.items(), strict=False):
         axis.set_title(f"({letter})", loc="left")
@@ -268,18 +254,15 @@ def draw_section4(results: dict[str, dict], folder: Path, name: str = "section4"
                 place |= {"xytext": (0, -3), "textcoords": "offset points", "fontsize": 8}
                 axis.annotate("two sets of $x^*$", (0.98, priors[0]), **place)
             axis.set_ylim(0, None)
-    values = [value for result in results.values() for value in result["history"]["elbo"]]
+    values = [value for history in histories for value in history["elbo"]]
     if min(values) < -10_000 < max(values):  # the first steps gain by far the most
         axes[0].set_yscale("symlog", linthresh=10_000)
-        axes[0].yaxis.set_major_locator(
-            SymmetricalLogLocator(base=10, linthresh=10_000, subs=(1, 3))
-        )
+        ticks = SymmetricalLogLocator(base=10, linthresh=10_000, subs=(1, 3))
+        axes[0].yaxis.set_major_locator(ticks)
         axes[0].yaxis.set_major_formatter("{x:,g}")
-    handles, labels = axes[0].get_legend_handles_labels()
     title = f"{some['data']}, {some['config']['track_images']:,} images per point"
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=2, title=title, title_fontsize=8
-    )
+    look: dict = {"loc": "outside lower center", "title_fontsize": 8}
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=2, title=title, **look)
     style.save(figure, folder, name)
 
 
@@ -300,10 +283,8 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
     }
     there = {place[:2]: results[name] for name, place in STAGES.items() if name in results}
     rows = []
-    for stage, words in experiments.items():
-        if stage not in {stage for stage, _ in there}:
-            continue
-        row: list[object] = [words]
+    for stage in (stage for stage in experiments if stage in {stage for stage, _ in there}):
+        row: list[object] = [experiments[stage]]
         for quantity in ("elbo", "fid"):
             row.append(reference.TABLE1.get(stage, {}).get(quantity, "-"))
             for protocol in ("report", "released"):
@@ -311,13 +292,10 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
                 row.append(_cell(result, quantity) if result else "not run")
         rows.append(row)
     iterations = sorted({result["metrics"]["iterations"] for result in results.values()})
-    reduced = (
-        width["ngf"] < 64
-        or iterations[0] < 1_000_000
-        or dcgan["images"] < 0.9 * reference.CELEBA_IMAGES
-    )
+    reduced = width["ngf"] < 64 or iterations[0] < reference.SECTION4_ITERATIONS
+    reduced = reduced or dcgan["images"] < 0.9 * reference.CELEBA_IMAGES
     caption = (
-        f"{'Reduced run, not the full protocol. ' if reduced else ''}ELBO (nats per image) and "
+        f"{'Reduced run, not the full protocol. ' * reduced}ELBO (nats per image) and "
         "FID of x* and its re-decoding. Report: 202,599 images, ngf = ndf = 64, 1,000,000 "
         "iterations each, FID at 2048 dimensions on 200,000 images per side, with noise on the "
         f"joint side only. Ours: {dcgan['images']:,} images of {dcgan['data']}, ngf = "
@@ -337,6 +315,5 @@ def _cell(result: dict, quantity: str) -> str:
     fid = metrics["frechet"].get("inception")
     if fid is None:
         return "no weights" if result["config"]["fid_dims"] else "no FID"
-    return f"{fid['means']:.3f}" + (
-        f" / {fid['noise_on_one_side']:.3f}" if "noise_on_one_side" in fid else ""
-    )
+    pair = [fid[key] for key in ("means", "noise_on_one_side") if key in fid]
+    return " / ".join(f"{value:.3f}" for value in pair)

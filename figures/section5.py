@@ -133,10 +133,8 @@ def draw_table3(grid: dict[tuple[str, int, int], dict], folder: Path) -> None:
     """
     figure, axis = plt.subplots(figsize=(4.8, 4.8))
     for i, encoder in enumerate(ENCODERS[:3]):
-        for key, filled, words in (
-            ("test_min", True, "as trained"),
-            ("test_counts_min", False, "fed counts"),
-        ):
+        keys = (("test_min", True, "as trained"), ("test_counts_min", False, "fed counts"))
+        for key, filled, words in keys:
             look: Any = {"marker": style.MARKERS[i], "edgecolors": COLOUR[encoder]}
             look["facecolors"] = COLOUR[encoder] if filled else "none"
             here = {cell: r["metrics"] for cell, r in grid.items() if cell[0] == encoder}
@@ -165,18 +163,17 @@ def report_hashing(result: dict, folder: Path) -> None:
         print(f"corpus: {result['corpus']}, not that of the report")
         cell = (None, None, None)
     original = reference.HASHING_ORIGINAL.get(cell[1]) if cell[::2] == ("e1", 0) else None
-    chosen = "held-out documents' choice" if config["held_out"] else None
+    chosen = "held-out documents' choice" if config["held_out"] else "selected epoch"
     rows = [
         ("test, minimum over epochs", reference.TABLE3.get(cell), original, metrics["test_min"]),
         ("reached after epoch", None, None, metrics["test_min_epoch"]),
-        *([(f"test, {chosen}", None, None, metrics["test_selected"])] if chosen else []),
+        (f"test, {chosen}", None, None, metrics["test_selected"]),
         ("train, last epoch", reference.TABLE2.get(cell), None, metrics["train_final"]),
         ("epochs trained", reference.SECTION5_EPOCHS, None, metrics["epochs"]),
         ("precision@100, in per cent", None, None, 100 * metrics["precision_at_100"]),
     ]
-    print_table(
-        ("relative -ELBO, nats per document", "report", "original paper", "ours"), rows, digits=1
-    )
+    header = ("relative -ELBO, nats per document", "report", "original paper", "ours")
+    print_table(header, rows, digits=1)
     print_closing(result)
 
 
@@ -188,14 +185,10 @@ def report_exact(result: dict, folder: Path) -> None:
     style.save(figure, folder, "exact")
     columns = ("log_likelihood", "elbo", "gap", "factorization", "amortization")
     for split in SPLITS:
-        rows = [
-            (name, *(m[split].get(key) for key in columns)) for name, m in result["metrics"].items()
-        ]
-        print_table(
-            (f"{split}, nats per document", *(key.replace("_", " ") for key in columns)),
-            rows,
-            digits=2,
-        )
+        stages = {name: measured[split] for name, measured in result["metrics"].items()}
+        rows = [(name, *map(measured.get, columns)) for name, measured in stages.items()]
+        header = (f"{split}, nats per document", *(key.replace("_", " ") for key in columns))
+        print_table(header, rows, digits=2)
     print_closing(result)
 
 

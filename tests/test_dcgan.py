@@ -196,7 +196,7 @@ def test_images_are_rounded_as_in_png_files() -> None:
 
 
 def test_without_weights_one_line_says_what_to_do(no_network: Path) -> None:
-    with pytest.raises(dcgan.RunError) as error:
+    with pytest.raises(dcgan.cli.RunError) as error:
         frechet.inception(64, CPU)
     for part in ("TORCH_HOME", str(no_network), "pt_inception", "https://"):
         assert part in str(error.value)
@@ -279,7 +279,7 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.pt"
     state = torch.load(checkpoint, weights_only=True)
     torch.save(state | {"space": "FID"}, checkpoint)
-    assert "selects by FID" in the_one_line(main(dcgan, *again))
+    assert "selection by FID" in the_one_line(main(dcgan, *again))
     for data in (b"", b"text", checkpoint.read_bytes()[:1000]):
         checkpoint.write_bytes(data)
         assert "is no checkpoint" in the_one_line(main(dcgan, *again))

@@ -187,9 +187,9 @@ def test_stages_repeat_resume_and_tell_what_they_should(
     assert train["e1_joint"]["elbo"] > train["e1_frozen"]["elbo"]
     assert train["e1_frozen"]["amortization"] < 2
     assert (tmp_path / "a" / "exact.png").is_file()
-    with pytest.raises(hashing.RunError, match="--resume"):
+    with pytest.raises(hashing.cli.RunError, match="--resume"):
         hashing.exact(options)
-    with pytest.raises(hashing.RunError, match=r"--lr 0\.05, not 0\.1"):
+    with pytest.raises(hashing.cli.RunError, match=r"--lr 0\.05, not 0\.1"):
         hashing.exact(replace(options, lr=0.1, resume=True))
     for stage in ("likelihood_on", "e4_joint"):
         (tmp_path / "a" / f"{stage}.pt").unlink()

@@ -397,9 +397,9 @@ def test_every_option_resumes_bit_by_bit(tmp_path: Path) -> None:
 def test_resume_can_add_epochs_but_not_change_the_model(tmp_path: Path) -> None:
     options = replace(SMALL, epochs=2, fine_epochs=0, out=tmp_path)
     hashing.train(options, corpus())
-    with pytest.raises(hashing.RunError, match="--resume"):
+    with pytest.raises(hashing.cli.RunError, match="--resume"):
         hashing.train(options, corpus())
-    with pytest.raises(hashing.RunError, match="--bits 4, not 5"):
+    with pytest.raises(hashing.cli.RunError, match="--bits 4, not 5"):
         hashing.train(replace(options, bits=5, resume=True), corpus())
     assert (
         hashing.train(replace(options, fine_epochs=2, resume=True), corpus())["metrics"]["epochs"]
@@ -407,11 +407,11 @@ def test_resume_can_add_epochs_but_not_change_the_model(tmp_path: Path) -> None:
     )
     # Of 2 and 2, where these runs never pass.
     for epochs, fine_epochs in ((3, 0), (3, 2), (6, 0), (2, 1)):
-        with pytest.raises(hashing.RunError, match="never passes through that state"):
+        with pytest.raises(hashing.cli.RunError, match="never passes through that state"):
             hashing.train(
                 replace(options, epochs=epochs, fine_epochs=fine_epochs, resume=True), corpus()
             )
-    with pytest.raises(hashing.RunError, match="was trained on toy, not on another"):
+    with pytest.raises(hashing.cli.RunError, match="documents toy, not another"):
         hashing.train(
             replace(options, fine_epochs=3, resume=True), replace(corpus(), name="another")
         )
@@ -423,7 +423,7 @@ def test_resume_can_add_epochs_but_not_change_the_model(tmp_path: Path) -> None:
         ({"generators": {}}, "is no checkpoint"),
     ):
         torch.save(state | broken, checkpoint)
-        with pytest.raises(hashing.RunError, match=said):
+        with pytest.raises(hashing.cli.RunError, match=said):
             hashing.train(replace(options, fine_epochs=3, resume=True), corpus())
 
 
@@ -499,7 +499,9 @@ def test_bfloat16_products_are_close_and_only_training_uses_them() -> None:
         assert (exact - rounded).norm() < 0.05 * exact.norm()
     assert any(not torch.equal(*pair) for pair in zip(*gradients, strict=True))
     assert tests[0] == tests[1]
-    with pytest.raises(hashing.RunError, match="--precision bfloat16 is for the CPU, not for cuda"):
+    with pytest.raises(
+        hashing.cli.RunError, match="--precision bfloat16 is for the CPU, not for cuda"
+    ):
         hashing.Trainer(trainer.options, toy, torch.device("cuda"))
     assert trainer.options.precision == "bfloat16"
 

@@ -289,7 +289,7 @@ def test_an_encoder_fitted_by_the_elbo_can_go_on(encoder: Path, tmp_path: Path) 
     assert read(tmp_path / "1")["history"]["elbo"][0] == pytest.approx(
         read(tmp_path / "0")["history"]["elbo"][-1]
     )
-    assert "fitted to another decoder" in the_one_line(done)
+    assert "joint training" in the_one_line(done)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_without_an_encoder_the_decoder_is_a_fixed_function(encoder: Path, tmp_p
         "--weight 0 --out",
         tmp_path / "out",
     )
-    assert "is for the report's protocol" in the_one_line(main(celeba_joint, *arguments))
+    assert "wants the report's protocol" in the_one_line(main(celeba_joint, *arguments))
 
 
 def test_an_encoder_run_tracks_the_evidence_too(encoder: Path, tmp_path: Path) -> None:

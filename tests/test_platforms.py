@@ -24,7 +24,7 @@ def test_a_terminal_that_lacks_characters_is_no_error(
     code += "from figures import cli; print('nothing')\n"
     code += "def main(options): print('Fréchet ─ ✓'); raise cli.RunError('✓')\n"
     code += "from dataclasses import dataclass\n@dataclass\nclass Options:\n    a: int = 1\n"
-    code += "cli.cli('✓', ('run', main, Options(), '✓'))"
+    code += "cli.main('✓', ('run', main, Options(), '✓'))"
     helped, done = python(code, "--help", encoding=encoding), python(code, encoding=encoding)
     assert helped.returncode == 0, helped.stderr
     assert done.returncode == 1

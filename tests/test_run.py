@@ -22,8 +22,8 @@ import dcgan
 import hashing
 import mixture
 from data import aside, write_aside
-from figures import make, run
-from figures.cli import Run, RunError, Terminated, cli
+from figures import cli, make, run
+from figures.cli import Run, RunError, Terminated
 from figures.run import (
     claim,
     environment,
@@ -274,7 +274,7 @@ def test_no_standard_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "argv", ["nothing.py"])
-    cli("", ("run", lambda options: print("unheard"), Nothing(), ""))
+    cli.main("", ("run", lambda options: print("unheard"), Nothing(), ""))
 
 
 @pytest.mark.parametrize("module", ["style", "section3", "section4", "section5", "page"])

@@ -112,14 +112,14 @@ import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 from toy import task
-from figures.cli import cli
+from figures.cli import main
 from figures import runner
 from figures.runner import ClusterOptions, run_tasks
 runner.IMPORTED = ()
 house = Path({house!r})
 tasks = [task(house, "first"), task(house, "second", "hangs")]
 tasks.append(task(house, "third", needs=("second",)))
-cli("", ("drive", lambda options: print(run_tasks(tasks, options)), ClusterOptions(), ""))
+main("", ("drive", lambda options: print(run_tasks(tasks, options)), ClusterOptions(), ""))
 """
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import disarm
 from data import Corpus
-from figures.cli import cli, read_options
+from figures import cli
 from figures.runner import Task
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +66,7 @@ import sys; sys.path[:0] = [{tests!r}, {root!r}]; sys.argv[0] = "hashing.py"
 import hashing, toy
 from data import newsgroups
 newsgroups.load = lambda archive: toy.corpus()
-hashing.cli("toy", *hashing.RUNS)
+hashing.cli.main("toy", *hashing.RUNS)
 """.format(tests=str(ROOT / "tests"), root=str(ROOT))
 )
 
@@ -129,7 +129,7 @@ def main(module: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
     code = 0
     with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
         try:
-            cli(module.__doc__, *module.RUNS)
+            cli.main(module.__doc__, *module.RUNS)
         except SystemExit as stop:
             code = stop.code or 0
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
@@ -166,7 +166,7 @@ def options_of(command: str) -> object:
     """The options of a command line such as `dcgan.py quick`, read as the script does, not run."""
     name, *arguments = shlex.split(command)
     module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
-    return read_options(None, module.RUNS, name, arguments)
+    return cli.read_options(None, module.RUNS, name, arguments)
 
 
 def option_error(done: subprocess.CompletedProcess) -> str:
