@@ -12,9 +12,6 @@ x) on fresh pairs. What the report's text and its released code do differently i
                                                      mode, one at a time
   Adam               2e-4                            2e-5, betas (0.5, 0.999)
 
-Under `report` the encoder's batch norm learns its statistics in training, then takes them anew from
-200 batches (a quarter of the iterations, if these are fewer).
-
 The evaluation at the end is shared with `celeba_joint.py`. On fresh samples of the ground truth:
 ELBO with its parts, and Fréchet distances of x* = g*(z) from its re-decoding g(z'), z' ~ q(z given
 x), from x* with noise, and from other x*. And without an encoder, from the Jacobian of g* at the
@@ -30,7 +27,7 @@ All quantities are in nats per image, of 12,288 dimensions.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -47,10 +44,13 @@ from figures.evidence import kl_to_prior, laplace, log_normal, noise_surplus, no
 from figures.frechet import Features, Moments, frechet_distance, inception, moments
 
 Protocol = Literal["report", "released"]
+Spaces = Mapping[str, Features]  # in which Fréchet distances are taken, by name
 ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (2e-5, (0.5, 0.999))}  # learning rate, betas
 FREE_ON_RESUME = {"resume", "checkpoint_every", "out"}
 NETWORKS = ("truth", "encoder", "decoder")  # of a VAE
-CALIBRATION = 200  # batches at most, from which the encoder's batch norm takes its statistics
+# Batches, a quarter of the iterations at most, from which the encoder's batch norm takes its
+# statistics anew at the end, under the report's protocol.
+CALIBRATION = 200
 
 
 @dataclass(frozen=True)
@@ -193,22 +193,17 @@ def modes(vae: VAE, *batch_statistics: str, learning: bool = False) -> Generator
 class Trainer:
     """What a checkpoint holds of a training by Adam on fresh samples, and what it is tracked with.
 
-    kinds: which distances are tracked, frechet, prior, or both. also: what else a checkpoint holds.
+    adam: learning rate and betas. kinds: which distances are tracked, frechet, prior, or both.
+    also: what else a checkpoint holds.
     """
 
     KEPT = ("vae", "optimizer", "noise", "history", "iteration", "sum", "seconds", "also")
 
     def __init__(
-        self,
-        vae: VAE,
-        adam: tuple[float, tuple[float, float]],
-        options: Any,
-        spaces: Mapping[str, Features],
-        device: torch.device,
-        kinds: Sequence[str] = ("frechet",),
-        **also: Any,
+        self, vae: VAE, adam: tuple, options: Any, spaces: Spaces, kinds=("frechet",), **also: Any
     ):
-        self.vae, self.options, self.spaces, self.device = vae, options, spaces, device
+        self.vae, self.options, self.spaces = vae, options, spaces
+        self.device = device = vae.log_sigma.device
         self.also = also
         self.tested = vae  # what is tracked; in celeba_joint.py its decoder may be an average
         parameters = [p for p in vae.parameters() if p.requires_grad]
@@ -282,10 +277,8 @@ def track(trainer: Trainer, measured: dict[str, Any]) -> None:
     loss = float(trainer.sum) / since if since else None
     values = {"iteration": trainer.iteration, "loss": loss} | measured
     values["sigma"] = vae.log_sigma.exp().item()
+    run.check_finite(values, f"at iteration {trainer.iteration}")
     for key, value in values.items():
-        if value is not None and not math.isfinite(value):
-            where = f"at iteration {trainer.iteration}"
-            raise FloatingPointError(f"the {key} is {value} {where}; try a smaller --lr")
         history[key].append(value)
     trainer.sum = torch.zeros((), device=trainer.device)
     run.note(options.out, **{key: h[-1] for key, h in history.items() if h})
@@ -349,7 +342,7 @@ def main(options: Options) -> None:
     encoder = Encoder(origin["width"]["nz"], origin["width"]["ndf"])
     vae = VAE(truth, encoder.to(device), options.sigma).to(device)
     spaces = feature_spaces(options, discriminator, device)
-    trainer = Trainer(vae, ADAM[options.protocol], options, spaces, device)
+    trainer = Trainer(vae, ADAM[options.protocol], options, spaces)
     learning = NETWORKS if options.protocol == "released" else ("encoder",)
     train(trainer, step, measure, learning, checkpoint)
     if options.protocol == "report":
@@ -467,11 +460,9 @@ def distances(features: Features, images: Images) -> dict[str, float]:
     return {name: frechet_distance(known[a], known[b]) for name, (a, b) in pairs.items()}
 
 
-def feature_spaces(
-    options: Any, discriminator: dcgan.Discriminator, device: torch.device
-) -> dict[str, Features]:
+def feature_spaces(options: Any, network: dcgan.Discriminator, device: torch.device) -> Spaces:
     """The discriminator's features; and Inception's, if they can be had and --fid-dims is not 0."""
-    spaces: dict[str, Features] = {"discriminator": discriminator.features}
+    spaces: dict[str, Features] = {"discriminator": network.features}
     if options.fid_dims:
         try:
             spaces["inception"] = inception(options.fid_dims, device, options.precision)
@@ -480,9 +471,7 @@ def feature_spaces(
     return spaces
 
 
-def evaluate(
-    vae: VAE, options: Any, spaces: Mapping[str, Features], device: torch.device
-) -> dict[str, Any]:
+def evaluate(vae: VAE, options: Any, spaces: Spaces, device: torch.device) -> dict[str, Any]:
     """All of the evaluation, and the seconds it took."""
     start = time.perf_counter()
     with modes(vae):

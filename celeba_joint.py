@@ -2,10 +2,6 @@
 
 It goes on from `celeba_encoder.py`: the encoder found there, a copy of g* as decoder, samples of
 the ground truth as data, and the ELBO, reparameterised, with the analytic KL, maximised over both.
-Along the training are tracked the ELBO, and the Fréchet distances of x* = g*(z) from its
-re-decoding g(z'), z' ~ q(z given x), which is the report's measure of what the decoder loses, and
-from the decoder's own samples g(z) of other z.
-
 The protocol is that of the encoder's run:
 
                      report                            released
@@ -13,26 +9,17 @@ The protocol is that of the encoder's run:
                      trained is what is tested         one at a time
   Adam               2e-4                              1e-5
 
---learn-sigma trains the standard deviation of the decoder's pixels too, which the report leaves
-out. The ground truth keeps its own. --freeze-decoder is the control that Table 1 lacks: its first
-row has an encoder that maximises log q(z given x), not the ELBO, so part of what joint training
-gains is the encoder's. Here the encoder gets the ELBO, and the decoder stays g*.
+What the decoder loses is measured by Fréchet distances of x* = g*(z): from its re-decoding g(z'),
+z' ~ q(z given x), as in the report, and from own samples g(z) of other z. On held-out images it is
+measured by log p(x) itself, and by how far the ELBOs of the best Gaussians are below it.
 
---weight w takes the encoder away: each image has Gaussians of its own, found under the present
-decoder by Newton-like steps from the latents that the image was made of, so that no encoder lags
-behind. What is maximised is (1 - w) times the ELBO of the best full Gaussian and w times that of
-the best factorized one. With w = 0, q is all but the posterior,
-and joint training all but maximum likelihood: the control that Section 3 (d) is there. What w = 1
-loses beyond it is the factorized family's. Wants the report's protocol. An image is used in --reuse
-steps, its Gaussians improved by each.
+--freeze-decoder is the control that Table 1 lacks. The encoder of its first row maximises log q(z
+given x), not the ELBO, so part of what joint training gains is the encoder's.
 
-Tracked for every kind, on held-out images of the ground truth, is what a bound cannot show: log
-p(x) under the present decoder, by importance sampling from the full Gaussian; and how far below it
-the ELBOs of the best Gaussians are.
-
-With an encoder, the evaluation at the end is that of `celeba_encoder.py`; a trained decoder has two
-more distances: of x* and g(z') with noise added to that only, as the released code does for Table
-1, and of x* and the prior's g(z).
+--weight w takes the encoder away, so that none lags behind: each image has Gaussians of its own,
+found by Newton-like steps. What is maximised is (1 - w) times the ELBO of the best full Gaussian
+and w times that of the best factorized one. w = 0 is all but maximum likelihood: the control that
+Section 3 (d) is there. What w = 1 loses beyond it is the factorized family's.
 
 All quantities are in nats per image, of 12,288 dimensions.
 
@@ -60,10 +47,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import celeba_encoder
-from celeba_encoder import VAE, Encoder, Protocol, Trainer, TrainingOptions
+from celeba_encoder import VAE, Encoder, Protocol, Spaces, Trainer, TrainingOptions
 from figures import cli, law, run
 from figures.evidence import EVIDENCE, Evidence, Posteriors, kl_to_prior, normal
-from figures.frechet import Features
 
 REUSE_RATE = 0.25  # of the steps of an image's means, once it has been in use
 ADAM = {"report": (2e-4, (0.9, 0.999)), "released": (1e-5, (0.9, 0.999))}  # learning rate, betas
@@ -126,9 +112,7 @@ def shares(options: Options) -> dict[str, float]:
     return {family: share for family, share in both.items() if share}
 
 
-def make_trainer(
-    vae: VAE, options: Options, spaces: Mapping[str, Features], device: torch.device
-) -> Trainer:
+def make_trainer(vae: VAE, options: Options, spaces: Spaces, device: torch.device) -> Trainer:
     """The trainer, with what it holds besides: the evidence of held-out images, without an encoder
     the images in use, of each family, the oldest first, and an average of the decoder.
     """
@@ -137,7 +121,7 @@ def make_trainer(
     if options.weight is None:
         kinds = ("frechet",) if options.freeze_decoder else ("frechet", "prior")
     vae.encoder.requires_grad_(options.weight is None)
-    trainer = Trainer(vae, ADAM[options.protocol], options, spaces, device, kinds, **also)
+    trainer = Trainer(vae, ADAM[options.protocol], options, spaces, kinds, **also)
     trainer.history |= {key: [] for key in (EVIDENCE if evidence else ())}
     if options.weight is not None:
         z = torch.zeros(options.batch_size, vae.nz, device=device)
@@ -388,18 +372,9 @@ class Plane:
         self, value: Callable[[Tensor], Tensor], start: Tensor, unit: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """Uphill from `start` by L-BFGS, in coordinates v with parameters start + unit(v)."""
-        import scipy.optimize
-
-        def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            v = torch.from_numpy(flat).requires_grad_()
-            loss = -value(start + unit(v))
-            (gradient,) = torch.autograd.grad(loss, v)
-            return loss.item(), gradient.numpy()
-
         steps = {"maxcor": 50, "maxiter": 600, "gtol": 1e-6, "ftol": 1e-9}
-        how: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": steps}
-        found = scipy.optimize.minimize(objective, np.zeros(len(start)), **how)
-        return start + unit(torch.from_numpy(found.x))
+        zero = torch.zeros_like(start)
+        return start + unit(law.uphill(lambda v: value(start + unit(v)), zero, steps))
 
     def fit(self, theta: Tensor, phi: Tensor) -> Tensor:
         """phi of the largest ELBO."""

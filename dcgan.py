@@ -330,9 +330,8 @@ def main(options: Options) -> None:
                 bar.update()
             means = (sums / len(order)).tolist()
             trained = time.perf_counter()
-            if not all(map(math.isfinite, means)):
-                where = f"in epoch {trainer.epoch + 1}"
-                raise FloatingPointError(f"the losses are {means[:2]} {where}; try a smaller --lr")
+            losses = dict(zip(trainer.history, means, strict=False))
+            run.check_finite(losses, f"in epoch {trainer.epoch + 1}")
             generated = moments(features, trainer.generated(options.held_out))
             means.append(frechet_distance(real, generated))
             for series, value in zip(trainer.history.values(), means, strict=True):

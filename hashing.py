@@ -332,12 +332,9 @@ class Trainer:
         self.held_out = None if held_out is None else Documents(held_out, self.u)
         torch.manual_seed(options.seed)
         self.model = VAE(self.options, len(self.u), self.train.n.double().mean().item()).to(device)
-        rates = {"encoder": options.encoder_lr or options.lr, "decoder": options.lr}
-        groups = [
-            {"params": list(getattr(self.model, part).parameters()), "lr": lr}
-            for part, lr in rates.items()
-        ]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        encoder, decoder = self.model.encoder.parameters(), self.model.decoder.parameters()
+        groups = [{"params": encoder, "lr": options.encoder_lr or options.lr}, {"params": decoder}]
+        self.optimizer = torch.optim.Adam(groups, options.lr, fused=True)
         # Data order, samples in training and samples in testing: each has a stream of its own.
         places = {"order": "cpu", "noise": device, "test_noise": device}
         self.generators = {name: torch.Generator(place) for name, place in places.items()}
@@ -361,10 +358,7 @@ class Trainer:
         """Add an epoch's losses, and keep its model if it is the best. Raises FloatingPointError if
         one is not finite.
         """
-        for key, value in values.items():
-            if not math.isfinite(value):
-                where = f"in epoch {self.epoch + 1}"
-                raise FloatingPointError(f"the {key} loss is {value} {where}; try a smaller --lr")
+        run.check_finite(values, f"after epoch {self.epoch + 1}")
         for key, value in values.items():
             self.history.setdefault(key, []).append(value)
         if self.selected_epoch == self.epoch:
@@ -382,8 +376,7 @@ def resume(trainer: Trainer, path: Path) -> None:
         if epoch > options.epochs + options.fine_epochs or one_pair != min(epoch, options.epochs):
             raise cli.RunError(
                 f"--resume: {path} is at epoch {epoch}, {one_pair} of them with one pair; this "
-                f"schedule never passes through that state: --epochs {options.epochs} "
-                f"--fine-epochs {options.fine_epochs}"
+                "schedule never passes through that state"
             )
         run.restore(trainer, state)
 
@@ -630,8 +623,8 @@ class Exact:
                 of_batch = [value.detach().double().sum() for value in (likelihood, elbo)]
                 sums = sums + torch.stack(of_batch).to(sums)
             values.append([*(sums / len(train)).tolist(), *self.totals(model, "test")])
-            if not np.isfinite(values[-1]).all():
-                raise FloatingPointError(f"{stage.name}: no finite loss in epoch {epoch + 1}")
+            named = dict(zip(CURVES, values[-1], strict=True))
+            run.check_finite(named, f"in epoch {epoch + 1} of {stage.name}")
         return dict(zip(CURVES, map(list, zip(*values, strict=True)), strict=True))
 
     def regress(self, model: VAE, stage: Stage) -> dict[str, list[float]]:
@@ -775,23 +768,18 @@ class Short:
 
     def ascend(self, parameters: Tensor, w: float) -> tuple[Tensor, float, float]:
         """Uphill on E - w G by L-BFGS, q the best at each step; parameters, E and G there."""
-        import scipy.optimize
 
-        def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            at = torch.from_numpy(flat).view_as(parameters).requires_grad_()
+        def value(at: Tensor) -> Tensor:
             joint = self.log_joint(at)
-            value = evidence = joint.logsumexp(1).mean()
-            if w:  # q is at its optimum: its own change adds nothing to the gradient
-                self.logits = best_factorized(joint.detach(), self.logits, self.z, anew=False)
-                value = (1 - w) * evidence + w * exact_elbo(self.logits, joint, self.z).mean()
-            (gradient,) = torch.autograd.grad(-value, at)
-            return -value.item(), gradient.numpy().ravel()
+            evidence = joint.logsumexp(1).mean()
+            if not w:
+                return evidence
+            # Q is at its optimum: its own change adds nothing to the gradient.
+            self.logits = best_factorized(joint.detach(), self.logits, self.z, anew=False)
+            return (1 - w) * evidence + w * exact_elbo(self.logits, joint, self.z).mean()
 
         steps = {"maxiter": self.options.iterations, "maxcor": 20, "ftol": 1e-11, "gtol": 1e-8}
-        optimum = scipy.optimize.minimize(
-            objective, parameters.numpy().ravel(), jac=True, method="L-BFGS-B", options=steps
-        )
-        found = torch.from_numpy(optimum.x).view_as(parameters)
+        found = law.uphill(value, parameters, steps)
         with torch.no_grad():
             joint = self.log_joint(found)
             self.logits = best_factorized(joint, self.logits, self.z)

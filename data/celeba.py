@@ -53,13 +53,13 @@ def load(images: Path | None = None, folder: Path = Path(__file__).parent) -> np
             f"it there, or name it with --images or {ENVIRONMENT_VARIABLE}; or do without, with "
             "--data faces"
         )
-    with _opened(source) as (names, fingerprint, read):
-        if not names:
+    with _opened(source) as (marks, read):
+        if not marks:
             raise DataError(f"{source}: no image in it ({', '.join(sorted(SUFFIXES))})")
-        path = folder / f"celeba-{SIZE}-{fingerprint}.npy"
+        path = folder / f"celeba-{SIZE}-{hashlib.sha256(repr(marks).encode()).hexdigest()[:12]}.npy"
         if path.is_file() and (kept := _cached(path)) is not None:
             return kept
-        _decode(source, names, read, path)
+        _decode(source, marks, read, path)
     return np.load(path, mmap_mode="r")
 
 
@@ -77,52 +77,33 @@ def name_of(images: Path | None) -> str:
     return NAME if usual else f"images of {source.name}"
 
 
+Mark = tuple[str, int, int]  # an image's name, size in bytes, and what else changes with it
+
+
 @contextlib.contextmanager
-def _opened(source: Path) -> Generator[tuple[list[str], str, Callable[[int], bytes]]]:
-    """The images' names, a digest that changes with the source, and what reads one by its number.
-
-    What reads raises ValueError for one that is too large.
-    """
+def _opened(source: Path) -> Generator[tuple[list[Mark], Callable[[int], bytes]]]:
+    """The marks of the images, by name, and what reads one by its number."""
     if source.is_dir():
-        paths = sorted(
-            path
-            for path in source.rglob("*")
-            if _is_image(path.relative_to(source)) and path.is_file()
-        )
-        marks = [
-            (str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns)
-            for path in paths
-        ]
-
-        def read_file(number: int) -> bytes:
-            if marks[number][1] > LARGEST:
-                raise ValueError("too large")
-            return paths[number].read_bytes()
-
-        yield [mark[0] for mark in marks], _digest(marks), read_file
+        names = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
+        paths = [source / name for name in filter(_is_image, names)]
+        stats = [(path, path.stat()) for path in paths]
+        marks = [(str(p.relative_to(source)), s.st_size, s.st_mtime_ns) for p, s in stats]
+        yield marks, lambda number: paths[number].read_bytes()
         return
     try:
         archive = zipfile.ZipFile(source)
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{source} is no folder and no zip file: {error}") from error
     with archive:
-        members = sorted(
-            (member for member in archive.infolist() if _is_image(Path(member.filename))),
-            key=lambda m: m.filename,
-        )
+        members = [member for member in archive.infolist() if _is_image(Path(member.filename))]
+        members.sort(key=lambda member: member.filename)
         lock = threading.Lock()
 
-        def read_member(number: int) -> bytes:
-            if members[number].file_size > LARGEST:
-                raise ValueError("too large")
+        def read(number: int) -> bytes:
             with lock:  # one file position for all threads; by entry: a name may be there twice
                 return archive.read(members[number])
 
-        yield (
-            [m.filename for m in members],
-            _digest([(m.filename, m.file_size, m.CRC) for m in members]),
-            read_member,
-        )
+        yield [(member.filename, member.file_size, member.CRC) for member in members], read
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -133,24 +114,19 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _is_image(path: Path) -> bool:
-    return (
-        path.suffix.lower() in SUFFIXES
-        and not path.name.startswith(".")
-        and "__MACOSX" not in path.parts
-    )
+    hidden = path.name.startswith(".") or "__MACOSX" in path.parts
+    return path.suffix.lower() in SUFFIXES and not hidden
 
 
-def _digest(marks: list[tuple]) -> str:
-    return hashlib.sha256(repr(marks).encode()).hexdigest()[:12]
-
-
-def _decode(source: Path, names: list[str], read: Callable[[int], bytes], path: Path) -> None:
+def _decode(source: Path, marks: list[Mark], read: Callable[[int], bytes], path: Path) -> None:
     """Write the readable images of `source` to `path`, and their digest beside it."""
     from torchvision import transforms
 
     prepare = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE)])
 
     def decoded(number: int) -> np.ndarray | None:
+        if marks[number][1] > LARGEST:
+            return None
         try:
             with Image.open(io.BytesIO(read(number))) as image:
                 return np.asarray(prepare(_rgb(image))).transpose(2, 0, 1)
@@ -165,10 +141,10 @@ def _decode(source: Path, names: list[str], read: Callable[[int], bytes], path: 
 
     # Decoding and resizing let other threads run.
     with aside(path) as file, ThreadPoolExecutor() as pool:
-        write_header(file, len(names))
-        images = pool.map(decoded, range(len(names)))
-        images = tqdm(images, total=len(names), desc=f"decoding {source.name}", unit="image")
-        for name, image in zip(names, images, strict=True):
+        write_header(file, len(marks))
+        images = pool.map(decoded, range(len(marks)))
+        images = tqdm(images, total=len(marks), desc=f"decoding {source.name}", unit="image")
+        for (name, *_), image in zip(marks, images, strict=True):
             if image is None:
                 unreadable.append(name)
             else:
@@ -178,13 +154,11 @@ def _decode(source: Path, names: list[str], read: Callable[[int], bytes], path: 
         write_header(file, count)
         if not count:
             hint = "" if source.is_dir() else "; unpack it, and name the folder"
-            raise DataError(f"{source}: none of its {len(names)} images can be read{hint}")
+            raise DataError(f"{source}: none of its {len(marks)} images can be read{hint}")
         if unreadable:
-            shown = ", ".join(unreadable[:NAMED]) + (", ..." if len(unreadable) > NAMED else "")
-            print(
-                f"{source}: {len(unreadable)} of {len(names)} images cannot be read and are left "
-                f"out: {shown}"
-            )
+            shown = ", ".join(unreadable[:NAMED]) + ", ..." * (len(unreadable) > NAMED)
+            left_out = f"{len(unreadable)} of {len(marks)} images cannot be read and are left out"
+            print(f"{source}: {left_out}: {shown}")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     write_aside(path.with_suffix(".sha256"), digest.encode())

@@ -21,6 +21,7 @@ from data import Corpus, DataError, texts, write_aside
 LIBRARIES = ("numpy", "scipy")
 SHORTEST = 30  # words in a document
 Docstring = tuple[str, str]  # qualified name and text
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def load(folder: Path = Path(__file__).parent) -> Corpus:
@@ -33,7 +34,8 @@ def load(folder: Path = Path(__file__).parent) -> Corpus:
     try:
         documents = list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
     except (OSError, ValueError):  # not there, or damaged
-        documents = distinct(read(sources()))
+        bar = tqdm(sources(), desc="docstrings", unit="file")
+        documents = distinct([document for file in bar for document in docstrings(file)])
         with contextlib.suppress(OSError):  # a read-only installation: seconds at the next start
             write_aside(path, "".join(json.dumps(d) + "\n" for d in documents).encode())
     return texts.corpus_of(documents, name)
@@ -64,24 +66,16 @@ def docstrings(file: tuple[Path, str]) -> list[Docstring]:
         return []
     documents = []
 
-    def visit(
-        node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str
-    ) -> None:
+    def visit(node: ast.Module | Definition, name: str) -> None:
         text = ast.get_docstring(node, clean=False)
         if text and len(texts.words_of(text)) >= SHORTEST:
             documents.append((name, text))
         for child in node.body:
-            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if isinstance(child, Definition):
                 visit(child, f"{name}.{child.name}")
 
     visit(tree, module)
     return documents
-
-
-def read(files: list[tuple[Path, str]]) -> list[Docstring]:
-    """The docstrings of all files."""
-    bar = tqdm(files, desc="docstrings", unit="file")
-    return [document for file in bar for document in docstrings(file)]
 
 
 def distinct(documents: list[Docstring]) -> list[texts.Document]:

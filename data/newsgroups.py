@@ -112,15 +112,13 @@ def _downloaded(name: str, folder: Path) -> Path:
 
 
 def parse_archive(
-    path: Path,
-    sha256: dict[str, str] | None = None,
-    words: Callable[[], bytes | None] = lambda: None,
+    path: Path, sha256: dict[str, str] = SHA256, words: Callable[[], bytes | None] = lambda: None
 ) -> Corpus:
     """Read the archive, or a folder of its files, in memory, compare it with the true one, and cut
     the vocabulary.
 
-    sha256: the digests that the files must have; None: those of SHA256. words: reads the list
-        of words where the archive has none.
+    sha256: the digests that the files must have. words: reads the list of words where the archive
+        has none.
     Raises DataError for an archive that is truncated, or differs in content.
     """
     files = _members(path)
@@ -128,8 +126,7 @@ def parse_archive(
         if name not in files:
             raise DataError(f"{path}: no file {name} in the archive")
         digest = hashlib.sha256(files[name]).hexdigest()
-        expected = (SHA256 if sha256 is None else sha256).get(name)
-        if expected not in (None, digest):
+        if (expected := sha256.get(name, digest)) != digest:
             raise DataError(f"{path}: {name} has sha256 {digest}, not {expected}: another corpus")
     map_lines = files["train.map"].decode("latin-1").splitlines()
     groups = [line.split()[0] for line in map_lines if line.strip()]
@@ -142,16 +139,12 @@ def parse_archive(
     if len(names) != ALL_WORDS:
         raise DataError(f"{path}: {WORDS} has {len(names)} words, not {ALL_WORDS}")
     columns = frequent_words(counts["train"], VOCABULARY)
+    titles = {s: [f"{s} {i}" for i in range(1, len(labels[s]) + 1)] for s in SPLITS}
     return Corpus(
-        name=NAME,
-        train=counts["train"][:, columns],
-        test=counts["test"][:, columns],
-        train_labels=labels["train"],
-        test_labels=labels["test"],
-        **{
-            f"{split}_titles": [f"{split} {i}" for i in range(1, len(labels[split]) + 1)]
-            for split in SPLITS
-        },
+        NAME,
+        *(counts[split][:, columns] for split in SPLITS),
+        *(labels[split] for split in SPLITS),
+        *(titles[split] for split in SPLITS),
         words=[names[i] for i in columns],
         groups=groups,
     )
@@ -159,11 +152,10 @@ def parse_archive(
 
 def _members(path: Path) -> dict[str, bytes]:
     """The files of FILES, wherever in the archive or folder they lie, by name."""
-    files = {}
     if path.is_dir():
-        return {
-            file.name: file.read_bytes() for file in sorted(path.rglob("*")) if file.name in FILES
-        }
+        found = (file for file in sorted(path.rglob("*")) if file.name in FILES)
+        return {file.name: file.read_bytes() for file in found}
+    files = {}
     try:
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:

@@ -67,12 +67,8 @@ def corpus_of(documents: Iterable[Document], name: str, digest: bool = False) ->
     vocabulary = sorted(index)
     rank = np.empty(len(index), np.int32)  # in the order of the alphabet
     rank[[index[word] for word in vocabulary]] = np.arange(len(index), dtype=np.int32)
-    few = len(columns) < 2**31
-    parts = (
-        np.asarray(values),
-        rank[np.asarray(columns)],
-        np.array(ends, np.int32 if few else np.int64),
-    )
+    of_rows = np.array(ends, np.int32 if len(columns) < 2**31 else np.int64)
+    parts = np.asarray(values), rank[np.asarray(columns)], of_rows
     counts = scipy.sparse.csr_array(parts, (len(titles), len(index)))
     test = _is_test(titles)
     rows = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
@@ -80,22 +76,22 @@ def corpus_of(documents: Iterable[Document], name: str, digest: bool = False) ->
         if not len(chosen):
             raise DataError(f"{name}: no {split} documents; name folders train/ and test/")
     tables = {split: counts[chosen] for split, chosen in rows.items()}
-    del counts, parts, columns, values  # the largest, and needed no more
+    del counts, parts, of_rows, columns, values  # the largest, and needed no more
     occurring = np.bincount(tables["train"].indices, minlength=len(index))
     if occurring.max(initial=0) < 2:
         raise DataError(f"{name}: no word stands in two training documents")
     kept = frequent_words(tables["train"], min(VOCABULARY, int((occurring > 0).sum())))
-    splits = {split: table[:, kept] for split, table in tables.items()}
-    for split in splits.values():
+    splits = [tables[split][:, kept] for split in SPLITS]
+    for split in splits:
         split.sort_indices()
     names = sorted(set(groups))
     number = {group: i for i, group in enumerate(names)}
     labels = np.fromiter((number[group] for group in groups), np.int64, len(groups))
     return Corpus(
-        name=name,
-        **splits,
-        **{f"{split}_labels": labels[rows[split]] for split in SPLITS},
-        **{f"{split}_titles": [titles[i] for i in rows[split]] for split in SPLITS},
+        name,
+        *splits,
+        *(labels[rows[split]] for split in SPLITS),
+        *([titles[i] for i in rows[split]] for split in SPLITS),
         words=[vocabulary[i] for i in kept],
         groups=names,
     )

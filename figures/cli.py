@@ -22,6 +22,9 @@ class RunError(Exception):
     """The run cannot start or go on; the message is one line that says why and what to do."""
 
 
+FORESEEABLE = (RunError, DataError, OSError, FloatingPointError)
+
+
 class Terminated(BaseException):
     """SIGTERM, as `kill` and batch systems send it, made an exception: what runs can be stopped."""
 
@@ -55,15 +58,13 @@ def _bounded(
 Natural = Annotated[int, _bounded(int, lambda x: x >= 0, ">=0")]
 Count = Annotated[int, _bounded(int, lambda x: x >= 1, ">=1")]
 Several = Annotated[int, _bounded(int, lambda x: x >= 2, ">=2")]
-Positive = Annotated[float, _bounded(float, lambda x: 0 < x < math.inf, ">0")]
+POSITIVE = float, lambda x: 0 < x < math.inf, ">0"
+Positive = Annotated[float, _bounded(*POSITIVE)]
 OptionalCount = Annotated[int | None, _bounded(int, lambda x: x >= 1, ">=1", optional=True)]
 OptionalNatural = Annotated[int | None, _bounded(int, lambda x: x >= 0, ">=0", optional=True)]
-OptionalPositive = Annotated[
-    float | None, _bounded(float, lambda x: 0 < x < math.inf, ">0", optional=True)
-]
-OptionalShare = Annotated[
-    float | None, _bounded(float, lambda x: 0 <= x <= 1, ">=0,<=1", optional=True)
-]
+OptionalPositive = Annotated[float | None, _bounded(*POSITIVE, optional=True)]
+SHARE = float, lambda x: 0 <= x <= 1, ">=0,<=1"
+OptionalShare = Annotated[float | None, _bounded(*SHARE, optional=True)]
 Fraction = Annotated[float, _bounded(float, lambda x: 0 <= x < 1, ">=0,<1")]
 
 
@@ -159,10 +160,5 @@ def main(description: str | None, *runs: Run) -> None:
         # What is left unsaid goes there at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (
-        RunError,
-        DataError,
-        OSError,
-        FloatingPointError,
-    ) as error:  # others are bugs: traceback
+    except FORESEEABLE as error:  # others are bugs: traceback
         fail(error, 1)

@@ -74,9 +74,9 @@ def laplace(vae: Any, options: Any, device: torch.device) -> dict[str, float]:
         expected = -0.5 * e.numel() * (1 + math.log(2 * math.pi * vae.sigma**2))
         log_joint = expected + log_normal(z, 0 * z, 0 * z)
         log_det = torch.logdet(precision)
-        square = (b @ torch.linalg.solve(precision, b)).item()
-        volume = nz * math.log(2 * math.pi) - log_det.item()
-        totals["evidence"] += log_joint.double().item() + 0.5 * square + 0.5 * volume
+        value = log_joint.double().item() + 0.5 * (b @ torch.linalg.solve(precision, b)).item()
+        value += 0.5 * nz * math.log(2 * math.pi)
+        totals["evidence"] += value - 0.5 * log_det.item()
         totals["factorization"] += 0.5 * (precision.diagonal().log().sum() - log_det).item()
     return {key: value / options.laplace_images for key, value in totals.items()}
 

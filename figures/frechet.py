@@ -69,12 +69,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
             roots.append(vectors * np.sqrt(eigenvalues.clip(0)))
         overlap = scipy.linalg.svdvals(roots[0].T @ roots[1]).sum()
     except ValueError as error:
-        raise RunError(
-            f"no Fréchet distance of {a.count} and {b.count} images: {error}; take more images"
-        ) from error
-    return float(
-        ((mean - other_mean) ** 2).sum() + np.trace(covariance) + np.trace(other) - 2 * overlap
-    )
+        counts = f"{a.count} and {b.count} images"
+        raise RunError(f"no Fréchet distance of {counts}: {error}; take more images") from error
+    apart = ((mean - other_mean) ** 2).sum()
+    return float(apart + np.trace(covariance) + np.trace(other) - 2 * overlap)
 
 
 def inception(dims: int, device: torch.device, precision: str = "float32") -> Features:
@@ -91,22 +89,18 @@ def inception(dims: int, device: torch.device, precision: str = "float32") -> Fe
     # pytorch-fid would run code that stands in the weights, and does not look at the digest in
     # their name.
     load = functools.partial(package.load_state_dict_from_url, weights_only=True)
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / FID_WEIGHTS_URL.rpartition("/")[2]
     try:
         with mock.patch.object(package, "load_state_dict_from_url", load):
             network = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
     except Exception as error:  # no network; or, of a broken file, TypeError to UnpicklingError
-        where = Path(torch.hub.get_dir()) / "checkpoints"
-        raise RunError(
-            f"no Inception weights ({(str(error) or type(error).__name__).splitlines()[0]}): get "
-            f"{FID_WEIGHTS_URL} and put {FID_WEIGHTS_URL.rpartition('/')[2]} in {where}, which "
-            "TORCH_HOME can move"
-        ) from error
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / FID_WEIGHTS_URL.rpartition("/")[2]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        place = f"get {FID_WEIGHTS_URL} as {weights}, which TORCH_HOME can move"
+        raise RunError(f"no Inception weights ({reason}): {place}") from error
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
     if not digest.startswith(weights.stem.rpartition("-")[2]):
         print(f"{weights} has the digest {digest[:8]}: not pytorch-fid's weights, nor its FID")
-    network = network.eval().requires_grad_(False)
-    network = network.to(device)
+    network = network.eval().requires_grad_(False).to(device)
     network.to(memory_format=torch.channels_last)
 
     def features(images: Tensor) -> Tensor:

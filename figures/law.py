@@ -2,15 +2,11 @@
 
 With E(theta) = mean log p(x), G(theta) the smallest mean gap between log p(x) and the ELBO that the
 family of q allows, and theta(w) where E - w G = (1 - w) E + w ELBO is largest, w = 0 is maximum
-likelihood and w = 1 joint training. V(w) = max (E - w G) is a maximum of functions that are linear
-in w: convex, with V'(w) = -G(theta(w)) (the envelope theorem). V(1) = V(0) - integral of
-G(theta(w)) dw then says, for *global* optima,
+likelihood and w = 1 joint training, and
 
     E(theta(0)) - E(theta(1))  =  integral over w from 0 to 1 of  G(theta(w)) - G(theta(1)).
 
-So each nat by which the gap narrows at weight w costs w nats, and the cost is at most what the gap
-narrows. Where the path jumps to a better optimum by Delta in E - w G, the cost is smaller than the
-area by Delta.
+The proof and what follows stand on the page, figures/law/README.md.
 
 Scripts call `follow`; `split` makes one file of each case that a run followed, in results/law, from
 which alone the figure and the table are drawn. All quantities are in nats.
@@ -30,6 +26,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from figures import run
 
@@ -45,8 +42,8 @@ def follow(
 
     ascend(state, w) goes uphill on E - w G from a state; it returns where that ends, E and G there.
     Returns lists over the weights: `evidence` E, `gap` G; `ahead`, by how much E - w G is larger on
-    the way up than on
-    the way down: where it is not zero there are several optima. And the states that are kept.
+    the way up than on the way down: where it is not zero there are several optima. And the states
+    that are kept.
     """
     paths, state = [], low
     for order in (weights, weights[::-1]):
@@ -61,13 +58,24 @@ def follow(
         for w, up, down in zip(weights, *paths, strict=True)
     ]
     best = [up if lead >= 0 else down for lead, up, down in zip(ahead, *paths, strict=True)]
-    found = {
-        "weight": list(weights),
-        "evidence": [p[1] for p in best],
-        "gap": [p[2] for p in best],
-        "ahead": ahead,
-    }
-    return found, [p[0] for p in best]
+    states, evidence, gap = map(list, zip(*best, strict=True))
+    found = {"weight": list(weights), "evidence": evidence, "gap": gap, "ahead": ahead}
+    return found, states
+
+
+def uphill(value: Callable[[Tensor], Tensor], start: Tensor, steps: dict[str, float]) -> Tensor:
+    """Where L-BFGS from `start`, float64 on the CPU, finds `value` largest; steps: its options."""
+    import scipy.optimize
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        at = torch.from_numpy(flat).view_as(start).requires_grad_()
+        loss = -value(at)
+        (gradient,) = torch.autograd.grad(loss, at)
+        return loss.item(), gradient.numpy().ravel()
+
+    how: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": steps}
+    optimum = scipy.optimize.minimize(objective, start.numpy().ravel(), **how)
+    return torch.from_numpy(optimum.x).view_as(start)
 
 
 def weights(count: int) -> list[float]:
@@ -100,16 +108,10 @@ def save(options: Any, cases: list[dict], **more: Any) -> None:
 
 def report(cases: Iterable[dict]) -> None:
     """Print what each case costs, the area, and the bound."""
-    rows = [
-        (
-            f"{case['knob']} {case['value']:g}",
-            case["gap"][0],
-            narrowing(case),
-            area(case),
-            cost(case),
-        )
-        for case in cases
-    ]
+    rows = []
+    for case in cases:
+        knob = f"{case['knob']} {case['value']:g}"
+        rows.append((knob, case["gap"][0], narrowing(case), area(case), cost(case)))
     run.print_table(("nats", "gap at w = 0", "narrowing: a bound", "area", "cost"), rows, digits=5)
 
 
@@ -124,13 +126,9 @@ def split(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for case in result.get("metrics", {}).get("cases", ()):
         metrics = {key: value for key, value in case.items() if key != "name"}
         metrics["settled"] = holds(metrics)
-        cases[case["name"]] = {
-            "config": result["config"],
-            "metrics": metrics,
-            "environment": result["environment"],
-            "seconds": result["seconds_of_cases"][case["name"]],
-            "history": {},
-        }
+        found = {"config": result["config"], "metrics": metrics, "history": {}}
+        found["environment"] = result["environment"]
+        cases[case["name"]] = found | {"seconds": result["seconds_of_cases"][case["name"]]}
     return cases
 
 
@@ -138,8 +136,6 @@ def holds(metrics: dict) -> bool:
     """Whether cost and area agree to 5% or 0.002 nats."""
     return abs(cost(metrics) - area(metrics)) <= max(0.05 * area(metrics), 0.002)
 
-
-# --- figure and table -----------------------------------------------------------------------------
 
 NAMES = {3: "Section 3", 4: "Section 4, in the plane", 5: "Section 5"}
 SHORT = {  # of what a case is of, in the figure's legend
@@ -177,32 +173,24 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
         axes[1].plot([], [], label=NAMES[section], **look | {"linestyle": "none"})
         kinds = dict.fromkeys(case["of"] for case in here.values())
         for line, kind in zip(itertools.cycle(style.LINES), kinds, strict=False):
-            of_kind = [c for c in here.values() if c["of"] == kind and narrowing(c) > 1e-3]
-            paid: dict[float, list[float]] = {}
-            for case in sorted(of_kind, key=lambda case: case["value"]):
-                paid.setdefault(case["value"], []).append(cost(case) / narrowing(case))
+            of_kind = {n: c for n, c in here.items() if c["of"] == kind and narrowing(c) > 1e-3}
+            alike, curve = groups(of_kind), look | {"linestyle": line, "linewidth": 1}
+            paid = [np.mean([cost(case) / narrowing(case) for case in cases]) for cases in alike]
             label = f"{section}: {SHORT.get(kind, kind)}" if len(paid) > 1 else None
-            means, curve = list(map(np.mean, paid.values())), look | {"linestyle": line}
             if "encoder" in kind:  # of several sizes
                 curve["markerfacecolor"] = "white"
-            axes[2].plot(list(paid), means, linewidth=1, label=label, **curve)
+            axes[2].plot([cases[0]["value"] for cases in alike], paid, label=label, **curve)
         if any("encoder" in kind for kind in kinds):
             hollow = look | {"linestyle": "none", "markerfacecolor": "white"}
             axes[2].plot([], [], label=f"{section}: with an encoder", **hollow)
-    axes[0].set(
-        xlabel="weight w",
-        ylabel="gap G (nats)",
-        ylim=(0, None),
-        title="(a) the cost is the shaded area",
-    )
+    axes[0].set(title="(a) the cost is the shaded area", xlabel="weight w", ylabel="gap G (nats)")
+    axes[0].set_ylim(0, None)
     axes[1].plot([0, largest], [0, largest], color=style.REFERENCE, linewidth=1, zorder=0)
     axes[1].set(xlabel="area (nats)", ylabel="cost in log p(x) (nats)", title="(b) every case")
     axes[1].set_xscale("symlog", linthresh=1e-3)
     axes[1].set_yscale("symlog", linthresh=1e-3)
-    axes[2].set(
-        xscale="log", xlabel="variance, sigma, or words", ylabel="cost / narrowing", ylim=(0, None)
-    )
-    axes[2].set_title("(c) how much of it is paid")
+    axes[2].set(xscale="log", xlabel="variance, sigma, or words", ylabel="cost / narrowing")
+    axes[2].set(ylim=(0, None), title="(c) how much of it is paid")
     for axis in axes:
         axis.legend(fontsize=7)
     axes[2].set_ylim(0, 1.45 * axes[2].get_ylim()[1])  # room for its legend

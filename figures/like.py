@@ -47,14 +47,12 @@ def options_of(path: Path, runs: Sequence[Run]) -> tuple[Any, dict[str, Any]]:
 
 def numbers(value: Any, name: str = "") -> dict[str, Any]:
     """The leaves of nested metrics by dotted name."""
-    if isinstance(value, dict):
-        parts = value.items()
-    elif isinstance(value, list):
-        parts = enumerate(value)
-    else:
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
         return {name: value}
     found = {}
-    for key, part in parts:
+    for key, part in value.items():
         found |= numbers(part, f"{name}.{key}" if name else str(key))
     return found
 
@@ -72,13 +70,10 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> None:
     if "knob" in old:  # one of the law's cases, which were split off their run
         same = ("of", "value", "seed")
         new = next((c for c in new["cases"] if all(c[k] == old[k] for k in same)), {})
-        old, new = (
-            {k: v for k, v in m.items() if k not in ("name", "settled")} for m in (old, new)
-        )
-    old, new = numbers(old), numbers(new)
-    shared = sorted(old.keys() & new.keys())
+    old, new, beside = numbers(old), numbers(new), {"name", "settled"}  # of such a case
+    shared = sorted((old.keys() & new.keys()) - beside)
     differ = [name for name in shared if old[name] != new[name]]
-    if lacking := len(old.keys() ^ new.keys()):
+    if lacking := len((old.keys() ^ new.keys()) - beside):
         print(f"{lacking} metrics are in one of the two only")
     if not differ:
         print(f"all {len(shared)} metrics are equal, bit by bit")
@@ -91,7 +86,5 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> None:
         return abs(a - b) / max(abs(a), abs(b), 1e-3)  # below that, all is rounding
 
     worst = max(differ, key=apart)
-    print(
-        f"{len(differ)} of {len(shared)} metrics differ, most of all {worst}: "
-        f"{old[worst]} before, {new[worst]} now"
-    )
+    values = f"{old[worst]} before, {new[worst]} now"
+    print(f"{len(differ)} of {len(shared)} metrics differ, most of all {worst}: {values}")

@@ -70,9 +70,6 @@ class Options(ClusterOptions):
     """folder for everything; None: runs/quick or runs/report"""
 
 
-# --- running --------------------------------------------------------------------------------------
-
-
 def duration(seconds: float) -> str:
     """Such as 40 s, 3 min 20 s, 5 h or 32 days."""
     if seconds >= 48 * HOUR:
@@ -195,9 +192,6 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
             for name, case in law.split(json.loads(result.read_bytes())).items():
                 write_json(out / "results" / "law" / f"{name}.json", case)
     return failed
-
-
-# --- drawing --------------------------------------------------------------------------------------
 
 
 def draw(folder: Path, preset: str) -> list[str]:

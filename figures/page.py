@@ -58,11 +58,7 @@ def draw(folder: Path) -> list[str]:
         ("section4/table1", section4.write_table1, (dcgan, stages)),
         ("section5/estimator_variance", section5.draw_estimator_variance, (first("disarm"),)),
         ("section5/exact", section5.write_exact, (exact,)),
-        (
-            "section5/section5",
-            section5.draw_section5,
-            (list(exact.values()), section5.shown(cells)),
-        ),
+        ("section5/section5", section5.draw_section5, (exact, section5.shown(cells))),
         ("section5/table3", section5.draw_table3, (section5.of_the_report(cells),)),
         ("section5/table2, table3 and hashing_cells", section5.write_tables, (cells,)),
     )
@@ -78,9 +74,8 @@ def draw(folder: Path) -> list[str]:
 def environment(autoescape: bool = False) -> Environment:
     """Of templates in this folder; names that they lack are errors."""
     options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True}
-    found = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=autoescape, **options
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    found = Environment(loader=loader, autoescape=autoescape, **options)
     found.filters["f"] = findings.fixed
     return found
 

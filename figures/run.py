@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import platform
 import signal
@@ -221,6 +222,13 @@ def restore(trainer: Any, state: Mapping[str, Any]) -> None:
         setattr(trainer, name, restored(getattr(trainer, name), state[name]))
 
 
+def check_finite(values: Mapping[str, float | None], where: str) -> None:
+    """Raise FloatingPointError, one line, for the first of the values that is not finite."""
+    for key, value in values.items():
+        if value is not None and not math.isfinite(value):
+            raise FloatingPointError(f"the {key} is {value} {where}; try a smaller --lr")
+
+
 HISTORY = "history.jsonl"
 
 
@@ -264,9 +272,7 @@ def as_config(options: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
 
-def same_options(
-    path: Path, before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]
-) -> None:
+def same_options(path: Path, before: Mapping, now: Mapping, free: Collection[str]) -> None:
     """Raise RunError if what is at `path` was made with other options, but for the `free` ones."""
     for key in sorted((before.keys() | now.keys()) - set(free)):
         if before.get(key) != now.get(key):
@@ -277,9 +283,7 @@ def same_options(
             raise RunError(f"--resume: {path} was trained with {name} {had}")
 
 
-def keep(
-    path: Path, options: Any, free: Collection[str], make: Callable[[], dict[str, Any]], **same: Any
-) -> dict[str, Any]:
+def keep(path: Path, options: Any, free: Collection[str], make: Callable[[], dict], **same) -> dict:
     """What `make` returns, with the `seconds` it took, kept at `path`; with --resume, what is there
     already.
 
@@ -337,9 +341,6 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-# --- intervals ------------------------------------------------------------------------------------
-
-
 def half_width(values: Sequence[float]) -> float:
     """Half the width of the 95% t-interval of the mean."""
     import scipy.stats
@@ -350,9 +351,6 @@ def half_width(values: Sequence[float]) -> float:
 def interval(values: Sequence[float], digits: int = 1) -> str:
     """Mean and 95% t-interval, such as 6.6 ± 0.8."""
     return f"{statistics.mean(values):z,.{digits}f} ± {half_width(values):,.{digits}f}"
-
-
-# --- terminal -------------------------------------------------------------------------------------
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 4) -> None:

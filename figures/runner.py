@@ -72,6 +72,9 @@ class Task:
     title: str | None = None
 
 
+Ended = tuple[str, str | None]  # a task's name, and why it failed or could not begin
+
+
 def cores() -> int:
     """Cores that this process may use; where the system does not say, all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -87,11 +90,8 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def run_task(
-    task: Task,
-    session: str,
-    before: Sequence[tuple[str, str | None]],
-    after: tuple[str, str | None] | None = None,
-) -> tuple[str, str | None]:
+    task: Task, session: str, before: Sequence[Ended], after: Ended | None = None
+) -> Ended:
     """Run the script; returns the task's name, and why it failed or could not begin, or None.
 
     session: of `run_tasks`. Dask runs a task again if the worker is lost that had its result,
@@ -282,9 +282,7 @@ def say_if_nobody_comes(client: Client, resource: str | None) -> None:
 
 
 def run_tasks(
-    tasks: Sequence[Task],
-    options: ClusterOptions,
-    ended: Callable[[str, str | None], None] = lambda name, reason: None,
+    tasks: Sequence[Task], options: ClusterOptions, ended: Callable[..., None] = lambda *_: None
 ) -> dict[str, str]:
     """Run all tasks, in their order where there is a choice; returns why, of each that failed or
     could not begin.

@@ -28,7 +28,7 @@ def draw_figure1(result: dict, folder: Path) -> None:
         "consistent_joint": "(d) consistent VAE,\ntrained jointly",
     }
     x = np.array(panels["x"])
-    shade = ListedColormap([_lighter(colour) for colour in style.COLOURS[:4]])
+    shade = ListedColormap(0.25 * np.array([to_rgb(c) for c in style.COLOURS[:4]]) + 0.75)
     figure, axes = plt.subplots(1, 4, figsize=(10, 3.6), sharex=True, sharey=True)
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         panel = panels[name]
@@ -64,10 +64,6 @@ def draw_figure1(result: dict, folder: Path) -> None:
     style.save(figure, folder, "figure1")
 
 
-def _lighter(colour: str) -> tuple[float, ...]:
-    return tuple(0.25 * np.array(to_rgb(colour)) + 0.75)
-
-
 def report_mixture(result: dict, folder: Path) -> None:
     """Draw Figure 1, and print the stages beside the report's numbers, then the assignments."""
     draw_figure1(result, folder)
@@ -83,9 +79,7 @@ def report_mixture(result: dict, folder: Path) -> None:
             rows.append((label, *published, measured[quantity]))
     print_table(("nats per point", "report", "released code", "ours"), rows)
     quantities = (("oracle", "kl"), ("frozen", "kl"), ("oracle_joint", "elbo"), ("joint", "elbo"))
-    rows = [
-        (name, *(of[stage][key] for stage, key in quantities))
-        for name, of in metrics["assignments"].items()
-    ]
+    assignments = metrics["assignments"].items()
+    rows = [(name, *(of[stage][key] for stage, key in quantities)) for name, of in assignments]
     print_table(("assignment", "oracle gap", "frozen gap", "best joint ELBO", "joint ELBO"), rows)
     print_closing(result)

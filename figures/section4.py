@@ -10,6 +10,7 @@ from matplotlib.ticker import SymmetricalLogLocator
 
 from data import faces, write_aside
 from figures import reference, style
+from figures.evidence import EVIDENCE
 from figures.run import half_width, print_closing, print_table
 
 
@@ -89,21 +90,12 @@ INFERENCE = {  # kinds of it in celeba_joint.py, and how figures call them
     "factorized": "best factorized",
     "full": "best full Gaussian",
 }
-EVIDENCE = {  # what celeba_joint.py tracks on held-out images, nats
-    "evidence": "log p(x) under the decoder",
-    "evidence_change": "its change since the start",
-    "evidence_half_width": "half width of the change's 95% interval",
-    "gap_factorized": "gap of the best factorized Gaussian",
-    "gap_full": "gap of the best Gaussian",
-    "gap_encoder": "gap of the encoder",
-    "effective_samples": "smallest effective sample size of 100",
-}
 
 
 def report_evidence(result: dict) -> None:
     """Print what was tracked of the evidence, at the start and at the end."""
     history, config = result["history"], result["config"]
-    rows = [(label, history[key][0], history[key][-1]) for key, label in EVIDENCE.items()]
+    rows = [(key.replace("_", " "), history[key][0], history[key][-1]) for key in EVIDENCE]
     title = f"Section 4: joint training, {kind(result)}, sigma {config['sigma']:g}"
     print_table((title, "start", "end"), rows, digits=3)
     print_closing(result)

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -243,8 +243,8 @@ def write_exact(results: Mapping[str, dict], folder: Path) -> None:
     style.write_csv(folder / "exact", (*header, "test log_likelihood", "test elbo"), rows)
 
 
-def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path) -> None:
-    """Section 5 at a glance; results: of `hashing.py exact`, by seed and d; cells: of `shown`.
+def draw_section5(exact: Mapping[str, dict], cells: dict[str, dict], folder: Path) -> None:
+    """Section 5 at a glance; exact: results of `hashing.py exact`, by name; cells: of `shown`.
 
     (a) What joint training does to the exact likelihood, for the first encoder and the deepest
     decoder; (b) for all, the likelihood lost in joint training against the gap before it, hollow
@@ -252,6 +252,7 @@ def draw_section5(results: Sequence[dict], cells: dict[str, dict], folder: Path)
     frequencies in the scale of counts.
     """
     figure, axes = plt.subplots(1, 3, figsize=(10.4, 3.6))
+    results = list(exact.values())
     deepest = max(results, key=lambda result: result["config"]["decoder_layers"])
     config, axis = deepest["config"], axes[0]
     _stages(axis, deepest, config["encoders"][0])

@@ -1,6 +1,7 @@
 """What figures/make.py runs: the steps of each preset, by section, in order."""
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,16 +25,17 @@ class Step:
     name: str
     command: str
     seconds: float
-    needs: tuple[str, ...] = ()  # steps that it goes on from
     resume: bool = True  # whether the script has --resume
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The steps that it goes on from."""
+        return tuple(name for name in re.findall(r"\{(.+?)\}", self.command) if name != "self")
 
     @property
     def result(self) -> str:
         """Where its result stands below results/."""
         return f"section{self.section}/{self.name}.json"
-
-
-# --- Section 4 ------------------------------------------------------------------------------------
 
 
 def celeba() -> Iterator[Step]:
@@ -42,7 +44,7 @@ def celeba() -> Iterator[Step]:
     yield Step(4, "celeba/dcgan", "dcgan.py --out {self}", 25 * HOUR)
     for protocol in ("report", "released"):
         name, command = f"celeba/encoder_{protocol}", f"{encoder} --protocol {protocol}"
-        yield Step(4, name, command, 68 * HOUR, needs=("celeba/dcgan",))
+        yield Step(4, name, command, 68 * HOUR)
     for name, fitted, options in (
         ("joint_report", "encoder_report", ""),
         ("elbo_report", "encoder_report", "--freeze-decoder"),
@@ -50,7 +52,7 @@ def celeba() -> Iterator[Step]:
         ("joint_released", "encoder_released", ""),
     ):
         command = f"celeba_joint.py --encoder {{celeba/{fitted}}}/model.pt {options} --out {{self}}"
-        yield Step(4, f"celeba/{name}", command, 114 * HOUR, needs=(f"celeba/{fitted}",))
+        yield Step(4, f"celeba/{name}", command, 114 * HOUR)
 
 
 MEASURED = "--test-images 2000 --laplace-images 16 --fid-images 2000"
@@ -80,13 +82,13 @@ def inference() -> Iterator[Step]:
         yield Step(4, truth, f"{gan}{of_seed} --out {{self}}", 1000 if prefix else 200)
         command = f"{FITTING} --sigma 0.5 --iterations 3000"
         command += f" --ground-truth {{{truth}}}/ground_truth.pt{of_seed} --out {{self}}"
-        yield Step(4, encoder, command, 300, needs=(truth,))
+        yield Step(4, encoder, command, 300)
 
         def joint(
             name: str, options: str, fitted: str, seconds: float, of_seed: str = of_seed
         ) -> Step:
             command = f"{arm} {options}{of_seed} --encoder {{{fitted}}}/model.pt --out {{self}}"
-            return Step(4, f"inference/{name}", command, seconds, needs=(fitted,))
+            return Step(4, f"inference/{name}", command, seconds)
 
         first = encoder == "faces/encoder"
         for kind, weight in (("factorized", 1), ("full", 0)):
@@ -98,7 +100,7 @@ def inference() -> Iterator[Step]:
         for n in (1000, 4000) if first else (1000,):
             command = f"{fit} --iterations {n}{of_seed} --encoder {{{encoder}}}/model.pt"
             name = f"{where}/fit_{n}{end}"
-            yield Step(4, name, f"{command} --out {{self}}", 0.1 * n, needs=(encoder,))
+            yield Step(4, name, f"{command} --out {{self}}", 0.1 * n)
         few = f"--evidence-samples 60 {length} --track"
         if first:
             for name, fitted in FITS.items():
@@ -119,11 +121,11 @@ def settled() -> Iterator[Step]:
         yield Step(4, truth, f"dcgan.py quick --epochs 9 --seed {seed} --out {{self}}", 90)
         command = f"{FITTING} --sigma 0.5 --iterations 1000"
         command += f" --ground-truth {{{truth}}}/ground_truth.pt --seed {seed} --out {{self}}"
-        yield Step(4, encoder, command, 100, needs=(truth,))
+        yield Step(4, encoder, command, 100)
         for name, weight in (("factorized", 1), ("full", 0)):
             command = f"{FACES} {options} --weight {weight} --seed {seed}"
             command += f" --encoder {{{encoder}}}/model.pt --out {{self}}"
-            yield Step(4, f"inference/{name}_long_seed{seed}", command, 900, needs=(encoder,))
+            yield Step(4, f"inference/{name}_long_seed{seed}", command, 900)
 
 
 def planes() -> Iterator[Step]:
@@ -135,9 +137,6 @@ def planes() -> Iterator[Step]:
         "wide_seed0": "--hidden 4 --points 300 --sigmas 0.6",
     }.items():
         yield Step(4, f"plane/{name}", f"celeba_joint.py plane {options} --out {{self}}", 200)
-
-
-# --- Section 5 ------------------------------------------------------------------------------------
 
 
 def grid(
@@ -238,15 +237,14 @@ def quick() -> Iterator[Step]:
     yield Step(3, "mixture", "mixture.py quick --out {self}", 35)
     yield Step(4, "celeba/dcgan", "dcgan.py quick --out {self}", 105)
     command = "celeba_encoder.py quick --ground-truth {celeba/dcgan}/ground_truth.pt --out {self}"
-    yield Step(4, "celeba/encoder_report", command, 75, needs=("celeba/dcgan",))
+    yield Step(4, "celeba/encoder_report", command, 75)
     fitted = "--encoder {celeba/encoder_report}/model.pt --out {self}"
-    needs = ("celeba/encoder_report",)
-    yield Step(4, "celeba/joint_report", f"celeba_joint.py quick {fitted}", 80, needs=needs)
+    yield Step(4, "celeba/joint_report", f"celeba_joint.py quick {fitted}", 80)
     for kind, weight in (("factorized", 1), ("full", 0)):
         command = "celeba_joint.py quick --schedule falling --precision float32"
         command += f" --weight {weight} --sigma 0.5 --lr 1e-3 --iterations 40"
         command += f" --batch-size 16 --track 2 {fitted}"
-        yield Step(4, f"inference/{kind}", command, 40, needs=needs)
+        yield Step(4, f"inference/{kind}", command, 40)
     command = "celeba_joint.py plane --sigmas 0.8 --weights 6 --points 100 --out {self}"
     yield Step(4, "plane/own_seed0", command, 40)
     yield Step(5, "disarm", "hashing.py variance --out {self}", 20, resume=False)

@@ -72,7 +72,8 @@ def times(steps: int, step: Callable[[int], object]) -> Run:
 
 
 def section3(steps: int = 50) -> None:
-    x = mixture.sample(mixture.Options(points_per_component=2000), CPU)
+    options = mixture.Options(points_per_component=2000, steps=steps, joint_lr=1e-4)
+    x = mixture.sample(options, CPU)
     layers = nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)
     encoder, centres = nn.Sequential(*layers), nn.Parameter(torch.tensor(mixture.CENTRES))
     adam = torch.optim.Adam([*encoder.parameters(), centres], 1e-4)
@@ -98,7 +99,7 @@ def section3(steps: int = 50) -> None:
 
     sides: dict[str, Run] = {
         "straightforward": times(steps, lambda _: ascend(negative_elbo, adam)),
-        "ours": lambda: mixture.train(x, ours, means, 1.0, steps, 1e-4, True, lambda *_: None),
+        "ours": lambda: mixture.train(x, ours, means, options, True, lambda *_: None),
         "products": times(steps, products),
     }
     in_turns("Section 3, joint, 8,000 points", sides, steps, 21)
@@ -155,7 +156,7 @@ def section4() -> None:
 
     fitted = celeba_encoder.VAE(truth, celeba_encoder.Encoder(nz, 16), 0.05)
     encoding = replace(celeba_encoder.QUICK, precision="float32")
-    fitting = celeba_encoder.Trainer(fitted, (1e-3, (0.9, 0.999)), encoding, {}, CPU)
+    fitting = celeba_encoder.Trainer(fitted, (1e-3, (0.9, 0.999)), encoding, {})
     encoder, noise = celeba_encoder.Encoder(nz, 16), torch.manual_seed(0)
     adam = torch.optim.Adam(encoder.parameters(), 1e-3)
     there, back = map(convolutions, (encoder, truth))

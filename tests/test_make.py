@@ -19,16 +19,8 @@ from figures.steps import Step
 
 STEPS = (
     Step(3, "first", "script.py first --out {self}", 1),
-    Step(
-        4,
-        "part/second",
-        "script.py fails hangs --from {first}/model.pt --out {self}",
-        1,
-        needs=("first",),
-    ),
-    Step(
-        4, "third", "script.py third --from {part/second} --out {self}", 1, needs=("part/second",)
-    ),
+    Step(4, "part/second", "script.py fails hangs --from {first}/model.pt --out {self}", 1),
+    Step(4, "third", "script.py third --from {part/second} --out {self}", 1),
     Step(5, "fourth", "script.py fourth --out {self}", 1, resume=False),
 )
 QUICK = make.Options()
