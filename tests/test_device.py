@@ -48,7 +48,7 @@ def test_mixture(make: Any) -> None:
         def record(step: int, log_q: torch.Tensor) -> None:
             records.append(mixture.measure(x, log_q, means, truth, options.variance))
 
-        mixture.train(x, encoder, means, options.variance, 2, 1e-3, True, record)
+        mixture.train(x, encoder, means, replace(options, steps=2), True, record)
     assert len(records) == 2
 
 
@@ -99,7 +99,7 @@ def test_encoder_training(protocol: Any, vae: celeba_encoder.VAE) -> None:
     options = replace(options, **few, fid_images=8, track_images=4)
     spaces = {"discriminator": dcgan.Discriminator(2).to(THERE).eval().features}
 
-    trainer = celeba_encoder.Trainer(vae, (1e-3, (0.9, 0.999)), options, spaces, THERE)
+    trainer = celeba_encoder.Trainer(vae, (1e-3, (0.9, 0.999)), options, spaces)
     with elsewhere:
         with celeba_encoder.modes(vae, "encoder", learning=True):
             celeba_encoder.step(trainer)

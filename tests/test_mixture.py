@@ -148,12 +148,13 @@ def test_training_raises_the_elbo_and_the_consistent_encoder_reaches_the_posteri
     torch.manual_seed(0)
     encoder, means = mixture.consistent(CPU), truth.clone()
     seen = []
-    mixture.train(x, encoder, means, 1.0, 4000, 1e-2, False, lambda step, log_q: seen.append(step))
+    long = mixture.Options(steps=4000, lr=1e-2)
+    mixture.train(x, encoder, means, long, False, lambda step, log_q: seen.append(step))
     assert seen == [*range(0, 4000, mixture.EVERY), 4000]
     found = mixture.measure(x, encoder.log_q(x), means, truth, 1.0)
     assert found["kl"] < 1e-3
     assert torch.equal(means, truth)
-    mixture.train(x, encoder, means, 1.0, 200, 1e-3, True, lambda step, log_q: None)
+    mixture.train(x, encoder, means, mixture.Options(steps=200), True, lambda *_: None)
     assert mixture.measure(x, encoder.log_q(x), means, truth, 1.0)["elbo"] > found["elbo"]
 
 
