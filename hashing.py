@@ -358,7 +358,8 @@ class Trainer:
         """Add an epoch's losses, and keep its model if it is the best. Raises FloatingPointError if
         one is not finite.
         """
-        run.check_finite(values, f"after epoch {self.epoch + 1}")
+        losses = {f"{key} loss": value for key, value in values.items()}
+        run.check_finite(losses, f"in epoch {self.epoch + 1}")
         for key, value in values.items():
             self.history.setdefault(key, []).append(value)
         if self.selected_epoch == self.epoch:

@@ -348,7 +348,7 @@ def distinct_codes(z: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.arange(len(z), device=z.device)
     if z.device.type != "cpu":
         return z, rows
-    bits = z.long() << torch.arange(z.shape[1]) % 64
+    bits = z.long() << torch.arange(z.shape[1], device=z.device) % 64
     packed = [word.sum(1) for word in bits.split(64, 1)]
     found, which = packed[0].unique(return_inverse=True)
     if len(packed) > 1:

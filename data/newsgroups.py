@@ -112,13 +112,13 @@ def _downloaded(name: str, folder: Path) -> Path:
 
 
 def parse_archive(
-    path: Path, sha256: dict[str, str] = SHA256, words: Callable[[], bytes | None] = lambda: None
+    path: Path, sha256: dict | None = None, words: Callable[[], bytes | None] = lambda: None
 ) -> Corpus:
     """Read the archive, or a folder of its files, in memory, compare it with the true one, and cut
     the vocabulary.
 
-    sha256: the digests that the files must have. words: reads the list of words where the archive
-        has none.
+    sha256: the digests that the files must have; None: those of SHA256. words: reads the list of
+        words where the archive has none.
     Raises DataError for an archive that is truncated, or differs in content.
     """
     files = _members(path)
@@ -126,7 +126,8 @@ def parse_archive(
         if name not in files:
             raise DataError(f"{path}: no file {name} in the archive")
         digest = hashlib.sha256(files[name]).hexdigest()
-        if (expected := sha256.get(name, digest)) != digest:
+        expected = (SHA256 if sha256 is None else sha256).get(name, digest)
+        if expected != digest:
             raise DataError(f"{path}: {name} has sha256 {digest}, not {expected}: another corpus")
     map_lines = files["train.map"].decode("latin-1").splitlines()
     groups = [line.split()[0] for line in map_lines if line.strip()]

@@ -34,13 +34,11 @@ def draw(folder: Path) -> list[str]:
     """
     results = findings.read(folder / "results")
 
-    def first(*names: str) -> Mapping:
-        return next((results[name] for name in names if name in results), {})
-
     def below(prefix: str) -> dict[str, dict]:
         return {n.removeprefix(prefix): r for n, r in results.items() if n.startswith(prefix)}
 
-    mixture, dcgan = first("mixture_released", "mixture"), first("celeba/dcgan")
+    mixture = results.get("mixture_released", results.get("mixture"))
+    dcgan = results.get("celeba/dcgan")
     exact = {name: result for name, result in results.items() if name.startswith("exact_")}
     stages = {n: results[f"celeba/{n}"] for n in section4.STAGES if f"celeba/{n}" in results}
     kinds = ((section4.STAGES[name][2], name) for name in stages if not name.startswith("encoder"))
@@ -56,7 +54,7 @@ def draw(folder: Path) -> list[str]:
         ("section4/inference", section4.draw_inference, (inference,)),
         ("section4/evidence", section4.write_inference, (inference,)),
         ("section4/table1", section4.write_table1, (dcgan, stages)),
-        ("section5/estimator_variance", section5.draw_estimator_variance, (first("disarm"),)),
+        ("section5/estimator_variance", section5.draw_estimator_variance, (results.get("disarm"),)),
         ("section5/exact", section5.write_exact, (exact,)),
         ("section5/section5", section5.draw_section5, (exact, section5.shown(cells))),
         ("section5/table3", section5.draw_table3, (section5.of_the_report(cells),)),

@@ -45,9 +45,8 @@ def report_variance(result: dict, folder: Path) -> None:
     config, metrics = result["config"], result["metrics"]
     rows = []
     for panel, values in (("scale", config["scales"]), ("bits", config["bits"])):
-        for i, value in enumerate(values):
-            variances = [metrics[panel][name][i] for name in ("arm", "reinforce", "disarm")]
-            rows.append((f"{panel} {value:g}", *variances))
+        variances = (metrics[panel][name] for name in ("arm", "reinforce", "disarm"))
+        rows += [(f"{panel} {x:g}", *of) for x, *of in zip(values, *variances, strict=True)]
     print_table(("total variance, nats^2", "ARM", "REINFORCE-LOO", "DisARM"), rows, digits=2)
     print_closing(result)
 

@@ -61,11 +61,6 @@ FITTING = f"celeba_encoder.py quick --track 4 {MEASURED}"
 FACES = f"celeba_joint.py quick --schedule falling {MEASURED}"
 FACES_GAN = "dcgan.py quick --epochs 30"
 PHOTOS_GAN = "dcgan.py --ngf 16 --ndf 16 --nz 16 --epochs 50 --held-out 500 --features thumbnails"
-FITS = {
-    "encoder": "faces/fit_4000",
-    "encoder_1000": "faces/fit_1000",
-    "encoder_log_q": "faces/encoder",
-}
 
 
 def inference() -> Iterator[Step]:
@@ -103,11 +98,11 @@ def inference() -> Iterator[Step]:
             yield Step(4, name, f"{command} --out {{self}}", 0.1 * n)
         few = f"--evidence-samples 60 {length} --track"
         if first:
-            for name, fitted in FITS.items():
-                points = 5 if name == "encoder_log_q" else 20
-                yield joint(name, f"{few} {points}", fitted, 800)
+            yield joint("encoder", f"{few} 20", "faces/fit_4000", 800)
+            yield joint("encoder_1000", f"{few} 20", "faces/fit_1000", 800)
+            yield joint("encoder_log_q", f"{few} 5", "faces/encoder", 800)
             wide = f"{few} 5 --batch-size 128"
-            yield joint("encoder_1000_batch128", wide, FITS["encoder_1000"], 400)
+            yield joint("encoder_1000_batch128", wide, "faces/fit_1000", 400)
         else:
             yield joint(f"{prefix}encoder_1000{end}", f"{few} 4", f"{where}/fit_1000{end}", 300)
 

@@ -1,5 +1,6 @@
 """Section 5: the sparse loss against the dense formula, resumption bit by bit, and bad input."""
 
+import functools
 import json
 import math
 import signal
@@ -13,18 +14,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from toy import (
-    HASHING,
-    corpus,
-    enumeration,
-    good,
-    main,
-    option_error,
-    posix,
-    python,
-    the_one_line,
-    words,
-)
+import toy
+from torch import Tensor
+from toy import corpus, good, main, option_error, posix, python, the_one_line, words
 
 import disarm
 import hashing
@@ -47,28 +39,24 @@ def toy_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(newsgroups, "load", lambda archive: corpus())
 
 
-def dense_nll(
-    x: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
+def dense_nll(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The definition: sum_v x_v (log(x_v / n) - log softmax_v), x dense and smoothed."""
     log_p = torch.log_softmax(hidden @ weight.T + bias, -1)
     return (x * ((x / x.sum(-1, keepdim=True)).log() - log_p)).sum(-1)
 
 
-def smoothed(counts: scipy.sparse.csr_array, u: torch.Tensor) -> torch.Tensor:
+def smoothed(counts: scipy.sparse.csr_array, u: Tensor) -> Tensor:
     return torch.from_numpy(counts.toarray()).to(u) + u
 
 
 def compare_with_dense(
-    counts: scipy.sparse.csr_array, u: torch.Tensor, rows: np.ndarray, k: int, scale: float = 1.0
+    counts: scipy.sparse.csr_array, u: Tensor, rows: np.ndarray, k: int, scale: float = 1.0
 ) -> None:
     batch = Documents(counts, u).batch(rows)
     generator = torch.Generator().manual_seed(0)
     shape = {"hidden": (len(rows) + 3, k), "weight": (len(u), k), "bias": (len(u),)}
-    inputs = [
-        (scale * torch.randn(s, generator=generator, dtype=u.dtype)).requires_grad_()
-        for s in shape.values()
-    ]
+    drawn = (torch.randn(s, generator=generator, dtype=u.dtype) for s in shape.values())
+    inputs = [(scale * part).requires_grad_() for part in drawn]
     upstream = torch.rand((len(rows) + 3, len(rows)), generator=generator, dtype=u.dtype) - 0.2
     upstream[-1] = 0  # a code that no document uses
     value = documents.RelativeNLL.apply(*inputs, batch, documents.Workspace(), u.dtype)
@@ -81,7 +69,7 @@ def compare_with_dense(
         assert (a - b).abs().max() < 1e-6 * b.abs().max()
 
 
-def unigram(counts: scipy.sparse.csr_array, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+def unigram(counts: scipy.sparse.csr_array, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.from_numpy(documents.unigram(counts)).to(dtype)
 
 
@@ -108,14 +96,11 @@ def test_a_softmax_beyond_the_range_of_the_exponential_is_still_right() -> None:
             decoder.weight.normal_(0, 100)
         loss = decoder(torch.ones(1, 20, 3), batch, dtype)
         loss.sum().backward()
-        dense = dense_nll(
-            smoothed(toy.train[:20], u), torch.ones(20, 3), decoder.weight, decoder.bias
-        )
-        torch.testing.assert_close(loss[0], dense, rtol=tolerance, atol=0)
         parameters = [decoder.weight, decoder.bias]
-        for parameter, expected in zip(
-            parameters, torch.autograd.grad(dense.sum(), parameters), strict=True
-        ):
+        dense = dense_nll(smoothed(toy.train[:20], u), torch.ones(20, 3), *parameters)
+        torch.testing.assert_close(loss[0], dense, rtol=tolerance, atol=0)
+        gradients = torch.autograd.grad(dense.sum(), parameters)
+        for parameter, expected in zip(parameters, gradients, strict=True):
             assert (parameter.grad - expected).norm() < tolerance * expected.norm()
 
 
@@ -180,13 +165,8 @@ def test_encoders_equal_dense_layers(kind: str) -> None:
     mismatched = encoder.rest(x @ encoder.weight + encoder.bias)
     torch.testing.assert_close(encoder(batch, counts=True), mismatched)
     parameters = list(encoder.parameters())
-    for a, b in zip(
-        torch.autograd.grad(encoder(batch).square().sum(), parameters),
-        torch.autograd.grad(
-            encoder.rest(features @ encoder.weight + encoder.bias).square().sum(), parameters
-        ),
-        strict=True,
-    ):
+    found = torch.autograd.grad(encoder(batch).square().sum(), parameters)
+    for a, b in zip(found, torch.autograd.grad(expected.square().sum(), parameters), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -203,9 +183,8 @@ def test_kl_is_the_sum_over_codes() -> None:
     logits = torch.tensor([[0.0, 3.0, -20.0], [1.0, 700.0, 0.5]], dtype=torch.float64)
     z = disarm.codes(3, logits)[:, None].expand(-1, 2, -1)
     log_q = disarm.log_bernoulli(z, logits)
-    torch.testing.assert_close(
-        hashing.kl_uniform(logits), (log_q.exp() * (log_q + 3 * math.log(2))).sum(0)
-    )
+    expected = (log_q.exp() * (log_q + 3 * math.log(2))).sum(0)
+    torch.testing.assert_close(hashing.kl_uniform(logits), expected)
 
 
 def test_test_loss_is_the_exact_elbo_on_average() -> None:
@@ -220,9 +199,8 @@ def test_test_loss_is_the_exact_elbo_on_average() -> None:
             logits = trainer.model.encoder(batch)
             z = disarm.codes(3, logits)[:, None].expand(-1, len(batch), -1)
             q = disarm.log_bernoulli(z, logits).exp()
-            exact.append(
-                ((q * trainer.model.decoder(z, batch)).sum(0) + hashing.kl_uniform(logits)).mean()
-            )
+            nll = (q * trainer.model.decoder(z, batch)).sum(0)
+            exact.append((nll + hashing.kl_uniform(logits)).mean())
     samples = np.array([hashing.evaluate(trainer, trainer.test) for _ in range(300)])
     exact = torch.stack(exact).mean().item()
     assert abs(samples.mean() - exact) < 4.5 * samples.std() / 300**0.5
@@ -231,18 +209,18 @@ def test_test_loss_is_the_exact_elbo_on_average() -> None:
 
 def test_step_leaves_the_exact_gradient_on_average() -> None:
     """The encoder's gradient after `step`, with ten pairs, against enumeration of all codes."""
-    toy = corpus()
-    trainer = hashing.Trainer(replace(SMALL, bits=3, lr=1e-30, precision="float32"), toy, CPU)
+    options = replace(SMALL, bits=3, lr=1e-30, precision="float32")
+    trainer = hashing.Trainer(options, corpus(), CPU)
     batch = trainer.train.batch(np.arange(16))
     with torch.no_grad():
         trainer.model.decoder.weight.mul_(5)
     logits = trainer.model.encoder(batch)
 
-    def f(z: torch.Tensor) -> torch.Tensor:
+    def f(z: Tensor) -> Tensor:
         nll = trainer.model.decoder(z, batch)
         return nll + disarm.log_bernoulli(z, logits.detach())
 
-    enumeration(f, logits).mean().backward()
+    toy.enumeration(f, logits).mean().backward()
     model = trainer.model
     parameters = [model.encoder.weight, model.encoder.bias, model.decoder.bias]
     exact = [p.grad.clone() for p in parameters]
@@ -280,7 +258,7 @@ def test_a_step_of_several_pairs_is_the_mean_of_steps_of_one(
     trainer = hashing.Trainer(options, corpus(), CPU)
     batch, noise = trainer.train.batch(np.arange(16)), trainer.generators["noise"].get_state()
 
-    def gradients(pairs: int) -> list[torch.Tensor]:
+    def gradients(pairs: int) -> list[Tensor]:
         loss = hashing.step(trainer, batch, pairs)
         return [loss, *(p.grad.clone() for p in trainer.model.parameters() if p.grad is not None)]
 
@@ -296,16 +274,8 @@ def test_a_step_of_several_pairs_is_the_mean_of_steps_of_one(
 @pytest.mark.parametrize("estimator", ["disarm", "arm", "reinforce"])
 @pytest.mark.parametrize(("encoder", "layers"), [("e1", 0), ("e2", 1), ("e3", 2)])
 def test_every_part_trains(encoder: str, layers: int, estimator: str, tmp_path: Path) -> None:
-    options = replace(
-        SMALL,
-        encoder=encoder,
-        decoder_layers=layers,
-        estimator=estimator,
-        lr=1e-2,
-        epochs=25,
-        out=tmp_path,
-    )
-    result = hashing.train(options, corpus())
+    cell = {"encoder": encoder, "decoder_layers": layers, "estimator": estimator}
+    result = hashing.train(replace(SMALL, **cell, lr=1e-2, epochs=25, out=tmp_path), corpus())
     train = result["history"]["train"]
     assert np.mean(train[-3:]) < np.mean(train[:3])
     assert result["metrics"]["test_min"] == min(result["history"]["test"])
@@ -323,13 +293,12 @@ def test_scratch_used_twice_is_an_error_not_a_wrong_gradient() -> None:
 
 
 def everything(out: Path) -> tuple[dict, dict]:
-    return torch.load(out / "checkpoint.pt", weights_only=True), json.loads(
-        (out / "result.json").read_bytes()
-    )
+    result = json.loads((out / "result.json").read_bytes())
+    return torch.load(out / "checkpoint.pt", weights_only=True), result
 
 
 def assert_bitwise_equal(a: object, b: object) -> None:
-    if isinstance(a, torch.Tensor):
+    if isinstance(a, Tensor):
         assert torch.equal(a, b)
     elif isinstance(a, dict):
         assert a.keys() == b.keys()
@@ -350,7 +319,7 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, toy_corpus: None) -> No
     good(hashing, *long, "--out", whole)
     checkpoint, result = killed / "checkpoint.pt", killed / "result.json"
     for least, stop in ((5, signal.SIGKILL), (25, signal.SIGTERM)):
-        command = [sys.executable, "-c", HASHING, *words(*long, "--resume --out", killed)]
+        command = [sys.executable, "-c", toy.HASHING, *words(*long, "--resume --out", killed)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 100
         epochs = 0
@@ -380,16 +349,12 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, toy_corpus: None) -> No
 
 
 def test_every_option_resumes_bit_by_bit(tmp_path: Path) -> None:
-    options = replace(
-        SMALL, encoder="e4", encoder_lr=0.01, held_out=0.2, test_counts=True, resume=True
-    )
+    options = replace(SMALL, encoder="e4", encoder_lr=0.01, held_out=0.2)
+    options = replace(options, test_counts=True, resume=True)
     hashing.train(replace(options, out=tmp_path / "whole"), corpus())
     for fine_epochs in (1, 2):
         hashing.train(replace(options, fine_epochs=fine_epochs, out=tmp_path / "parts"), corpus())
-    (state, result_a), (other, result_b) = (
-        everything(tmp_path / "whole"),
-        everything(tmp_path / "parts"),
-    )
+    (state, result_a), (other, result_b) = (everything(tmp_path / n) for n in ("whole", "parts"))
     assert_bitwise_equal(state, other)
     assert result_a["metrics"] == result_b["metrics"]
 
@@ -401,20 +366,14 @@ def test_resume_can_add_epochs_but_not_change_the_model(tmp_path: Path) -> None:
         hashing.train(options, corpus())
     with pytest.raises(hashing.cli.RunError, match="--bits 4, not 5"):
         hashing.train(replace(options, bits=5, resume=True), corpus())
-    assert (
-        hashing.train(replace(options, fine_epochs=2, resume=True), corpus())["metrics"]["epochs"]
-        == 4
-    )
+    again = replace(options, fine_epochs=2, resume=True)
+    assert hashing.train(again, corpus())["metrics"]["epochs"] == 4
     # Of 2 and 2, where these runs never pass.
     for epochs, fine_epochs in ((3, 0), (3, 2), (6, 0), (2, 1)):
         with pytest.raises(hashing.cli.RunError, match="never passes through that state"):
-            hashing.train(
-                replace(options, epochs=epochs, fine_epochs=fine_epochs, resume=True), corpus()
-            )
+            hashing.train(replace(again, epochs=epochs, fine_epochs=fine_epochs), corpus())
     with pytest.raises(hashing.cli.RunError, match="documents toy, not another"):
-        hashing.train(
-            replace(options, fine_epochs=3, resume=True), replace(corpus(), name="another")
-        )
+        hashing.train(replace(again, fine_epochs=3), replace(corpus(), name="another"))
     checkpoint = tmp_path / "checkpoint.pt"
     state = torch.load(checkpoint, weights_only=True)
     for broken, said in (
@@ -424,17 +383,13 @@ def test_resume_can_add_epochs_but_not_change_the_model(tmp_path: Path) -> None:
     ):
         torch.save(state | broken, checkpoint)
         with pytest.raises(hashing.cli.RunError, match=said):
-            hashing.train(replace(options, fine_epochs=3, resume=True), corpus())
+            hashing.train(replace(again, fine_epochs=3), corpus())
 
 
 def test_test_counts_adds_a_second_test_and_changes_nothing_else(tmp_path: Path) -> None:
-    plain, both = (
-        hashing.train(
-            replace(SMALL, encoder="e3", lr=0.1, test_counts=counts, out=tmp_path / str(counts)),
-            corpus(),
-        )
-        for counts in (False, True)
-    )
+    options = replace(SMALL, encoder="e3", lr=0.1, out=tmp_path / "plain")
+    plain = hashing.train(options, corpus())
+    both = hashing.train(replace(options, test_counts=True, out=tmp_path / "both"), corpus())
     second = both["history"].pop("test_counts")
     assert both["history"] == plain["history"]
     assert second != both["history"]["test"]
@@ -447,17 +402,13 @@ def test_held_out_documents_are_not_trained_on(tmp_path: Path) -> None:
     assert (len(trainer.train), len(trainer.held_out), len(trainer.test)) == (40, 10, 21)
     together = scipy.sparse.vstack([trainer.train.counts, trainer.held_out.counts]).toarray()
     np.testing.assert_array_equal(np.sort(together, 0), np.sort(toy.train.toarray(), 0))
-    np.testing.assert_allclose(
-        trainer.u.numpy(), documents.unigram(toy.train[trainer.training_rows]), rtol=1e-6
-    )
+    expected = documents.unigram(toy.train[trainer.training_rows])
+    np.testing.assert_allclose(trainer.u.numpy(), expected, rtol=1e-6)
     result = hashing.train(replace(SMALL, held_out=0.2, epochs=20, out=tmp_path), toy)
     history, metrics = result["history"], result["metrics"]
     assert metrics["selected_epoch"] == int(np.argmin(history["held_out"])) + 1
-    assert (
-        metrics["test_selected"]
-        == history["test"][metrics["selected_epoch"] - 1]
-        >= metrics["test_min"]
-    )
+    assert metrics["test_selected"] == history["test"][metrics["selected_epoch"] - 1]
+    assert metrics["test_selected"] >= metrics["test_min"]
     with pytest.raises(DataError, match="leaves none"):
         hashing.Trainer(replace(SMALL, held_out=0.001), toy, CPU)
 
@@ -488,9 +439,8 @@ def test_bfloat16_products_are_close_and_only_training_uses_them() -> None:
     toy = corpus(words=200)
     losses, gradients, tests = [], [], []
     for precision in ("float32", "bfloat16"):
-        trainer = hashing.Trainer(
-            replace(SMALL, decoder_layers=1, lr=1e-30, precision=precision), toy, CPU
-        )
+        options = replace(SMALL, decoder_layers=1, lr=1e-30, precision=precision)
+        trainer = hashing.Trainer(options, toy, CPU)
         losses.append(hashing.step(trainer, trainer.train.batch(np.arange(50)), 1).item())
         gradients.append([p.grad.clone() for p in trainer.model.parameters() if p.grad is not None])
         tests.append(hashing.evaluate(trainer, trainer.test))
@@ -499,16 +449,12 @@ def test_bfloat16_products_are_close_and_only_training_uses_them() -> None:
         assert (exact - rounded).norm() < 0.05 * exact.norm()
     assert any(not torch.equal(*pair) for pair in zip(*gradients, strict=True))
     assert tests[0] == tests[1]
-    with pytest.raises(
-        hashing.cli.RunError, match="--precision bfloat16 is for the CPU, not for cuda"
-    ):
+    with pytest.raises(hashing.cli.RunError, match="bfloat16 is for the CPU, not for cuda"):
         hashing.Trainer(trainer.options, toy, torch.device("cuda"))
     assert trainer.options.precision == "bfloat16"
 
 
-def test_a_processor_told_to_be_a_lesser_one_trains_in_float32(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_processor_told_to_be_a_lesser_one_trains_in_float32(monkeypatch) -> None:
     ask = "from figures import run; import torch; print(run.native_precision(torch.device('cpu')))"
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     assert python(ask).stdout == "float32\n"
@@ -565,9 +511,8 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     full_disk = (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     more = (*ARGUMENTS, "--fine-epochs", 9, "--resume", "--out", tmp_path)
-    done = python(
-        HASHING, *more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, full_disk)
-    )
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, full_disk)
+    done = python(toy.HASHING, *more, preexec_fn=limit)
     assert "File too large" in the_one_line(done)
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert after.pop("history.jsonl").startswith(before.pop("history.jsonl"))

@@ -113,7 +113,7 @@ def test_a_stage_is_kept_and_taken_with_resume_only(tmp_path: Path) -> None:
     assert len(calls) == 1
     with pytest.raises(RunError, match=r"--lr 0\.1, not 0\.2"):
         keep(path, dataclasses.replace(again, lr=0.2), {"resume"}, run, documents="toy")
-    with pytest.raises(RunError, match="trained on toy, not on another"):
+    with pytest.raises(RunError, match="documents toy, not another"):
         keep(path, again, {"resume"}, run, documents="another")
 
 

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -51,10 +51,7 @@ def encoders(ground_truth: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def without_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     """What test_inference.py tests takes longer than all trainings here."""
     of_joint = [run for run in RUNS if run[1] is celeba_joint.main]
-    runs = [
-        (name, function, replace(options, evidence_images=0), words)
-        for name, function, options, words in of_joint
-    ]
+    runs = [(*run[:2], replace(run[2], evidence_images=0), run[3]) for run in of_joint]
     monkeypatch.setattr(celeba_joint, "RUNS", runs)
 
 
@@ -109,9 +106,8 @@ def linear_vae(orthogonal: bool) -> tuple[VAE, Tensor, Tensor]:
     if orthogonal:
         weight = torch.linalg.qr(weight)[0] * torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     precision = torch.eye(3, dtype=torch.float64) + weight.T @ weight / SIGMA**2
-    encoder = LinearEncoder(
-        torch.linalg.solve(precision, weight.T) / SIGMA**2, 1 / precision.diagonal()
-    )
+    of_mean = torch.linalg.solve(precision, weight.T) / SIGMA**2
+    encoder = LinearEncoder(of_mean, 1 / precision.diagonal())
     decoder = LinearDecoder(weight)
     return VAE(decoder, encoder, SIGMA).double(), weight, precision
 
@@ -138,16 +134,12 @@ def test_elbo_is_a_hand_computation() -> None:
     mu, log_s = vae.encoder(x)
     epsilon = torch.randn(4, 5, generator=torch.Generator().manual_seed(0).set_state(state))
     for i in range(4):
-        z = [
-            mu[i, j].item() + math.exp(log_s[i, j].item()) * epsilon[i, j].item() for j in range(5)
-        ]
+        m, s, e = mu[i].tolist(), log_s[i].tolist(), epsilon[i].tolist()
+        z = [m[j] + math.exp(s[j]) * e[j] for j in range(5)]
         decoded = vae.decoder(torch.tensor([z], dtype=torch.float64))[0]
         squares = ((x[i] - decoded) ** 2).sum().item()
         data = -squares / (2 * 0.05**2) - 12288 * (math.log(0.05) + 0.5 * math.log(2 * math.pi))
-        kl = sum(
-            0.5 * (m.item() ** 2 + math.exp(2 * s.item()) - 1) - s.item()
-            for m, s in zip(mu[i], log_s[i], strict=True)
-        )
+        kl = sum(0.5 * (m[j] ** 2 + math.exp(2 * s[j]) - 1) - s[j] for j in range(5))
         assert found["data"][i].item() == pytest.approx(data, rel=1e-6)
         assert found["kl"][i].item() == pytest.approx(kl, rel=1e-5)
         assert found["elbo"][i].item() == pytest.approx(data - kl, rel=1e-6)
@@ -157,9 +149,8 @@ def test_log_normal_and_kl_are_those_of_torch() -> None:
     mu, log_s, x = torch.randn(3, 7, 5, dtype=torch.float64)
     q, p = torch.distributions.Normal(mu, log_s.exp()), torch.distributions.Normal(0.0 * mu, 1.0)
     torch.testing.assert_close(evidence.log_normal(x, mu, log_s), q.log_prob(x).sum(1))
-    torch.testing.assert_close(
-        evidence.kl_to_prior(mu, log_s), torch.distributions.kl_divergence(q, p).sum(1)
-    )
+    kl = torch.distributions.kl_divergence(q, p).sum(1)
+    torch.testing.assert_close(evidence.kl_to_prior(mu, log_s), kl)
 
 
 def test_elbo_gradients_equal_finite_differences() -> None:
@@ -187,15 +178,11 @@ def test_noise_surplus_has_mean_zero_and_takes_the_noise_away() -> None:
 def test_laplace_is_exact_for_a_linear_decoder() -> None:
     vae, weight, _ = linear_vae(orthogonal=True)
     covariance = weight @ weight.T + SIGMA**2 * torch.eye(12, dtype=torch.float64)
-    entropy = (
-        torch.distributions.MultivariateNormal(torch.zeros(12, dtype=torch.float64), covariance)
-        .entropy()
-        .item()
-    )
+    of_x = torch.distributions.MultivariateNormal(torch.zeros(12).double(), covariance)
     with modes(vae):
         local = laplace(vae, settings(laplace_images=2000), CPU)
     assert local["factorization"] == pytest.approx(0, abs=1e-6)
-    assert local["evidence"] == pytest.approx(-entropy, abs=0.15)
+    assert local["evidence"] == pytest.approx(-of_x.entropy().item(), abs=0.15)
 
 
 def test_laplace_knows_what_a_factorized_posterior_loses() -> None:
@@ -230,9 +217,8 @@ def test_modes_leave_running_statistics_alone_unless_learning() -> None:
         assert same(buffers(vae.decoder), before["decoder"]) is not learning
     assert not any(module.training for module in vae.modules())
     with modes(vae):
-        torch.testing.assert_close(
-            vae.sample(z, noise)[0][:1], vae.sample(z[:1], noise)[0], rtol=1e-4, atol=1e-6
-        )
+        together, alone = vae.sample(z, noise)[0][:1], vae.sample(z[:1], noise)[0]
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
     with modes(vae, "truth"):
         assert (vae.sample(z, noise)[0][:1] - clean[:1]).abs().max() < 1e-6
         assert (vae.sample(z, noise)[0][:1] - vae.sample(z[:1], noise)[0]).abs().max() > 1e-3
@@ -250,10 +236,7 @@ def test_streams_of_images() -> None:
         latents[kind] = torch.cat(made)
     for z in latents.values():  # batch for batch, all kinds are of the same x*
         assert torch.equal(z, latents["truth"])
-    found = {
-        kind: torch.cat(list(streams(kind)))
-        for kind in ("truth", "noisy", "decoded", "noisy_decoded", "prior")
-    }
+    found = {kind: torch.cat(list(streams(kind))) for kind in (*latents, "prior")}
     assert {len(images) for images in found.values()} == {10}
     assert (found["noisy"] - found["truth"]).std() == pytest.approx(0.05, rel=0.02)
     assert (found["noisy_decoded"] - found["decoded"]).std() == pytest.approx(0.05, rel=0.02)
@@ -291,11 +274,9 @@ def test_joint_run_goes_on_from_the_encoder(
     assert joint["config"]["protocol"] == protocol
     assert set(joint["metrics"]["frechet"]["discriminator"]) == set(celeba_encoder.DISTANCES)
     assert joint["metrics"]["sigma"] != pytest.approx(0.05, abs=1e-6)
+    found = [result["metrics"]["frechet"]["discriminator"] for result in (joint, frozen)]
     for key in ("noise_alone", "floor"):  # of the ground truth, as in the encoder's run
-        assert (
-            joint["metrics"]["frechet"]["discriminator"][key]
-            == frozen["metrics"]["frechet"]["discriminator"][key]
-        )
+        assert found[0][key] == found[1][key]
 
 
 def test_training_raises_what_it_should(ground_truth: Path, tmp_path: Path) -> None:
@@ -319,18 +300,14 @@ def test_a_frozen_decoder_stays(encoders: dict[str, Path], tmp_path: Path) -> No
     done = good(celeba_joint, *arguments)
     assert "frozen, ELBO" in done.stdout
     assert "-19072" not in done.stdout
-    before, after = (
-        torch.load(path / "model.pt", weights_only=True) for path in (encoders["report"], tmp_path)
-    )
+    before = torch.load(encoder, weights_only=True)
+    after = torch.load(tmp_path / "model.pt", weights_only=True)
     for name, values in before["ground_truth"]["generator"].items():
         assert torch.equal(after["decoder"][name], values), name
-    assert any(
-        not torch.equal(after["encoder"][name], values)
-        for name, values in before["encoder"].items()
-    )
-    assert set(read(tmp_path)["metrics"]["frechet"]["discriminator"]) == set(
-        celeba_encoder.FROZEN_DISTANCES
-    )
+    moved = (torch.equal(after["encoder"][name], part) for name, part in before["encoder"].items())
+    assert not all(moved)
+    distances = read(tmp_path)["metrics"]["frechet"]["discriminator"]
+    assert set(distances) == set(celeba_encoder.FROZEN_DISTANCES)
     again = main(celeba_joint, "--like", tmp_path / "result.json", "--out", tmp_path / "again")
     assert "are equal, bit by bit" in again.stdout
     wide = main(celeba_joint, *arguments[:-1], tmp_path / "wide", "--sigma", 0.2)
@@ -350,10 +327,9 @@ def test_resume_is_bitwise(
     whole = ran(module, *run, out=tmp_path / "whole")
     with interrupted(module, "step", 3):
         assert main(module, *run, "--out", tmp_path / "parts").returncode == 130
-    assert "go on with --resume" in the_one_line(main(module, *run, "--out", tmp_path / "parts"))
-    assert "0.0002" in the_one_line(
-        main(module, *run, "--lr", 0.0002, "--resume", "--out", tmp_path / "parts")
-    )
+    again = (module, *run, "--out", tmp_path / "parts")
+    assert "go on with --resume" in the_one_line(main(*again))
+    assert "0.0002" in the_one_line(main(*again, "--lr", 0.0002, "--resume"))
     parts = ran(module, *run, "--resume", out=tmp_path / "parts")
     for key in ("history", "metrics"):
         assert whole[key] == parts[key]
@@ -372,14 +348,10 @@ def test_resume_refuses_another_ground_truth(ground_truth: Path, tmp_path: Path)
     assert "is no ground truth" in the_one_line(main(celeba_encoder, *run, "--resume"))
 
 
-def test_without_weights_the_rest_is_still_written(
-    ground_truth: Path,
-    tmp_path: Path,
-    no_network: Path,  # noqa: F811
-) -> None:
-    done = good(
-        celeba_encoder, "--ground-truth", ground_truth, *SMALL, "--fid-dims 64 --out", tmp_path
-    )
+@pytest.mark.usefixtures("no_network")
+def test_without_weights_the_rest_is_still_written(ground_truth: Path, tmp_path: Path) -> None:
+    arguments = ("--ground-truth", ground_truth, *SMALL, "--fid-dims 64 --out", tmp_path)
+    done = good(celeba_encoder, *arguments)
     assert "no weights" in done.stdout
     assert "TORCH_HOME" in done.stdout
     assert set(read(tmp_path)["metrics"]["frechet"]) == {"discriminator"}
@@ -403,26 +375,19 @@ def test_bad_options_are_refused(module: object, change: tuple, said: str, tmp_p
 
 def test_bad_files_are_one_line(ground_truth: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.pt"
-    for data, said in (
-        (None, "no "),
-        (b"text", "is no "),
-        (ground_truth.read_bytes()[:500], "is no "),
-    ):
+
+    def said(module: ModuleType, name: str, path: Path = broken) -> str:
+        return the_one_line(main(module, *SMALL, name, path, "--out", tmp_path))
+
+    for data in (None, b"text", ground_truth.read_bytes()[:500]):
         if data is not None:
             broken.write_bytes(data)
-        assert said in the_one_line(
-            main(celeba_encoder, *SMALL, "--ground-truth", broken, "--out", tmp_path)
-        )
-        assert said in the_one_line(
-            main(celeba_joint, *SMALL, "--encoder", broken, "--out", tmp_path)
-        )
+        expected = "no " if data is None else "is no "
+        assert expected in said(celeba_encoder, "--ground-truth")
+        assert expected in said(celeba_joint, "--encoder")
     torch.save({"something": 1}, broken)
-    assert "is no ground truth" in the_one_line(
-        main(celeba_encoder, *SMALL, "--ground-truth", broken, "--out", tmp_path)
-    )
-    assert "is no encoder" in the_one_line(
-        main(celeba_joint, *SMALL, "--encoder", ground_truth, "--out", tmp_path)
-    )
+    assert "is no ground truth" in said(celeba_encoder, "--ground-truth")
+    assert "is no encoder" in said(celeba_joint, "--encoder", ground_truth)
 
 
 def test_table1_says_what_was_not_run(encoders: dict[str, Path], tmp_path: Path) -> None:
