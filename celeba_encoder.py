@@ -38,7 +38,6 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 import dcgan
-from data import celeba, faces
 from figures import cli, run
 from figures.evidence import kl_to_prior, laplace, log_normal, noise_surplus, normal
 from figures.frechet import Features, Moments, frechet_distance, inception, moments
@@ -328,9 +327,8 @@ def networks_of(
     discriminator.load_state_dict(state["discriminator"])
     for network in (generator, discriminator):
         network.to(device).eval().requires_grad_(False)
-    origin = {key: state[key] for key in ("width", "epoch", "data", "seed")}
-    usual = celeba.NAME if origin["data"] == "celeba" else faces.NAME
-    return generator, discriminator, origin | {"images": state.get("images", usual)}
+    origin = {key: state[key] for key in ("width", "epoch", "data", "seed", "images")}
+    return generator, discriminator, origin
 
 
 def main(options: Options) -> None:

@@ -203,12 +203,6 @@ class VAE(nn.Module):
         self.encoder = Encoder(options.encoder, words, options.bits, length)
         self.decoder = Decoder(words, options.bits, options.decoder_layers)
 
-    @torch.no_grad()
-    def codes(self, documents: Documents) -> np.ndarray:
-        """The most likely code of each document, packed."""
-        codes = [self.encoder(batch) > 0 for batch in documents.batches(1024)]
-        return hamming.pack(torch.cat(codes).cpu().numpy())
-
 
 # --- training -------------------------------------------------------------------------------------
 
@@ -388,7 +382,10 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
     start, best = time.perf_counter(), int(np.argmin(history["test"]))
     trainer.model.load_state_dict(trainer.selected)
     train = Documents(corpus.train, trainer.u) if trainer.held_out else trainer.train
-    packed = np.concatenate([trainer.model.codes(part) for part in (train, trainer.test)])
+    with torch.no_grad():  # the most likely code of each document
+        batches = itertools.chain(train.batches(1024), trainer.test.batches(1024))
+        codes = torch.cat([trainer.model.encoder(batch) > 0 for batch in batches])
+    packed = hamming.pack(codes.cpu().numpy())
     labels = np.concatenate([corpus.train_labels, corpus.test_labels])
     titles = [t.encode("utf-8", "surrogatepass") for t in corpus.train_titles + corpus.test_titles]
     saved = {  # for others to load, and for `search`: plain tensors, strings and numbers
@@ -458,8 +455,6 @@ def search(options: SearchOptions) -> None:
         architecture = {key: config[key] for key in ("encoder", "bits", "decoder_layers")}
         model = VAE(Options(**architecture), len(saved["words"]))
         model.load_state_dict(saved["model"])
-        if "codes" not in saved:
-            raise cli.RunError(f"{options.model} is of an earlier version: train again")
         packed = saved["codes"].numpy().view(np.uint64)
         groups, ends = saved["groups"], saved["title_ends"]
     counts = counts_of_text(" ".join(options.query), saved["words"], saved["corpus"])

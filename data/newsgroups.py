@@ -20,7 +20,7 @@ import re
 import socket
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,24 +62,13 @@ def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> C
             _downloaded(WORDS, folder)
     if not source.exists():
         raise DataError(f"no 20 Newsgroups archive at {source}; it can be had from {PAGE}")
-    corpus = parse_archive(source, words=lambda: _vocabulary(source, folder))
-    if unnamed(corpus.words):
+    corpus = parse_archive(source, lists=(source.with_name(WORDS), folder / WORDS))
+    if re.fullmatch(r"word\d+", corpus.words[0]):
         print(
             f"no {WORDS}: words go by their number, and none can be searched for; get it from "
             f"{PAGE} into {folder}, and end a finished run again with --resume"
         )
     return corpus
-
-
-def unnamed(words: list[str]) -> bool:
-    """Whether words go by their number, for want of the list."""
-    return re.fullmatch(r"word\d+", words[0]) is not None
-
-
-def _vocabulary(source: Path, folder: Path) -> bytes | None:
-    """The list of words where the archive has none: beside it, or in `folder`; else None."""
-    places = (place / WORDS for place in (source.parent, folder))
-    return next((path.read_bytes() for path in places if path.is_file()), None)
 
 
 def find(archive: Path | None = None, folder: Path = Path(__file__).parent) -> Path | None:
@@ -111,14 +100,12 @@ def _downloaded(name: str, folder: Path) -> Path:
     return path
 
 
-def parse_archive(
-    path: Path, sha256: dict | None = None, words: Callable[[], bytes | None] = lambda: None
-) -> Corpus:
+def parse_archive(path: Path, sha256: dict | None = None, lists: Sequence[Path] = ()) -> Corpus:
     """Read the archive, or a folder of its files, in memory, compare it with the true one, and cut
     the vocabulary.
 
-    sha256: the digests that the files must have; None: those of SHA256. words: reads the list of
-        words where the archive has none.
+    sha256: the digests that the files must have; None: those of SHA256. lists: where the list of
+        words may be if the archive has none.
     Raises DataError for an archive that is truncated, or differs in content.
     """
     files = _members(path)
@@ -133,7 +120,8 @@ def parse_archive(
     groups = [line.split()[0] for line in map_lines if line.strip()]
     labels = {s: np.loadtxt(io.BytesIO(files[f"{s}.label"]), np.int64) - 1 for s in SPLITS}
     counts = {s: parse_counts(files[f"{s}.data"], len(labels[s]), ALL_WORDS) for s in SPLITS}
-    listed = files[WORDS] if WORDS in files else words()
+    beside = (file.read_bytes() for file in lists if file.is_file())
+    listed = files[WORDS] if WORDS in files else next(beside, None)
     names = [f"word{i}" for i in range(1, ALL_WORDS + 1)]
     if listed is not None:
         names = listed.removeprefix(codecs.BOM_UTF8).decode("latin-1").split()

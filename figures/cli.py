@@ -29,9 +29,7 @@ class Terminated(BaseException):
     """SIGTERM, as `kill` and batch systems send it, made an exception: what runs can be stopped."""
 
 
-def _bounded(
-    kind: type, holds: Callable[[Any], bool], bound: str, optional: bool = False
-) -> tyro.constructors.PrimitiveConstructorSpec:
+def _bounded(kind: type, holds: Callable[[Any], bool], bound: str, optional: bool = False) -> Any:
     """How tyro reads a number for which `holds` is true; `bound` says which, in --help and in the
     error.
 

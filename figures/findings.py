@@ -51,11 +51,6 @@ def read(folder: Path) -> dict[str, dict]:
     return results
 
 
-def fixed(value: float, digits: int = 1) -> str:
-    """A number with so many digits."""
-    return f"{value:,.{digits}f}"
-
-
 def spread(values: Sequence[float]) -> str:
     """Smallest to largest."""
     if not values:

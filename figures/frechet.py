@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,13 +23,13 @@ def as_bytes(images: Tensor) -> Tensor:
     return ((images * 127.5 + 128).clamp(0, 255)).byte()
 
 
+@dataclass
 class Moments:
     """Mean and covariance of features (N, dims), accumulated in float64 batch by batch."""
 
-    def __init__(self) -> None:
-        self.count: int = 0
-        self.sum: Any = 0.0
-        self.products: Any = 0.0
+    count: int = 0
+    sum: Any = 0.0
+    products: Any = 0.0
 
     def add(self, features: Tensor) -> None:
         features = features.double()

@@ -139,8 +139,6 @@ def holds(metrics: dict) -> bool:
 
 NAMES = {3: "Section 3", 4: "Section 4, in the plane", 5: "Section 5"}
 SHORT = {  # of what a case is of, in the figure's legend
-    "code words: (1,1) opposite (-1,0)": "(1,1) opposite (-1,0)",
-    "code words: (1,1) opposite (1,-1)": "(1,1) opposite (1,-1)",
     "plane, 3 hidden units; factorized, best Gaussian of each point": "own Gaussians",
     "linear decoder, b = 4": "log-linear decoder",
     "free decoder, b = 4": "free decoder",
@@ -176,7 +174,8 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
             of_kind = {n: c for n, c in here.items() if c["of"] == kind and narrowing(c) > 1e-3}
             alike, curve = groups(of_kind), look | {"linestyle": line, "linewidth": 1}
             paid = [np.mean([cost(case) / narrowing(case) for case in cases]) for cases in alike]
-            label = f"{section}: {SHORT.get(kind, kind)}" if len(paid) > 1 else None
+            words = SHORT.get(kind, kind.removeprefix("code words: "))
+            label = f"{section}: {words}" if len(paid) > 1 else None
             if "encoder" in kind:  # of several sizes
                 curve["markerfacecolor"] = "white"
             axes[2].plot([cases[0]["value"] for cases in alike], paid, label=label, **curve)

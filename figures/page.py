@@ -74,7 +74,7 @@ def environment(autoescape: bool = False) -> Environment:
     options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True}
     loader = FileSystemLoader(Path(__file__).parent)
     found = Environment(loader=loader, autoescape=autoescape, **options)
-    found.filters["f"] = findings.fixed
+    found.filters["f"] = lambda value, digits=1: f"{value:,.{digits}f}"
     return found
 
 

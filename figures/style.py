@@ -18,6 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 REFERENCE = "0.35"  # grey of lines that mark published values
+NUMERIC = re.compile(r"(-|not run)$|[-+]?[\d.]")  # a cell with a number, or what stands for one
 
 plt.rcParams.update(
     {
@@ -73,15 +74,10 @@ def write_table(
     """Write `path`.md and `path`.tex, the caption first; columns of numbers are aligned right."""
     cells = [[str(value) for value in row] for row in rows]
     columns = zip(*cells, strict=True)
-    align = ["right" if all(map(numeric, column)) else "left" for column in columns]
+    align = ["right" if all(map(NUMERIC.match, column)) else "left" for column in columns]
     for kind, form, first in ((".md", "pipe", ""), (".tex", "latex_booktabs", "% ")):
         table = tabulate(cells, header, form, colalign=align, disable_numparse=True)
         write_aside(path.with_suffix(kind), f"{first}{caption}\n\n{table}\n".encode())
-
-
-def numeric(text: str) -> bool:
-    """Whether a cell holds a number, or stands for one."""
-    return text in ("-", "not run") or bool(re.match(r"[-+]?[\d.]", text))
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -63,7 +63,7 @@ def test_hashing(encoder: Any, layers: int) -> None:
     with elsewhere:
         losses = hashing.step(trainer, trainer.train.batch(np.arange(16)), options.pairs)
         trainer.record({"train": losses.item(), **hashing.test(trainer)})
-        assert len(trainer.model.codes(trainer.test)) == len(trainer.test)
+        assert trainer.model.encoder(next(trainer.test.batches(4))).shape == (4, 4)
 
 
 @pytest.mark.parametrize("objective", ["likelihood", "elbo", "regression"])

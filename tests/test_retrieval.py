@@ -111,12 +111,6 @@ def test_the_corpus_is_not_read_again(trained: Path, monkeypatch: pytest.MonkeyP
     good(hashing, "search", "word3", "--model", trained)
 
 
-def test_a_model_without_codes_is_one_line(trained: Path) -> None:
-    state = torch.load(trained, weights_only=True)
-    torch.save({key: value for key, value in state.items() if key != "codes"}, trained)
-    assert "earlier version" in the_one_line(main(hashing, "search", "word3", "--model", trained))
-
-
 def test_codes_that_tell_nothing_apart_are_said(trained: Path) -> None:
     state = torch.load(trained, weights_only=True)
     torch.save(state | {"codes": torch.zeros_like(state["codes"])}, trained)
