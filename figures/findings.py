@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from figures import law, reference, section4
+from figures import law, reference, section3, section4
 from figures.cli import RunError
 from figures.run import half_width, interval
 
-PUBLISHED = (*reference.MIXTURE_REPORT.items(), *reference.MIXTURE_RELEASED_CODE.items())
+PUBLISHED = (*section3.REPORT.items(), *section3.RELEASED_CODE.items())
 BITS, LAYERS = (8, 16, 32, 64), (0, 1, 2)
 KEYS = {"config", "metrics", "environment", "seconds", "history"}  # of a result
 SEEDS = ("", "_seed1", "_seed2")  # ends of the names of Section 4's runs of three seeds

@@ -1,22 +1,11 @@
-"""Numbers to compare with, as data: of the report, of the original paper, and of the released code
-when it was run.
+"""Numbers to compare with, as data: of the report, of the original paper, and of the released code;
+those of Section 3 stand in section3.py.
 
 Report: Kyrylov, Bedi, Zang (2023), "[Re] VAE Approximation Error: ELBO and Exponential Families",
 doi:10.5281/zenodo.8173745; released code: that which came with it. Original paper: Shekhovtsov,
 Schlesinger, Flach, ICLR 2022. All values in nats.
 """
 
-# Section 3.2, report: ELBO after training the encoder alone, and after joint training.
-MIXTURE_REPORT = {"frozen.elbo": -3.37, "joint.elbo": -3.31}
-# Section 3, released code, seed 0, 8,000 points, run on two CPU cores in 256 s.
-MIXTURE_RELEASED_CODE = {
-    "truth.evidence": -3.3071,
-    "frozen.elbo": -3.3699,
-    "frozen.kl_true": 0.0628,
-    "joint.elbo": -3.3158,
-    "joint.evidence": -3.3131,
-    "joint.kl_true": 0.1446,
-}
 # Section 5: 1,000 epochs with one pair of samples, and 500 with ten.
 SECTION5_EPOCHS = 1500
 # Tables 2 and 3, (encoder, b, d): train negative ELBO at the end, and test negative ELBO, minimum
