@@ -137,9 +137,8 @@ def holds(metrics: dict) -> bool:
     return abs(cost(metrics) - area(metrics)) <= max(0.05 * area(metrics), 0.002)
 
 
-NAMES = {3: "Section 3", 4: "Section 4, in the plane", 5: "Section 5"}
 SHORT = {  # of what a case is of, in the figure's legend
-    "plane, 3 hidden units; factorized, best Gaussian of each point": "own Gaussians",
+    "plane, 3 hidden units; factorized, best Gaussian of each point": "best q of each point",
     "linear decoder, b = 4": "log-linear decoder",
     "free decoder, b = 4": "free decoder",
 }
@@ -153,7 +152,7 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
     from figures import style
 
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.3))
-    looks = {section: style.look(i) for i, section in enumerate(NAMES)}
+    looks = {section: style.look(i) for i, section in enumerate((3, 4, 5))}
     largest = max(area(case) for case in cases.values())
     for section, look in looks.items():
         here = {name: case for name, case in cases.items() if case["section"] == section}
@@ -168,7 +167,7 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
             face = None if case["settled"] else "white"
             point = look | {"linestyle": "none", "markerfacecolor": face}
             axes[1].plot(area(case), cost(case), **point)
-        axes[1].plot([], [], label=NAMES[section], **look | {"linestyle": "none"})
+        axes[1].plot([], [], label=f"Section {section}", **look | {"linestyle": "none"})
         kinds = dict.fromkeys(case["of"] for case in here.values())
         for line, kind in zip(itertools.cycle(style.LINES), kinds, strict=False):
             of_kind = {n: c for n, c in here.items() if c["of"] == kind and narrowing(c) > 1e-3}
@@ -177,19 +176,20 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
             words = SHORT.get(kind, kind.removeprefix("code words: "))
             label = f"{section}: {words}" if len(paid) > 1 else None
             if "encoder" in kind:  # of several sizes
-                curve["markerfacecolor"] = "white"
+                curve["marker"] = "x"
             axes[2].plot([cases[0]["value"] for cases in alike], paid, label=label, **curve)
         if any("encoder" in kind for kind in kinds):
-            hollow = look | {"linestyle": "none", "markerfacecolor": "white"}
-            axes[2].plot([], [], label=f"{section}: with an encoder", **hollow)
+            crosses = look | {"linestyle": "none", "marker": "x"}
+            axes[2].plot([], [], label=f"{section}: q by an encoder", **crosses)
     axes[0].set(title="(a) the cost is the shaded area", xlabel="weight w", ylabel="gap G (nats)")
     axes[0].set_ylim(0, None)
-    axes[1].plot([0, largest], [0, largest], color=style.REFERENCE, linewidth=1, zorder=0)
+    equal = {"color": style.REFERENCE, "linewidth": 1, "zorder": 0}
+    axes[1].plot([0, largest], [0, largest], label="cost = area", **equal)
     axes[1].set(xlabel="area (nats)", ylabel="cost in log p(x) (nats)", title="(b) every case")
     axes[1].set_xscale("symlog", linthresh=1e-3)
     axes[1].set_yscale("symlog", linthresh=1e-3)
     axes[2].set(xscale="log", xlabel="variance, sigma, or words", ylabel="cost / narrowing")
-    axes[2].set(ylim=(0, None), title="(c) how much of it is paid")
+    axes[2].set(ylim=(0, None), title="(c) the part of the narrowing that is paid")
     for axis in axes:
         axis.legend(fontsize=7)
     axes[2].set_ylim(0, 1.45 * axes[2].get_ylim()[1])  # room for its legend

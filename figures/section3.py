@@ -34,9 +34,9 @@ def draw_figure1(result: dict, folder: Path) -> None:
     panels, metrics = result["panels"], result["metrics"]
     titles = {
         "truth": "(a) true posterior",
-        "frozen": "(b) factorized encoder,\ntrue decoder frozen",
-        "joint": "(c) factorized encoder,\ntrained jointly",
-        "consistent_joint": "(d) consistent VAE,\ntrained jointly",
+        "frozen": "(b) independent bits,\ntrue decoder frozen",
+        "joint": "(c) independent bits,\ntrained jointly",
+        "consistent_joint": "(d) consistent encoder,\ntrained jointly",
     }
     x = np.array(panels["x"])
     shade = ListedColormap(0.25 * np.array([to_rgb(c) for c in style.COLOURS[:4]]) + 0.75)
@@ -70,8 +70,8 @@ def draw_figure1(result: dict, folder: Path) -> None:
     look = {"color": "0.4", "markersize": 8, "mec": "white", "mew": 1.2}
     axes[0].plot([], [], "x", color="black", markeredgewidth=1.2, label="true centre")
     axes[0].plot([], [], "o", label="learned centre, large", **look)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6)
+    place = {"loc": "outside lower center", "title": "colour: the most probable z"}
+    figure.legend(*axes[0].get_legend_handles_labels(), ncols=6, **place)
     style.save(figure, folder, "figure1")
 
 
