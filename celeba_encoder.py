@@ -225,10 +225,10 @@ Measure = Callable[[Trainer], dict[str, Any]]  # elbo, data, kl, and what else i
 
 
 def train(
-    trainer: Trainer, step: Step, measure: Measure, learning: tuple[str, ...], checkpoint: Path
+    trainer: Trainer, step: Step, measure: Measure, by_batch: tuple[str, ...], checkpoint: Path
 ) -> None:
-    """Train to --iterations, from the checkpoint if there is one, the networks `learning` in
-    training mode.
+    """Train to --iterations, from the checkpoint if there is one. The networks `by_batch` normalise
+    each batch by itself.
     """
     total, options = trainer.options.iterations, trainer.options
     points = {round(total * i / options.track) for i in range(options.track + 1)}
@@ -253,7 +253,7 @@ def train(
             start = time.perf_counter()
             stop = min(total, (trainer.iteration // every + 1) * every)
             stop = min([stop, *(point for point in left if point > trainer.iteration)])
-            with modes(trainer.vae, *learning, learning=True):
+            with modes(trainer.vae, *by_batch, learning=True):
                 while trainer.iteration < stop and not told():
                     trainer.sum = trainer.sum + step(trainer)
                     trainer.iteration += 1
@@ -287,9 +287,9 @@ def resume(trainer: Trainer, path: Path) -> None:
     """Go on from a checkpoint. Raises RunError if it is none, or one of another run."""
     with run.reading(path, "checkpoint of such a run") as state:
         run.same_options(path, state["config"], run.as_config(trainer.options), FREE_ON_RESUME)
-        if state["history"].keys() != trainer.history.keys():
-            had = "with" if "frechet_inception" in state["history"] else "without"
-            raise cli.RunError(f"--resume: {path} was tracked {had} Inception's weights")
+        if other := sorted(state["history"].keys() ^ trainer.history.keys()):
+            # Such as frechet_inception, with Inception's weights at one time and not at the other.
+            raise cli.RunError(f"--resume: {path} has other curves, apart in {', '.join(other)}")
         truth = trainer.vae.truth.named_parameters()
         if not all(torch.equal(state["vae"][f"truth.{name}"], p.cpu()) for name, p in truth):
             raise cli.RunError(f"--resume: {path} is of another ground truth")
@@ -341,8 +341,8 @@ def main(options: Options) -> None:
     vae = VAE(truth, encoder.to(device), options.sigma).to(device)
     spaces = feature_spaces(options, discriminator, device)
     trainer = Trainer(vae, ADAM[options.protocol], options, spaces)
-    learning = NETWORKS if options.protocol == "released" else ("encoder",)
-    train(trainer, step, measure, learning, checkpoint)
+    by_batch = NETWORKS if options.protocol == "released" else ("encoder",)
+    train(trainer, step, measure, by_batch, checkpoint)
     if options.protocol == "report":
         noise = torch.Generator(device).manual_seed(5_000_003 + options.seed)
         batches = min(CALIBRATION, -(-options.iterations // 4))
@@ -408,9 +408,8 @@ class Images:
         prior = kind.endswith("prior")
         # z with the pixels' noise, the noise of q, and that of decoded images: all kinds see the
         # same of each.
-        noise, of_q, of_decoded = (torch.Generator(self.device) for _ in range(3))
-        for i, generator in ((prior, noise), (2, of_q), (3, of_decoded)):
-            generator.manual_seed(self.seed + 4_000_037 + i)
+        seeds = (self.seed + 4_000_037 + i for i in (prior, 2, 3))
+        noise, of_q, of_decoded = (torch.Generator(self.device).manual_seed(s) for s in seeds)
         vae = self.vae
         with modes(vae, *(NETWORKS if self.one_by_one else ())):
             for start in range(0, self.count, self.batch_size):

@@ -112,10 +112,11 @@ def shares(options: Options) -> dict[str, float]:
     return {family: share for family, share in both.items() if share}
 
 
-def make_trainer(vae: VAE, options: Options, spaces: Spaces, device: torch.device) -> Trainer:
+def make_trainer(vae: VAE, options: Options, spaces: Spaces) -> Trainer:
     """The trainer, with what it holds besides: the evidence of held-out images, without an encoder
     the images in use, of each family, the oldest first, and an average of the decoder.
     """
+    device = vae.log_sigma.device
     evidence = Evidence(vae, options, device) if options.evidence_images else None
     kinds, also = (), {"evidence": evidence, "images": {}, "averaged": None}
     if options.weight is None:
@@ -226,9 +227,9 @@ def main(options: Options) -> None:
     spaces = {}
     if options.weight is None:
         spaces = celeba_encoder.feature_spaces(options, discriminator, device)
-    trainer = make_trainer(vae, options, spaces, device)
-    learning = celeba_encoder.NETWORKS if options.protocol == "released" else ()
-    celeba_encoder.train(trainer, step, measure, learning, checkpoint)
+    trainer = make_trainer(vae, options, spaces)
+    by_batch = celeba_encoder.NETWORKS if options.protocol == "released" else ()
+    celeba_encoder.train(trainer, step, measure, by_batch, checkpoint)
     vae, evidence = trainer.tested, trainer.also["evidence"]
     model = {name: getattr(vae, name).state_dict() for name in ("encoder", "decoder")}
     model |= {"log_sigma": vae.log_sigma.detach(), "config": run.as_config(options)}
@@ -321,8 +322,8 @@ class Plane:
             self.phi = 0.3 * draw(sum(lengths))
         # Steps are taken in units of the score's spread, so that no direction is much longer than
         # others.
-        of_points = functools.partial(self.evidence, x=self.x)
-        scores = torch.autograd.functional.jacobian(of_points, self.truth)
+        self.of_x = functools.partial(self.evidence, x=self.x)
+        scores = torch.autograd.functional.jacobian(self.of_x, self.truth)
         fisher = scores.T @ scores / len(self.x)
         fisher += 1e-3 * fisher.diagonal().mean() * torch.eye(len(fisher), dtype=torch.float64)
         self.unit = torch.linalg.inv(torch.linalg.cholesky(fisher)).T
@@ -398,8 +399,7 @@ class Plane:
 
             theta, phi = self.climb(value, torch.cat(state), unit).tensor_split([k])
         else:
-            of_x = functools.partial(self.evidence, x=self.x)
-            theta = self.climb(lambda at: of_x(at).mean(), theta, lambda v: self.unit @ v)
+            theta = self.climb(lambda at: self.of_x(at).mean(), theta, lambda v: self.unit @ v)
             phi = self.fit(theta, phi)
         evidence = self.evidence(theta, self.x).mean().item()
         elbo = self.elbo(theta, phi, self.x).mean().item()

@@ -232,7 +232,7 @@ class Trainer:
         }
         keys = ("discriminator_loss", "generator_loss", "d_real", "d_fake", "frechet")
         self.history: dict[str, list[float]] = {key: [] for key in keys}
-        self.seconds = {"training": 0.0, "selecting": 0.0}
+        self.seconds = 0.0
 
     @property
     def epoch(self) -> int:
@@ -254,10 +254,10 @@ class Trainer:
 
     def step(self, real: Tensor) -> Tensor:
         """A step of discriminator, then generator; both losses, D(real), D(fake), shape (4,)."""
-        rounded, device = self.options.precision == "bfloat16", self.device
+        device, noise = self.device, self.generators["noise"]
+        rounded = self.options.precision == "bfloat16"
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=rounded)
-        shape, noise = (len(real), self.options.nz), self.generators["noise"]
-        z = torch.randn(shape, generator=noise, device=device)
+        z = torch.randn((len(real), self.options.nz), generator=noise, device=device)
         with autocast:
             fake = self.generator(z)
             on_real = self.discriminator(real).float()
@@ -291,8 +291,8 @@ class Trainer:
             run.same_options(path, state["config"], run.as_config(self.options), FREE_ON_RESUME)
             for what, key in (("images", "count"), ("selection by", "space")):
                 if state[key] != (now := getattr(self, key)):
-                    before = f"{what} {state[key]} before, {now} now"
-                    raise cli.RunError(f"--resume: {path}: {before}")
+                    changed = f"{what} {state[key]} before, {now} now"
+                    raise cli.RunError(f"--resume: {path}: {changed}")
             run.restore(self, state)
 
 
@@ -329,15 +329,13 @@ def main(options: Options) -> None:
                 sums += len(rows) * trainer.step(trainer.batch(rows))
                 bar.update()
             means = (sums / len(order)).tolist()
-            trained = time.perf_counter()
-            losses = dict(zip(trainer.history, means, strict=False))
+            losses = dict(zip(("discriminator loss", "generator loss"), means, strict=False))
             run.check_finite(losses, f"in epoch {trainer.epoch + 1}")
             generated = moments(features, trainer.generated(options.held_out))
-            means.append(frechet_distance(real, generated))
-            for series, value in zip(trainer.history.values(), means, strict=True):
+            values = [*means, frechet_distance(real, generated)]
+            for series, value in zip(trainer.history.values(), values, strict=True):
                 series.append(value)
-            trainer.seconds["training"] += trained - start
-            trainer.seconds["selecting"] += time.perf_counter() - trained
+            trainer.seconds += time.perf_counter() - start
             epoch, history = trainer.epoch, trainer.history
             run.note(options.out, epoch=epoch, **{key: h[-1] for key, h in history.items()})
             distances = history["frechet"]
@@ -366,7 +364,7 @@ def main(options: Options) -> None:
         "epochs": trainer.epoch,
     }
     result = run.save_result(
-        *(options, device, sum(trainer.seconds.values()), metrics, history),
+        *(options, device, trainer.seconds, metrics, history),
         images=len(trainer.images),
         data=name,
         space=space,

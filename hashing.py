@@ -384,8 +384,8 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
     train = Documents(corpus.train, trainer.u) if trainer.held_out else trainer.train
     with torch.no_grad():  # the most likely code of each document
         batches = itertools.chain(train.batches(1024), trainer.test.batches(1024))
-        codes = torch.cat([trainer.model.encoder(batch) > 0 for batch in batches])
-    packed = hamming.pack(codes.cpu().numpy())
+        bits = torch.cat([trainer.model.encoder(batch) > 0 for batch in batches])
+    packed = hamming.pack(bits.cpu().numpy())
     labels = np.concatenate([corpus.train_labels, corpus.test_labels])
     titles = [t.encode("utf-8", "surrogatepass") for t in corpus.train_titles + corpus.test_titles]
     saved = {  # for others to load, and for `search`: plain tensors, strings and numbers
@@ -416,9 +416,9 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
     }
     if options.test_counts:
         metrics["test_counts_min"] = min(history["test_counts"])
+    seconds = trainer.seconds + time.perf_counter() - start
     return run.save_result(
-        *(options, trainer.device, trainer.seconds + time.perf_counter() - start),
-        *(metrics, history),
+        *(options, trainer.device, seconds, metrics, history),
         corpus=corpus.name,
         documents=[len(trainer.train), len(trainer.test)],
     )
@@ -437,7 +437,7 @@ def main(options: Options) -> None:
 @dataclass(frozen=True)
 class SearchOptions:
     query: tyro.conf.Positional[tuple[str, ...]] = ()
-    """words to search for, or a text, such as "$(cat letter.txt)" in the shell"""
+    """words to search for, or a text, such as -- "$(cat letter.txt)" in the shell"""
     model: Path = Path("runs/hashing/model.pt")
     """model.pt of a trained run"""
     top: cli.Count = 10
@@ -469,12 +469,13 @@ def search(options: SearchOptions) -> None:
     likely = hamming.unpack(packed[near], config["bits"]) @ logits[0]
     folder, rows = Path(config["corpus"]), []  # of own documents, whose lines can be shown
     for i in near[np.lexsort((-likely, distance[near]))][:top]:
-        title = saved["titles"][ends[i - 1] if i else 0 : ends[i]].numpy().tobytes()
-        path = folder / title.decode("utf-8", "surrogatepass")
+        kept = saved["titles"][ends[i - 1] if i else 0 : ends[i]].numpy().tobytes()
+        title = kept.decode("utf-8", "surrogatepass")
+        path = folder / title
         line = texts.best_line(path, words) if folder.is_dir() and path.is_file() else ""
         typical = [saved["words"][j] for j in saved["characteristic"][i].tolist() if j >= 0]
-        place = groups[saved["labels"][i]], str(path.relative_to(folder))
-        rows.append((int(distance[i]), *place, line or " ".join(typical)))
+        group = groups[saved["labels"][i]]
+        rows.append((int(distance[i]), group, title, line or " ".join(typical)))
     shown = "line that matches best" if folder.is_dir() else "characteristic words"
     run.print_table(("distance", "group", "document", shown), rows)
     if (alike := int((distance == farthest).sum())) > top:

@@ -67,7 +67,7 @@ def write_aside(path: Path, data: bytes | memoryview) -> None:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Word counts of a train/test split.
+    """Word counts of a train/test split. Fields are given by position where corpora are read.
 
     train, test: CSR, float32, shapes (documents, words), indices sorted within a row.
     train_labels, test_labels: int64, shape (documents,), index into `groups`. Never used in

@@ -84,9 +84,9 @@ Mark = tuple[str, int, int]  # an image's name, size in bytes, and what else cha
 def _opened(source: Path) -> Generator[tuple[list[Mark], Callable[[int], bytes]]]:
     """The marks of the images, by name, and what reads one by its number."""
     if source.is_dir():
-        names = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
-        paths = [source / name for name in filter(_is_image, names)]
-        stats = [(path, path.stat()) for path in paths]
+        names = (path.relative_to(source) for path in source.rglob("*") if path.is_file())
+        paths = [source / name for name in sorted(filter(_is_image, names))]
+        stats = ((path, path.stat()) for path in paths)
         marks = [(str(p.relative_to(source)), s.st_size, s.st_mtime_ns) for p, s in stats]
         yield marks, lambda number: paths[number].read_bytes()
         return

@@ -119,9 +119,9 @@ def some_words(
     if not len(long):
         raise DataError(f"--lengths {n}: no document has so many of the frequent words")
     found = counts[np.sort(rng.permutation(long)[:most])].astype(np.float64)
-    for row in itertools.starmap(slice, itertools.pairwise(found.indptr)):
-        bag = found.data[row].astype(np.int64)
-        found.data[row] = rng.multivariate_hypergeometric(bag, n, method="count")
+    for start, end in itertools.pairwise(found.indptr):
+        bag = found.data[start:end].astype(np.int64)
+        found.data[start:end] = rng.multivariate_hypergeometric(bag, n, method="count")
     found.eliminate_zeros()
     return found
 
@@ -254,10 +254,11 @@ class Workspace:
     def take(self, rows: int, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Room for logits (V, rows) and for factors (V, k + 4), of weight (V, k)."""
         like: Any = {"dtype": dtype, "device": weight.device}
-        empty = torch.empty(0, **like), torch.empty(len(weight), weight.shape[1] + 4, **like)
+        empty = torch.empty(0, **like), torch.empty(0, **like)
         logits, factors = self.tensors.setdefault((dtype, weight.device), empty)
         logits.resize_(max(len(logits), len(weight) * rows))
-        return logits[: len(weight) * rows].view(-1, rows), factors
+        factors.resize_(len(weight), weight.shape[1] + 4)
+        return logits[: len(weight) * rows].view(len(weight), rows), factors
 
 
 class RelativeNLL(torch.autograd.Function):

@@ -98,8 +98,8 @@ def _portraits(rng: np.random.Generator) -> np.ndarray:
     # Background: two colours, one fading into the other along a random direction.
     back = rng.uniform(0.05, 0.95, (CHUNK, 1)) + 0.18 * rng.standard_normal((CHUNK, 3))
     back = back.clip(0, 1)
-    lighter = 0.22 * rng.standard_normal((CHUNK, 1))
-    other = (back + lighter + 0.1 * rng.standard_normal((CHUNK, 3))).clip(0, 1)
+    shift = 0.22 * rng.standard_normal((CHUNK, 1))
+    other = (back + shift + 0.1 * rng.standard_normal((CHUNK, 3))).clip(0, 1)
     angle = uniform(0, 2 * np.pi)
     paint(ALL, np.ones((), np.float32), back.astype(np.float32))
     fading = np.clip(0.5 + 0.35 * (np.cos(angle) * x + np.sin(angle) * y), 0, 1)

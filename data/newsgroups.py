@@ -62,7 +62,7 @@ def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> C
             _downloaded(WORDS, folder)
     if not source.exists():
         raise DataError(f"no 20 Newsgroups archive at {source}; it can be had from {PAGE}")
-    corpus = parse_archive(source, lists=(source.with_name(WORDS), folder / WORDS))
+    corpus = parse_archive(source, lists=(source.parent / WORDS, folder / WORDS))
     if re.fullmatch(r"word\d+", corpus.words[0]):
         print(
             f"no {WORDS}: words go by their number, and none can be searched for; get it from "

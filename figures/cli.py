@@ -22,9 +22,6 @@ class RunError(Exception):
     """The run cannot start or go on; the message is one line that says why and what to do."""
 
 
-FORESEEABLE = (RunError, DataError, OSError, FloatingPointError)
-
-
 class Terminated(BaseException):
     """SIGTERM, as `kill` and batch systems send it, made an exception: what runs can be stopped."""
 
@@ -158,5 +155,5 @@ def main(description: str | None, *runs: Run) -> None:
         # What is left unsaid goes there at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except FORESEEABLE as error:  # others are bugs: traceback
+    except (RunError, DataError, OSError, FloatingPointError) as error:  # others are bugs
         fail(error, 1)

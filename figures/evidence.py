@@ -109,8 +109,8 @@ class Posteriors(nn.Module):
         if self.family == "factorized":
             return torch.diag_embed(precision.diagonal(dim1=1, dim2=2).rsqrt())
         upper = torch.linalg.cholesky_ex(precision)[0].mT
-        identity = torch.diag_embed(torch.ones_like(upper[:, 0]))
-        return torch.linalg.solve_triangular(upper, identity, upper=True)
+        identity = torch.eye(upper.shape[1], dtype=upper.dtype, device=upper.device)
+        return torch.linalg.solve_triangular(upper, identity.expand_as(upper), upper=True)
 
     def sample(self, e: Tensor) -> Tensor:
         """z = mean + R e of standard normal e, (S, N, nz) -> (S, N, nz)."""
@@ -196,8 +196,8 @@ def curvature(vae: Any, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 class Evidence(nn.Module):
     """log p(x) under the present decoder, and ELBOs below it, on held-out images of the truth."""
 
-    first: Tensor  # of each image, at the first call and, less that, at the last
-    change: Tensor
+    first: Tensor  # log p(x) of each image at the first call
+    change: Tensor  # that at the last call, less the first
 
     def __init__(self, vae: Any, options: Any, device: torch.device):
         super().__init__()

@@ -195,12 +195,12 @@ def of_cells(cells: Mapping[str, dict]) -> dict[str, Any]:
         return min(cells[name]["history"]["test"][:300])
 
     held_out = [f"e1_{end}_heldout0.1" for end in ends]
-    seeds = [f"e1_b64_d0{arm}{i}" for arm in ("", "_arm") for i in ("", "_seed2", "_seed3")]
+    repeated = [f"e1_b64_d0{arm}{i}" for arm in ("", "_arm") for i in ("", "_seed2", "_seed3")]
     needed = {f"{e}_{end}" for e in ("e1", "e2", "e3", "e4") for end in ends}
-    if not needed.union(held_out, seeds) <= cells.keys():
+    if not needed.union(held_out, repeated) <= cells.keys():
         return {}
     e1 = {place: metrics[f"e1_{end}"] for place, end in zip(places, ends, strict=True)}
-    losses = [metrics[name]["test_min"] for name in seeds]
+    losses = [metrics[name]["test_min"] for name in repeated]
     return {
         "readings": readings,
         "behind": [reference.TABLE3["e3", *p] - reference.TABLE3["e1", *p] for p in places],
@@ -234,20 +234,19 @@ def of_exact(results: Mapping[str, dict]) -> dict[str, Any]:
         return " or ".join(map(str, sorted({min(counts), max(counts)})))
 
     found: dict[str, Any] = {"gaps": gaps, "lost_at": lost_at, "seeds_of": seeds_of}
-    seeds = [exact_runs(results, "e1_regressed_joint", layers) for layers in LAYERS]
-    if "exact_long" not in results or not all(seeds) or len(seeds[0]) < 2:  # for an interval
+    by_depth = [exact_runs(results, "e1_regressed_joint", layers) for layers in LAYERS]
+    if "exact_long" not in results or not all(by_depth) or len(by_depth[0]) < 2:  # for an interval
         return found
-    runs = [*itertools.chain(*seeds), "exact_long"]
-    start = lost_at("e1_regressed_joint", 0), lost_at("e1_joint", 0)
-    # Of joint training from an encoder fitted by the ELBO, less that from one fitted by regression,
-    # the train ELBO: below zero, the first was not at its optimum.
+    runs = [*itertools.chain(*by_depth), "exact_long"]
+    # Train ELBOs of joint training, from encoders fitted by the ELBO and by regression: where the
+    # second is higher, the first run was not at its optimum.
     pairs = [[train(run, f"e1{s}_joint")["elbo"] for s in ("", "_regressed")] for run in runs]
     return found | {
         "family": max(train(run, "e1_frozen")["factorization"] for run in runs),
         "regression_gap": max(train(run, "e1_regressed")["gap"] for run in runs),
         "from_regression": [lost(run, "e1_regressed_joint") for run in runs],
         "shortfall": max(regressed - fitted for fitted, regressed in pairs),
-        "worse_at_d0": paired(*start),
+        "worse_at_d0": paired(lost_at("e1_regressed_joint", 0), lost_at("e1_joint", 0)),
     }
 
 

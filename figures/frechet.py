@@ -23,7 +23,7 @@ def as_bytes(images: Tensor) -> Tensor:
     return ((images * 127.5 + 128).clamp(0, 255)).byte()
 
 
-@dataclass
+@dataclass(eq=False)
 class Moments:
     """Mean and covariance of features (N, dims), accumulated in float64 batch by batch."""
 

@@ -172,12 +172,12 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
         for line, kind in zip(itertools.cycle(style.LINES), kinds, strict=False):
             of_kind = {n: c for n, c in here.items() if c["of"] == kind and narrowing(c) > 1e-3}
             alike, curve = groups(of_kind), look | {"linestyle": line, "linewidth": 1}
-            paid = [np.mean([cost(case) / narrowing(case) for case in cases]) for cases in alike]
+            paid = [np.mean([cost(case) / narrowing(case) for case in same]) for same in alike]
             words = SHORT.get(kind, kind.removeprefix("code words: "))
             label = f"{section}: {words}" if len(paid) > 1 else None
             if "encoder" in kind:  # of several sizes
                 curve["marker"] = "x"
-            axes[2].plot([cases[0]["value"] for cases in alike], paid, label=label, **curve)
+            axes[2].plot([same[0]["value"] for same in alike], paid, label=label, **curve)
         if any("encoder" in kind for kind in kinds):
             crosses = look | {"linestyle": "none", "marker": "x"}
             axes[2].plot([], [], label=f"{section}: q by an encoder", **crosses)

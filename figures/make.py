@@ -41,7 +41,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -171,8 +171,8 @@ def run_steps(steps: Sequence[Step], out: Path, options: Options) -> dict[str, s
         needs = tuple(need for need in step.needs if need not in finished)
         task = Task(step.name, command, out / "steps" / step.name, needs, template=step.command)
         tasks.append(replace(task, title=title) if alone else task)
-    shown: dict[str, Any] = {"total": len(steps), "initial": len(finished), "disable": alone}
-    with tqdm(**shown, desc="steps", unit="step") as bar:
+    bar = tqdm(total=len(steps), initial=len(finished), desc="steps", unit="step", disable=alone)
+    with bar:
 
         def ended(name: str, reason: str | None) -> None:
             bar.set_postfix_str(name)

@@ -172,9 +172,6 @@ def products_in(precision: str) -> Generator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-# --- files ----------------------------------------------------------------------------------------
-
-
 def write_json(path: Path, value: object) -> None:
     """Write JSON aside, then rename. NaN and infinities raise ValueError: they are not results."""
     write_aside(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
@@ -226,7 +223,7 @@ def check_finite(values: Mapping[str, float | None], where: str) -> None:
     """Raise FloatingPointError, one line, for the first of the values that is not finite."""
     for key, value in values.items():
         if value is not None and not math.isfinite(value):
-            raise FloatingPointError(f"the {key} is {value} {where}; try a smaller --lr")
+            raise FloatingPointError(f"the {key} is {value} {where}; try a smaller learning rate")
 
 
 HISTORY = "history.jsonl"

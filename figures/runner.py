@@ -256,7 +256,8 @@ def connected(options: ClusterOptions) -> Generator[Client]:
         return
     kind = "address" if "://" in options.scheduler else "scheduler_file"
     if kind == "scheduler_file" and not Path(options.scheduler).is_file():
-        raise RunError(f"--scheduler: {options.scheduler!r} is no file and no tcp://host:8786")
+        said = f"{options.scheduler!r} is no file, nor an address such as tcp://host:8786"
+        raise RunError(f"--scheduler: {said}")
     try:
         client = Client(**{kind: options.scheduler}, timeout=TIMEOUT)
     except (OSError, ValueError) as error:

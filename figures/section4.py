@@ -228,7 +228,6 @@ def draw_section4(results: dict[str, dict], folder: Path, name: str = "section4"
         f"frechet_{space}": f"{distance}:\nre-decodings",
         f"prior_{space}": f"{distance}:\nown samples",
     }
-    histories = [result["history"] for result in results.values()]
     panels = {key: title for key, title in panels.items() if any(key in h for h in histories)}
     priors = [h[f"prior_{space}"][0] for h in histories if f"prior_{space}" in h]
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.3))
@@ -275,7 +274,8 @@ def write_table1(dcgan: dict, results: dict[str, dict], folder: Path) -> None:
     }
     there = {place[:2]: results[name] for name, place in STAGES.items() if name in results}
     rows = []
-    for stage in (stage for stage in experiments if stage in {stage for stage, _ in there}):
+    measured = {stage for stage, _ in there}
+    for stage in filter(measured.__contains__, experiments):
         row: list[object] = [experiments[stage]]
         for quantity in ("elbo", "fid"):
             row.append(reference.TABLE1.get(stage, {}).get(quantity, "-"))

@@ -152,7 +152,7 @@ def section4() -> None:
         decoder = copy.deepcopy(truth).requires_grad_(True).to(memory_format=torch.channels_last)
         encoder = celeba_encoder.Encoder(nz, 16)
         vae = celeba_encoder.VAE(truth, encoder, 0.5, decoder).eval()
-        return celeba_joint.make_trainer(vae, replace(joint, weight=weight), {}, CPU)
+        return celeba_joint.make_trainer(vae, replace(joint, weight=weight), {})
 
     fitted = celeba_encoder.VAE(truth, celeba_encoder.Encoder(nz, 16), 0.05)
     encoding = replace(celeba_encoder.QUICK, precision="float32")
@@ -178,9 +178,8 @@ def section4() -> None:
     with celeba_encoder.modes(fitted, "encoder", learning=True):
         in_turns("encoder, 64 images", sides | {"products": of_encoder})
 
-    plain = celeba_encoder.VAE(
-        truth, celeba_encoder.Encoder(nz, 16), 0.5, copy.deepcopy(truth).requires_grad_(True)
-    ).eval()
+    decoder = copy.deepcopy(truth).requires_grad_(True)
+    plain = celeba_encoder.VAE(truth, celeba_encoder.Encoder(nz, 16), 0.5, decoder).eval()
     adam = torch.optim.Adam([p for p in plain.parameters() if p.requires_grad])
 
     def negative_elbo() -> Tensor:
@@ -242,9 +241,8 @@ def dense(trainer: hashing.Trainer, batches: list[np.ndarray], pairs: int) -> Ca
 
 def vocabulary_products(trainer: hashing.Trainer, pairs: int) -> Callable[[int], None]:
     k, words = len(trainer.model.decoder.weight[0]), len(trainer.u)
-    hidden, weight, logits, grad = (
-        torch.rand(shape) for shape in ((512, k), (words, k), (512, words), (words, k))
-    )
+    hidden, weight = torch.rand(512, k), torch.rand(words, k)
+    logits, grad = torch.rand(512, words), torch.rand(words, k)
 
     def step(_: int) -> None:
         for _ in range(pairs):
@@ -298,12 +296,8 @@ def starts() -> None:
     scripts = ("mixture", "dcgan", "celeba_encoder", "celeba_joint", "hashing", "figures/make")
     commands = {"import torch": ("-c", "import torch"), "import disarm": ("-c", "import disarm")}
     commands |= {f"{script}.py --help": (f"{script}.py", "--help") for script in scripts}
-    sides = {
-        name: partial(
-            subprocess.run, (sys.executable, *words), cwd=ROOT, check=True, capture_output=True
-        )
-        for name, words in commands.items()
-    }
+    start = partial(subprocess.run, cwd=ROOT, check=True, capture_output=True)
+    sides = {name: partial(start, (sys.executable, *words)) for name, words in commands.items()}
     in_turns("start", sides, rounds=5)
 
 

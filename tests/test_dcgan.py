@@ -281,7 +281,8 @@ def test_losses_that_are_not_finite_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dcgan.Trainer, "step", lambda self, real: torch.full((4,), float("nan")))
-    assert "smaller --lr" in the_one_line(main(dcgan, *TINY, "--epochs", 1, "--out", tmp_path))
+    stopped = main(dcgan, *TINY, "--epochs", 1, "--out", tmp_path)
+    assert "discriminator loss is nan in epoch 1; try a smaller" in the_one_line(stopped)
 
 
 def test_weights_with_code_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

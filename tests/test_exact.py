@@ -75,10 +75,8 @@ def test_enumeration_gradients_equal_finite_differences() -> None:
             [disarm.exact_elbo(logits, joint, sums.z).mean(), joint.logsumexp(1).mean()]
         )
 
-    inputs = [
-        p.detach().clone().requires_grad_()
-        for p in (decoder.weight, decoder.bias, model.encoder.weight)
-    ]
+    parameters = decoder.weight, decoder.bias, model.encoder.weight
+    inputs = [p.detach().clone().requires_grad_() for p in parameters]
     assert torch.autograd.gradcheck(objective, inputs)
 
 
@@ -140,9 +138,8 @@ def test_a_factorized_posterior_leaves_no_gap() -> None:
     joint = disarm.log_posterior(logits, z) - 5.0
     found = disarm.best_factorized(joint, torch.zeros_like(logits), z)
     torch.testing.assert_close(found, logits)
-    torch.testing.assert_close(
-        disarm.exact_elbo(found, joint, z), torch.full((7,), -5.0, dtype=torch.float64)
-    )
+    expected = torch.full((7,), -5.0, dtype=torch.float64)
+    torch.testing.assert_close(disarm.exact_elbo(found, joint, z), expected)
 
 
 def test_measure_splits_the_gap() -> None:

@@ -83,9 +83,8 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_what_is_said_without_a_number() -> None:
     values = findings.values(RESULTS)
     m = values["m"]
-    fid, joint = (
-        m[f"celeba/{name}_report"]["frechet"]["inception"] for name in ("encoder", "joint")
-    )
+    report = [m[f"celeba/{n}_report"]["frechet"]["inception"] for n in ("encoder", "joint")]
+    fid, joint = report
     released = [m[f"celeba/{n}_released"]["frechet"]["inception"] for n in ("encoder", "joint")]
     assert fid["floor"] < joint["prior"]  # "own samples get worse, re-decodings better"
     assert joint["means"] < fid["means"]

@@ -124,9 +124,8 @@ def test_evidence_and_bounds_in_the_plane() -> None:
     covariance = weight @ weight.T + 0.25 * torch.eye(6).double()
     normal = torch.distributions.MultivariateNormal(torch.zeros(6).double(), covariance)
     # The grid ends.
-    torch.testing.assert_close(
-        small.evidence(theta, small.x), normal.log_prob(small.x), atol=1e-4, rtol=0
-    )
+    found, expected = small.evidence(theta, small.x), normal.log_prob(small.x)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     gaps = {}
     for family in ("factorized", "full"):
         same = celeba_joint.Plane(celeba_joint.PlaneOptions(points=30, family=family), 0.5)
@@ -162,9 +161,8 @@ def test_plane_through_the_command_line(tmp_path: Path) -> None:
         assert metrics["finer_evidence"][1] == pytest.approx(metrics["evidence"][-1], abs=0.01)
     good(celeba_joint, *arguments, "--resume")
     again = law.split(json.loads((tmp_path / "result.json").read_bytes()))
-    assert {name: case["metrics"] for name, case in again.items()} == {
-        n: c["metrics"] for n, c in cases.items()
-    }
+    first, second = ({n: c["metrics"] for n, c in found.items()} for found in (cases, again))
+    assert first == second
 
 
 def test_words_are_drawn_from_each_document() -> None:

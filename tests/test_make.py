@@ -37,10 +37,8 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def runs(out: Path) -> dict[str, int]:
     paths = {step.name: out / "steps" / step.name / "runs" for step in STEPS}
-    return {
-        name: len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
-        for name, path in paths.items()
-    }
+    there = {name: path.read_bytes() if path.exists() else b"" for name, path in paths.items()}
+    return {name: len(text.splitlines()) for name, text in there.items()}
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -55,10 +53,9 @@ def test_steps_run_in_order_go_on_after_a_failure_and_are_kept(house: Path, jobs
     (house / "mood").unlink()
     assert make.run_steps(STEPS, house / "out", options) == {}
     assert runs(house / "out") == {"first": 1, "part/second": 2, "third": 1, "fourth": 1}
-    assert {
-        path.relative_to(house / "out/results").as_posix()
-        for path in (house / "out/results").rglob("*.json")
-    } == {step.result for step in STEPS}
+    found = (house / "out/results").rglob("*.json")
+    results = {path.relative_to(house / "out/results").as_posix() for path in found}
+    assert results == {step.result for step in STEPS}
     said = (house / "out/steps/part/second/runs").read_text(encoding="utf-8").split()
     assert said[-1] == "--resume"
     assert said[3] == str(house / "out/steps/first/model.pt")
@@ -75,9 +72,8 @@ def test_a_step_whose_command_has_changed_is_run_again_with_those_that_go_on_fro
     (house / "mood").write_text("fail")
     failed = make.run_steps([changed, *STEPS[1:]], house / "out", QUICK)
     assert failed == {"part/second": "exit code 3", "third": "goes on from part/second"}
-    assert (
-        json.loads((house / "out/results/section3/first.json").read_bytes())["made_by"] == "other"
-    )
+    result = json.loads((house / "out/results/section3/first.json").read_bytes())
+    assert result["made_by"] == "other"
     assert not (house / "out/results/section4/part/second.json").exists()  # of the old first
     assert runs(house / "out") == {"first": 1, "part/second": 1, "third": 0, "fourth": 1}
     assert len(list((house / "out/steps").glob("first until *"))) == 1

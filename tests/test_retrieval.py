@@ -31,9 +31,8 @@ def test_precision_equals_a_plain_count(k: int) -> None:
             ]
             nearest = sorted(range(50), key=lambda i: (distance[i], rng.random()))[:k]
             counted.append(sum(labels[i] == label for i in nearest) / min(k, 50))
-    assert found == pytest.approx(
-        np.mean(counted), abs=4 * np.std(counted) / len(counted) ** 0.5 + 1e-12
-    )
+    error = np.std(counted) / len(counted) ** 0.5
+    assert found == pytest.approx(np.mean(counted), abs=4 * error + 1e-12)
 
 
 def test_precision_of_some_queries(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -96,6 +97,12 @@ class Kept:
     resume: bool = False
 
 
+def test_numbers_that_are_not_finite_are_named() -> None:
+    run.check_finite({"loss": None, "elbo": 1.0}, "in epoch 1")
+    with pytest.raises(FloatingPointError, match="the elbo is -inf in epoch 2"):
+        run.check_finite({"loss": 0.0, "elbo": -math.inf}, "in epoch 2")
+
+
 def test_a_stage_is_kept_and_taken_with_resume_only(tmp_path: Path) -> None:
     calls = []
 
@@ -119,9 +126,8 @@ def test_a_stage_is_kept_and_taken_with_resume_only(tmp_path: Path) -> None:
 
 def test_interval_is_students() -> None:
     values = [1.0, 2.0, 4.0]
-    low, high = scipy.stats.t.interval(
-        0.95, 2, loc=scipy.stats.tmean(values), scale=scipy.stats.sem(values)
-    )
+    place = {"loc": scipy.stats.tmean(values), "scale": scipy.stats.sem(values)}
+    low, high = scipy.stats.t.interval(0.95, 2, **place)
     assert 7 / 3 - half_width(values) == pytest.approx(low)
     assert interval(values, 2) == f"2.33 ± {high - 7 / 3:.2f}"
 
@@ -143,27 +149,23 @@ def test_help_explains_every_option(module: ModuleType, run: Run) -> None:
         if "Suppress" in str(field.type):  # what another run decides, no option
             assert f"--{name} " not in text
             continue
-        assert re.search(
-            rf"--(no-)?{name} .*?[a-z]{{3}}" if name != "query" else "words to search for", text
-        ), name
+        option = rf"--(no-)?{name} .*?[a-z]{{3}}" if name != "query" else "words to search for"
+        assert re.search(option, text), name
     if default:
         assert "uv run" in done.stdout  # examples, of the docstring
 
 
 def test_commands_of_docstrings_findings_and_readme_are_good_options() -> None:
+    pages = ROOT / "README.md", ROOT / "tests/README.md", *(ROOT / "figures").glob("*/README.md")
     texts = [module.__doc__ for module in SCRIPTS]
-    texts += [
-        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "tests/README.md")
-    ]
-    texts += [path.read_text(encoding="utf-8") for path in (ROOT / "figures").glob("*/README.md")]
+    texts += [path.read_text(encoding="utf-8") for path in pages]
     named: set[str] = set()
     for text in texts:
         text = re.sub(r"-\n", "-", text).replace("\\\n", "")
         blocks = re.findall(r"^    uv run ([\w/]+\.py.*)$", text, re.M)
         inline = re.findall(r"`(?:uv run )?([\w/]+\.py(?: [^`]*)?)`", text)
-        named |= {
-            " ".join(re.sub(r"(#|  +).*", "", command, flags=re.S).split()) for command in blocks
-        }
+        bare = (re.sub(r"(#|  +).*", "", command, flags=re.S) for command in blocks)
+        named |= {" ".join(command.split()) for command in bare}
         named |= {" ".join(command.split()) for command in inline}
     scripts = {f"{module.__name__.replace('.', '/')}.py" for module in SCRIPTS}
     named = {command for command in named if command.split()[0] in scripts}
@@ -184,9 +186,8 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path, arguments: str) ->
         "--out",
         tmp_path,
     ]
-    done = subprocess.run(
-        command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, timeout=120
-    )
+    streams = {"stdout": write, "stderr": subprocess.PIPE, "text": True}
+    done = subprocess.run(command, **streams, check=False, timeout=120)
     os.close(write)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -196,9 +197,8 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path, arguments: str) ->
 def test_the_variance_of_estimators_is_drawn(tmp_path: Path) -> None:
     small = "--documents 2 --samples 50 --scales 1 4 --bits 2 4"
     metrics = ran(hashing, "variance", small, out=tmp_path)["metrics"]
-    assert all(
-        value > 0 for panel in metrics.values() for values in panel.values() for value in values
-    )
+    series = [values for panel in metrics.values() for values in panel.values()]
+    assert min(map(min, series)) > 0
     assert (tmp_path / "estimator_variance.png").stat().st_size > 5000
 
 

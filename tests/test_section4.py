@@ -304,8 +304,8 @@ def test_a_frozen_decoder_stays(encoders: dict[str, Path], tmp_path: Path) -> No
     after = torch.load(tmp_path / "model.pt", weights_only=True)
     for name, values in before["ground_truth"]["generator"].items():
         assert torch.equal(after["decoder"][name], values), name
-    moved = (torch.equal(after["encoder"][name], part) for name, part in before["encoder"].items())
-    assert not all(moved)
+    same = (torch.equal(after["encoder"][name], part) for name, part in before["encoder"].items())
+    assert not all(same)
     distances = read(tmp_path)["metrics"]["frechet"]["discriminator"]
     assert set(distances) == set(celeba_encoder.FROZEN_DISTANCES)
     again = main(celeba_joint, "--like", tmp_path / "result.json", "--out", tmp_path / "again")
