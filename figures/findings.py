@@ -18,7 +18,7 @@ KEYS = {"config", "metrics", "environment", "seconds", "history"}  # of a result
 SEEDS = ("", "_seed1", "_seed2")  # ends of the names of Section 4's runs of three seeds
 ARMS = (  # Section 4 without an encoder
     ("drawn faces", [f"factorized{seed}" for seed in SEEDS]),
-    ("another GAN", [f"factorized_long_seed{seed}" for seed in range(8)]),
+    ("a GAN trained less", [f"factorized_long_seed{seed}" for seed in range(8)]),
     ("sigma 1", ["factorized_sigma1"]),
     ("sigma 0.2", ["factorized_sigma0.2"]),
     ("photographs", ["photos_factorized"]),
@@ -146,7 +146,7 @@ def of_section4(results: Mapping[str, dict], laws: Mapping[str, dict]) -> dict[s
     return {
         "arms": arms,
         "encoders": arm("encoders", encoders) if len(encoders) == len(SEEDS) else None,
-        "planes": [means(alike) for alike in law.groups(plane)],
+        "planes": sorted(map(means, law.groups(plane)), key=lambda case: len(case["of"])),
         "finer": max(
             (
                 abs(c["finer_evidence"][i] - c["evidence"][i])

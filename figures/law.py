@@ -189,7 +189,7 @@ def draw(cases: dict[str, dict], folder: Path) -> None:
     axes[1].set_xscale("symlog", linthresh=1e-3)
     axes[1].set_yscale("symlog", linthresh=1e-3)
     axes[2].set(xscale="log", xlabel="variance, sigma, or words", ylabel="cost / narrowing")
-    axes[2].set(ylim=(0, None), title="(c) the part of the narrowing that is paid")
+    axes[2].set(ylim=(0, None), title="(c) part of the narrowing that is paid, means")
     for axis in axes:
         axis.legend(fontsize=7)
     axes[2].set_ylim(0, 1.45 * axes[2].get_ylim()[1])  # room for its legend
