@@ -71,7 +71,7 @@ class TrainingOptions:
     fid_dims: Literal[0, 64, 192, 768, 2048] = 2048
     """which of Inception's features; 0: no FID"""
     track: cli.Count = 20
-    """how often ELBO and Fréchet distances are taken along the training"""
+    """points of the curves after the first, at the start: ELBO and Fréchet distances"""
     track_images: cli.Several = 1000
     """images for these"""
     precision: cli.Precision | None = None
@@ -150,10 +150,10 @@ class VAE(nn.Module):
             return clean, clean + self.sigma * normal(clean.shape, noise)
 
     def elbo(self, x: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
-        """One sample z ~ q(z given x), images (N, 3, 64, 64): the ELBO (N,), its data term and KL.
+        """Images (N, 3, 64, 64) -> ELBO, data term and KL, (N,), nats: from one z ~ q(z given x),
+        log N(x; g(z), sigma^2 I) - KL(q(z given x) || N(0, I)), the report's equation 1 rearranged.
 
-        ELBO = log N(x; g(z), sigma^2 I) - KL(q(z given x) || N(0, I)), equation 1 of the report
-        rearranged.
+        Only measured in this script (`step` has its loss); celeba_joint.py maximises it.
         """
         mu, log_s = self.encoder(x)
         z = mu + log_s.exp() * normal(mu.shape, noise)
@@ -181,7 +181,7 @@ def modes(vae: VAE, *batch_statistics: str, learning: bool = False) -> Generator
     try:
         yield
     finally:
-        for layer, momentum in reversed(list(zip(layers, momenta, strict=True))):
+        for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         vae.eval()
 
@@ -196,7 +196,7 @@ class Trainer:
     also: what else a checkpoint holds.
     """
 
-    KEPT = ("vae", "optimizer", "noise", "history", "iteration", "sum", "seconds", "also")
+    KEPT = ("vae", "optimizer", "noise", "history", "iteration", "loss_sum", "seconds", "also")
 
     def __init__(
         self, vae: VAE, adam: tuple, options: Any, spaces: Spaces, kinds=("frechet",), **also: Any
@@ -211,13 +211,33 @@ class Trainer:
         keys = ["iteration", "loss", "elbo", "data", "kl", "sigma"]
         keys += [f"{kind}_{space}" for space in spaces for kind in kinds]
         self.history: dict[str, list] = {key: [] for key in keys}
-        self.iteration, self.sum, self.seconds = 0, torch.zeros((), device=device), 0.0
-        self.known: dict[str, Moments] = {}
+        self.iteration, self.loss_sum, self.seconds = 0, torch.zeros((), device=device), 0.0
+        self.known: dict[str, Moments] = {}  # of x*, by feature space
 
     def autocast(self) -> torch.autocast:
         """Inside, products are of the precision that the options want."""
         rounded = self.options.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=rounded)
+
+
+def step(trainer: Trainer) -> Tensor:
+    """One step of Adam on -log q(z given x) of fresh pairs."""
+    vae, noise = trainer.vae, trainer.noise
+    with trainer.autocast():
+        z = normal((trainer.options.batch_size, vae.nz), noise)
+        x = vae.sample(z, noise)[1]
+        loss = -log_normal(z, *vae.encoder(x)).mean()  # of z under N(mu(x), diag s(x)^2)
+    trainer.optimizer.zero_grad()
+    loss.backward()
+    trainer.optimizer.step()
+    return loss.detach()
+
+
+def measure(trainer: Trainer) -> dict[str, Any]:
+    """The ELBO of fresh samples, with its parts."""
+    options, vae = trainer.options, trainer.tested
+    with modes(vae, *(NETWORKS if options.protocol == "released" else ())):
+        return mean_elbo(vae, options.track_images, options, trainer.device)
 
 
 Step = Callable[[Trainer], Tensor]  # of Adam; returns the loss, nats per image
@@ -227,8 +247,8 @@ Measure = Callable[[Trainer], dict[str, Any]]  # elbo, data, kl, and what else i
 def train(
     trainer: Trainer, step: Step, measure: Measure, by_batch: tuple[str, ...], checkpoint: Path
 ) -> None:
-    """Train to --iterations, from the checkpoint if there is one. The networks `by_batch` normalise
-    each batch by itself.
+    """Train to --iterations, from the checkpoint if there is one: in turns track, save, and train
+    until either is due. The networks `by_batch` normalise each batch by its own statistics.
     """
     total, options = trainer.options.iterations, trainer.options
     points = {round(total * i / options.track) for i in range(options.track + 1)}
@@ -251,11 +271,11 @@ def train(
             if trainer.iteration == total or told():
                 return
             start = time.perf_counter()
-            stop = min(total, (trainer.iteration // every + 1) * every)
-            stop = min([stop, *(point for point in left if point > trainer.iteration)])
+            checkpoint_at = (trainer.iteration // every + 1) * every
+            stop = min([total, checkpoint_at, *(i for i in left if i > trainer.iteration)])
             with modes(trainer.vae, *by_batch, learning=True):
                 while trainer.iteration < stop and not told():
-                    trainer.sum = trainer.sum + step(trainer)
+                    trainer.loss_sum = trainer.loss_sum + step(trainer)
                     trainer.iteration += 1
                     bar.update()
             trainer.seconds += time.perf_counter() - start
@@ -273,13 +293,13 @@ def track(trainer: Trainer, measured: dict[str, Any]) -> None:
                 found = moments(features, images(stream))
                 history[key].append(frechet_distance(trainer.known[name], found))
     since = trainer.iteration - (history["iteration"][-1] if history["iteration"] else 0)
-    loss = float(trainer.sum) / since if since else None
+    loss = float(trainer.loss_sum) / since if since else None
     values = {"iteration": trainer.iteration, "loss": loss} | measured
     values["sigma"] = vae.log_sigma.exp().item()
     run.check_finite(values, f"at iteration {trainer.iteration}")
     for key, value in values.items():
         history[key].append(value)
-    trainer.sum = torch.zeros((), device=trainer.device)
+    trainer.loss_sum = torch.zeros((), device=trainer.device)
     run.note(options.out, **{key: h[-1] for key, h in history.items() if h})
 
 
@@ -294,26 +314,6 @@ def resume(trainer: Trainer, path: Path) -> None:
         if not all(torch.equal(state["vae"][f"truth.{name}"], p.cpu()) for name, p in truth):
             raise cli.RunError(f"--resume: {path} is of another ground truth")
         run.restore(trainer, state)
-
-
-def step(trainer: Trainer) -> Tensor:
-    """One step of Adam on -log q(z given x) of fresh pairs."""
-    vae, noise = trainer.vae, trainer.noise
-    with trainer.autocast():
-        z = normal((trainer.options.batch_size, vae.nz), noise)
-        x = vae.sample(z, noise)[1]
-        loss = -log_normal(z, *vae.encoder(x)).mean()
-    trainer.optimizer.zero_grad()
-    loss.backward()
-    trainer.optimizer.step()
-    return loss.detach()
-
-
-def measure(trainer: Trainer) -> dict[str, Any]:
-    """The ELBO of fresh samples, with its parts."""
-    options, vae = trainer.options, trainer.tested
-    with modes(vae, *(NETWORKS if options.protocol == "released" else ())):
-        return mean_elbo(vae, options.track_images, options, trainer.device)
 
 
 def networks_of(
@@ -343,9 +343,9 @@ def main(options: Options) -> None:
     trainer = Trainer(vae, ADAM[options.protocol], options, spaces)
     by_batch = NETWORKS if options.protocol == "released" else ("encoder",)
     train(trainer, step, measure, by_batch, checkpoint)
-    if options.protocol == "report":
+    if options.protocol == "report":  # the encoder is tested by statistics of its last weights
         noise = torch.Generator(device).manual_seed(5_000_003 + options.seed)
-        batches = min(CALIBRATION, -(-options.iterations // 4))
+        batches = min(CALIBRATION, math.ceil(options.iterations / 4))
         latents = (normal((options.batch_size, vae.nz), noise) for _ in range(batches))
         update_bn((vae.sample(z, noise)[1] for z in latents), vae.encoder)
     metrics = evaluate(vae, options, spaces, device)
@@ -373,8 +373,8 @@ def finish(trainer: Trainer, metrics: dict, origin: Mapping, stage: str) -> None
 
 @torch.no_grad()
 def mean_elbo(vae: VAE, count: int, options: Any, device: torch.device) -> dict[str, Any]:
-    """Means over `count` fresh samples, the same ones at each call, nats: elbo, data, kl; the
-    networks' modes are the caller's.
+    """Means over `count` fresh samples, the same at each call, nats: kl, and elbo and data with
+    `noise_surplus` added, for less variance. The networks' modes are the caller's.
     """
     noise = torch.Generator(device).manual_seed(1_000_003 + options.seed)
     sums: dict[str, Any] = dict.fromkeys(("elbo", "data", "kl"), 0.0)
@@ -406,9 +406,9 @@ class Images:
         the truth's sigma), prior (g(z) of other z), truth_prior (g*(z) of the same other z).
         """
         prior = kind.endswith("prior")
-        # z with the pixels' noise, the noise of q, and that of decoded images: all kinds see the
-        # same of each.
-        seeds = (self.seed + 4_000_037 + i for i in (prior, 2, 3))
+        # All kinds see the same noise: of z and pixels 0 (priors: 1, other z), of q 2, of decoded
+        # images 3.
+        seeds = (self.seed + 4_000_037 + i for i in (1 if prior else 0, 2, 3))
         noise, of_q, of_decoded = (torch.Generator(self.device).manual_seed(s) for s in seeds)
         vae = self.vae
         with modes(vae, *(NETWORKS if self.one_by_one else ())):
@@ -436,7 +436,7 @@ class Images:
         return torch.cat([network(piece) for piece in self.pieces(x)])
 
 
-# Pairs of streams whose distance is reported, of a frozen decoder, which is g* itself, or another.
+# Which two of `Images` a distance in result.json is of; "means" are re-decodings without noise.
 FROZEN_DISTANCES = {
     "means": ("truth", "decoded"),
     "noise_alone": ("truth", "noisy"),

@@ -207,7 +207,7 @@ def png(images: Tensor) -> bytes:
 class Trainer:
     """Both networks, their optimisers, random streams and history: all that a checkpoint holds."""
 
-    KEPT = ("count", "space", "networks", "optimizers", "generators", "history", "seconds")
+    KEPT = ("count", "space", "networks", "optimizers", "generators", "history", "wall_seconds")
 
     def __init__(self, options: Options, images: np.ndarray, device: torch.device, space: str):
         self.options = options
@@ -232,7 +232,7 @@ class Trainer:
         }
         keys = ("discriminator_loss", "generator_loss", "d_real", "d_fake", "frechet")
         self.history: dict[str, list[float]] = {key: [] for key in keys}
-        self.seconds = 0.0
+        self.wall_seconds = 0.0
 
     @property
     def epoch(self) -> int:
@@ -335,7 +335,7 @@ def main(options: Options) -> None:
             values = [*means, frechet_distance(real, generated)]
             for series, value in zip(trainer.history.values(), values, strict=True):
                 series.append(value)
-            trainer.seconds += time.perf_counter() - start
+            trainer.wall_seconds += time.perf_counter() - start
             epoch, history = trainer.epoch, trainer.history
             run.note(options.out, epoch=epoch, **{key: h[-1] for key, h in history.items()})
             distances = history["frechet"]
@@ -364,7 +364,7 @@ def main(options: Options) -> None:
         "epochs": trainer.epoch,
     }
     result = run.save_result(
-        *(options, device, trainer.seconds, metrics, history),
+        *(options, device, trainer.wall_seconds, metrics, history),
         images=len(trainer.images),
         data=name,
         space=space,

@@ -63,6 +63,7 @@ from figures import cli, law, run
 
 HIDDEN = 512
 LEAK = 0.01  # slope
+REGRESSION = 50  # times 20 iterations of L-BFGS
 FREE_ON_RESUME = {"epochs", "fine_epochs", "checkpoint_every", "resume", "archive", "out"}
 CURVES = ("train_log_likelihood", "train_elbo", "test_log_likelihood", "test_elbo")  # of `exact`
 EncoderKind = Literal["e1", "e2", "e3", "e4"]
@@ -161,10 +162,10 @@ class Encoder(nn.Module):
             self.rest = nn.Sequential(nn.LeakyReLU(LEAK), nn.Linear(HIDDEN, bits))
         self.register_buffer("scale", torch.tensor(length if kind == "e4" else 1.0))
 
-    def forward(self, batch: Batch, counts: bool = False) -> Tensor:
-        """counts: feed counts whatever the encoder was made for (`--test-counts`)."""
+    def forward(self, batch: Batch, as_counts: bool = False) -> Tensor:
+        """as_counts: feed counts whatever the encoder was made for (`--test-counts`)."""
         product = SmoothedProduct.apply(self.weight, batch)
-        if self.frequencies and not counts:
+        if self.frequencies and not as_counts:
             product = product * (self.scale / batch.n)[:, None]
         return self.rest(product + self.bias)
 
@@ -249,31 +250,31 @@ def step(trainer: "Trainer", batch: Batch, pairs: int) -> Tensor:
     Each code of a pair is a sample of q, so this mean is unbiased, and no decoder pass is spent on
     reporting.
     """
-    options, model, losses = trainer.options, trainer.model, []
+    options, model, reported = trainer.options, trainer.model, []
     # Few bits: the pairs share most codes, decoded once. Many: a CPU's caches do not hold the
     # logits of all pairs.
     at_once = 1 if options.bits > 16 and trainer.device.type == "cpu" else pairs
     rounded = torch.bfloat16 if options.precision == "bfloat16" else None
     with run.products_in(options.precision):
         logits = model.encoder(batch)
-        latent = logits.detach().expand(at_once, -1, -1).requires_grad_()
+        leaf = logits.detach().expand(at_once, -1, -1).requires_grad_()  # q's logits, (P, B, b)
 
         def f(z: Tensor) -> Tensor:
-            """-log p(x given z) - log p(z) + log q(z given x), whose mean over q is the loss; the
-            logits of q are detached, as the estimators want it.
+            """What is minimised: codes (2, P, B, b) -> -log p(x given z) - log p(z) + log q(z given
+            x), (2, P, B), nats; the logits of q are detached, as the estimators want it.
             """
             nll = model.decoder(z, batch, rounded)
-            with torch.no_grad():
-                losses.append((nll + kl_uniform(latent)).mean() * at_once / pairs)
-            return nll + log_bernoulli(z, latent.detach()) + options.bits * math.log(2)
+            with torch.no_grad():  # the same mean over q, less noisy, for the curves only
+                reported.append((nll + kl_uniform(leaf)).mean() * at_once / pairs)
+            return nll + log_bernoulli(z, leaf.detach()) + options.bits * math.log(2)
 
         trainer.optimizer.zero_grad()
         for _ in range(0, pairs, at_once):
-            estimate = ESTIMATORS[options.estimator](f, latent, trainer.generators["noise"])
-            (estimate.mean() * at_once / pairs).backward()
-        logits.backward(latent.grad.sum(0))
+            estimate = ESTIMATORS[options.estimator](f, leaf, trainer.generators["noise"])
+            (estimate.mean() * at_once / pairs).backward()  # into the decoder and leaf.grad
+        logits.backward(leaf.grad.sum(0))  # and on into the encoder, once for all pairs
     trainer.optimizer.step()
-    return sum(losses[1:], losses[0])
+    return sum(reported[1:], reported[0])
 
 
 def test(trainer: "Trainer") -> dict[str, float]:
@@ -284,20 +285,20 @@ def test(trainer: "Trainer") -> dict[str, float]:
     values = {"test": loss}
     if trainer.options.test_counts:
         noise.set_state(before)
-        values["test_counts"] = evaluate(trainer, trainer.test, counts=True)
+        values["test_counts"] = evaluate(trainer, trainer.test, as_counts=True)
     if trainer.held_out is not None:
         values["held_out"] = evaluate(trainer, trainer.held_out)
     return values
 
 
 @torch.no_grad()
-def evaluate(trainer: "Trainer", documents: Documents, counts: bool = False) -> float:
+def evaluate(trainer: "Trainer", documents: Documents, as_counts: bool = False) -> float:
     """Loss from one sample per document, mean over batches, as in the report."""
     model, noise, size = trainer.model, trainer.generators["test_noise"], trainer.options.batch_size
     losses = []
     # Several batches at once: with few bits, they share most codes, which are decoded once.
     for batch in documents.batches(8 * size):
-        logits = model.encoder(batch, counts)
+        logits = model.encoder(batch, as_counts)
         p = torch.sigmoid(logits)
         z = (torch.rand(p.shape, generator=noise, device=p.device) < p).to(p.dtype)
         losses.append(model.decoder(z[None], batch)[0] + kl_uniform(logits))
@@ -314,7 +315,7 @@ class Trainer:
         if options.precision == "bfloat16" and device.type != "cpu":
             raise cli.RunError(f"--precision bfloat16 is for the CPU, not for {device.type}")
         self.options = run.precise(options, device)
-        self.device, self.corpus = device, corpus.name
+        self.device, self.corpus_name = device, corpus.name
         counts, held_out = corpus.train, None
         count = counts.shape[0]
         self.training_rows = np.arange(count)
@@ -365,7 +366,7 @@ def resume(trainer: Trainer, path: Path) -> None:
     options = trainer.options
     with run.reading(path, "checkpoint of hashing.py") as state:
         before, epoch = state["config"], len(state["history"]["train"])
-        now = run.as_config(options) | {"documents": trainer.corpus}
+        now = run.as_config(options) | {"documents": trainer.corpus_name}
         run.same_options(path, before | {"documents": state["corpus"]}, now, FREE_ON_RESUME)
         one_pair = min(epoch, before["epochs"])
         if epoch > options.epochs + options.fine_epochs or one_pair != min(epoch, options.epochs):
@@ -379,7 +380,7 @@ def resume(trainer: Trainer, path: Path) -> None:
 def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
     """Write the model of the selected epoch and the result, which is returned."""
     options, history, selected = trainer.options, trainer.history, trainer.selected_epoch
-    start, best = time.perf_counter(), int(np.argmin(history["test"]))
+    start = time.perf_counter()
     trainer.model.load_state_dict(trainer.selected)
     train = Documents(corpus.train, trainer.u) if trainer.held_out else trainer.train
     with torch.no_grad():  # the most likely code of each document
@@ -407,8 +408,8 @@ def finish(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
     queries, database = (packed[first:], labels[first:]), (packed[rows], labels[rows])
     metrics = {
         "train_final": history["train"][-1],
-        "test_min": history["test"][best],
-        "test_min_epoch": best + 1,
+        "test_min": min(history["test"]),
+        "test_min_epoch": int(np.argmin(history["test"])) + 1,
         "selected_epoch": selected,
         "test_selected": history["test"][selected - 1],
         "precision_at_100": hamming.precision_at(100, *queries, *database),
@@ -528,14 +529,14 @@ def stages(options: ExactOptions) -> list[Stage]:
     first, on = options.likelihood_epochs, options.joint_epochs
     alone, both = ("encoder",), ("encoder", "decoder")
     plan = [
-        Stage("likelihood", "e1", "likelihood", first, ("decoder",)),
+        Stage("likelihood", "e1", "likelihood", first, ("decoder",)),  # any encoder: it stays idle
         Stage("likelihood_on", "e1", "likelihood", on, ("decoder",), "likelihood"),
     ]
     for e in options.encoders:
         plan += [
             Stage(f"{e}_frozen", e, "elbo", options.encoder_epochs, alone, "likelihood"),
             Stage(f"{e}_joint", e, "elbo", on, both, "likelihood", f"{e}_frozen"),
-            Stage(f"{e}_regressed", e, "regression", 50, alone, "likelihood"),
+            Stage(f"{e}_regressed", e, "regression", REGRESSION, alone, "likelihood"),
         ]
     e = options.encoders[0]  # once, to separate what the bound does from what fitting does
     last = Stage(f"{e}_regressed_joint", e, "elbo", on, both, "likelihood", f"{e}_regressed")
@@ -543,12 +544,11 @@ def stages(options: ExactOptions) -> list[Stage]:
 
 
 def log_decoder(model: VAE, z: Tensor) -> tuple[Tensor, Tensor | None]:
-    """log p(v given z) of all words and codes z, (K, b): a product, (V, m) @ (m, K), or (V, K)."""
+    """log p(v given z), z (K, b) all of `codes`: two factors (V, m), (m, K), or a table (V, K)."""
     decoder = model.decoder
     if not len(decoder.hidden):
         return log_linear(decoder.weight, decoder.bias)
-    log_p = torch.log_softmax(decoder.weight @ decoder.hidden(z).T + decoder.bias[:, None], 0)
-    return log_p, None
+    return torch.log_softmax(decoder.weight @ decoder.hidden(z).T + decoder.bias[:, None], 0), None
 
 
 def log_joint(log_p: tuple[Tensor, Tensor | None], batch: Batch, z: Tensor) -> Tensor:
@@ -695,12 +695,12 @@ def exact(options: ExactOptions) -> None:
     corpus = load_corpus(options.corpus, options.archive)
     device = run.pick_device(options.device)
     torch.set_flush_denormal(True)
-    sums = Exact(options, corpus, device)
+    over_codes = Exact(options, corpus, device)
     trained: dict[str, dict] = {}
-    for part in stages(options):
-        path, free = options.out / f"{part.name}.pt", FREE_ON_RESUME | {"device", "encoders"}
-        make = functools.partial(sums.run, part, trained)
-        trained[part.name] = run.keep(path, options, free, make, documents=corpus.name)
+    for stage in stages(options):
+        path, free = options.out / f"{stage.name}.pt", FREE_ON_RESUME | {"device", "encoders"}
+        make = functools.partial(over_codes.run, stage, trained)
+        trained[stage.name] = run.keep(path, options, free, make, documents=corpus.name)
     metrics = {name: state["metrics"] for name, state in trained.items()}
     history = {name: state["history"] for name, state in trained.items()}
     seconds = sum(state["seconds"] for state in trained.values())
@@ -749,17 +749,17 @@ class Short:
         self.options, self.z = options, codes(options.bits, torch.empty(0, dtype=torch.float64))
         u = torch.from_numpy(unigram(counts))
         self.batch = Documents(counts, u).batch(np.arange(counts.shape[0]))
-        ones, u = torch.ones(len(self.z), 1, dtype=torch.float64), u.log()
+        ones, log_u = torch.ones(len(self.z), 1, dtype=torch.float64), u.log()
         linear = options.decoder == "linear"
         self.features = torch.cat([ones, self.z], 1).T if linear else torch.diag(ones[:, 0])
         noise = torch.Generator().manual_seed(options.seed)
         start = 0.1 * torch.randn(len(u), len(self.features), generator=noise, dtype=torch.float64)
         # From the unigram distribution: every code begins near it.
-        start[:, : 1 if linear else None] += u[:, None]
+        start[:, : 1 if linear else None] += log_u[:, None]  # column of ones, or all codes'
         self.start = start
         self.logits = torch.zeros(len(self.batch), options.bits, dtype=torch.float64)
 
-    def log_joint(self, parameters: Tensor) -> Tensor:
+    def joint_of(self, parameters: Tensor) -> Tensor:
         log_p = torch.log_softmax(parameters @ self.features, 0)
         return log_joint((log_p, None), self.batch, self.z)
 
@@ -767,18 +767,18 @@ class Short:
         """Uphill on E - w G by L-BFGS, q the best at each step; parameters, E and G there."""
 
         def value(at: Tensor) -> Tensor:
-            joint = self.log_joint(at)
+            joint = self.joint_of(at)
             evidence = joint.logsumexp(1).mean()
             if not w:
                 return evidence
-            # Q is at its optimum: its own change adds nothing to the gradient.
+            # From the last q uphill; at its optimum, its change adds nothing to the gradient.
             self.logits = best_factorized(joint.detach(), self.logits, self.z, anew=False)
             return (1 - w) * evidence + w * exact_elbo(self.logits, joint, self.z).mean()
 
         steps = {"maxiter": self.options.iterations, "maxcor": 20, "ftol": 1e-11, "gtol": 1e-8}
         found = law.uphill(value, parameters, steps)
         with torch.no_grad():
-            joint = self.log_joint(found)
+            joint = self.joint_of(found)
             self.logits = best_factorized(joint, self.logits, self.z)
             evidence = joint.logsumexp(1).mean().item()
             elbo = exact_elbo(self.logits, joint, self.z).mean().item()

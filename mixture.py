@@ -154,10 +154,10 @@ class Elbo:
 
 
 class Encoder:
-    """q(z given x) = softmax over z of <g(x), T_z>, g a ReLU network, T the statistics of z, shape
+    """q(z given x) = softmax over z of <g(x), T_z>, g a ReLU network, T the features of z, shape
     (4, k).
 
-    Two bits as statistics make q factorized. The unit vectors of R^4 make it general, and with a
+    Two bits as features make q factorized. The unit vectors of R^4 make it general, and with a
     network of a single linear layer that is the consistent VAE.
 
     The gradient is written out, and `training_on` allocates every array of N rows once: on a full
@@ -165,9 +165,9 @@ class Encoder:
     one vector `theta`, for Adam in one kernel.
     """
 
-    def __init__(self, sizes: tuple[int, ...], statistics: Tensor):
-        self.statistics = statistics
-        layers = [nn.Linear(*pair, device=statistics.device) for pair in itertools.pairwise(sizes)]
+    def __init__(self, sizes: tuple[int, ...], features: Tensor):
+        self.features = features
+        layers = [nn.Linear(*pair, device=features.device) for pair in itertools.pairwise(sizes)]
         parameters = [p.detach() for layer in layers for p in (layer.weight, layer.bias)]
         self.theta = torch.cat([p.ravel() for p in parameters])
         self.theta.grad = torch.zeros_like(self.theta)
@@ -184,7 +184,7 @@ class Encoder:
         """Allocate what forward and backward passes over the points x, (N, 2), need."""
         self.outputs = [x.new_empty(len(x), len(bias)) for _, bias in self.layers]
         self.grad_top = torch.empty_like(self.outputs[-1])
-        self.spare = torch.empty_like(self.outputs[-2:][0])
+        self.spare = torch.empty_like(self.outputs[-2:][0])  # as wide as a hidden layer
         self.exponent, self.log_softmax = x.new_empty(2, 4, len(x))
 
     def log_q(self, x: Tensor, keep: bool = False) -> Tensor:
@@ -193,7 +193,7 @@ class Encoder:
             x = torch.addmm(bias, x, weight.T, out=self.outputs[i] if keep else None)
             if i + 1 < len(self.layers):
                 x.relu_()
-        exponent = torch.mm(self.statistics, x.T, out=self.exponent if keep else None)
+        exponent = torch.mm(self.features, x.T, out=self.exponent if keep else None)
         return torch.log_softmax(exponent, 0, out=self.log_softmax if keep else None)
 
     def backward(self, x: Tensor, grad: Tensor) -> None:
@@ -203,7 +203,7 @@ class Encoder:
         Hidden layers have one width. Each output is overwritten on the way, by the gradient of the
         layer below.
         """
-        grad = torch.mm(grad.T, self.statistics, out=self.grad_top)
+        grad = torch.mm(grad.T, self.features, out=self.grad_top)
         spare = self.spare
         for i in reversed(range(len(self.layers))):
             below = self.outputs[i - 1] if i else x
@@ -248,7 +248,7 @@ def train(
         log_q = encoder.log_q(x, keep=True)
         if step % EVERY == 0:
             record(step, log_q)
-        _, grad_log_q, means.grad = elbo(log_q, means)
+        _, grad_log_q, means.grad = elbo(log_q, means)  # the last of use only if `joint`
         encoder.backward(x, grad_log_q)
         optimizer.step()
     record(steps, encoder.log_q(x))
@@ -321,7 +321,7 @@ def fit_means(
         log_p = log_joint(x, mu, variance)
         value, gradient = 0.0, torch.zeros_like(mu)
         for share, posterior in ((1 - w, exact), (w, oracle)):
-            # Q is at its optimum, so its own change with the means adds nothing to the gradient.
+            # ELBO of the exact q: E. Both q are at their optima: their own change adds no gradient.
             if share:
                 log_q = posterior(log_p)
                 q = mass * log_q.exp()
@@ -354,20 +354,20 @@ def law_cases(options: Options) -> tuple[list[dict[str, Any]], dict[str, float]]
     cases, seconds = [], {}
     points = [(v, name) for v in options.law_variances for name in list(ASSIGNMENTS)[:2]]
     for variance, name in tqdm(points, desc="law", unit="case"):
-        start, (x, mass) = time.perf_counter(), quadrature(variance, options.law_nodes)
+        start = time.perf_counter()
+        x, mass = quadrature(variance, options.law_nodes)
         truth = torch.tensor(CENTRES).double()[list(ASSIGNMENTS[name])]
-
         ascend = functools.partial(ascended, x, mass, variance)
         metrics, _ = law.follow(law.weights(options.law_weights), ascend, truth, truth)
         case: dict[str, Any] = {"section": 3, "knob": "variance", "value": variance, "seed": None}
-        case |= {"name": f"mixture_{variance:g}_{ASSIGNMENTS[name].index(3)}"}
-        case |= {"of": f"code words: {name}"}
+        code_of_left = ASSIGNMENTS[name].index(3)  # of (-1, 0)
+        case |= {"name": f"mixture_{variance:g}_{code_of_left}", "of": f"code words: {name}"}
         cases.append(case | metrics)
         seconds[case["name"]] = round(time.perf_counter() - start, 2)
     return cases, seconds
 
 
-# --- report ---------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 def measure(x: Tensor, log_q: Tensor, means: Tensor, truth: Tensor, variance: float) -> dict:
@@ -412,7 +412,7 @@ def two_stages(
             elbo = measure(x, log_q, means, truth, options.variance)["elbo"]
             run.check_finite({"ELBO": elbo}, f"at step {step}")
             bar.set_postfix_str(f"ELBO {elbo:.4f}", refresh=False)
-            bar.update(step % EVERY or min(step, EVERY))
+            bar.update(step % EVERY or min(step, EVERY))  # steps since the last call, at first 0
 
         train(x, encoder, means, options, stage == "joint", record)
         measured = measure(x, encoder.log_q(x), means, truth, options.variance)
@@ -422,8 +422,8 @@ def two_stages(
 def section(options: Options, device: torch.device, bar: tqdm) -> dict[str, Any]:
     """Stages, oracle and assignments: metrics, and the panels of Figure 1."""
     x, variance = sample(options, device), options.variance
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(options.seed))
-    shown = x[order[:2000]]
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(options.seed))
+    shown = x[rows[:2000]]
     extent = [end for axis in shown.T for end in (axis.min().item(), axis.max().item())]
     points = [[round(v, 3) for v in point] for point in shown.tolist()]
     panels: dict = {"extent": extent, "x": points}
@@ -443,13 +443,13 @@ def section(options: Options, device: torch.device, bar: tqdm) -> dict[str, Any]
             panels[prefix + stage] = picture(encoder.log_q, means, shown, extent)
 
     metrics["assignments"] = {}
-    for name, order in ASSIGNMENTS.items():
-        laid = truth[list(order)]
+    for name, components in ASSIGNMENTS.items():
+        laid = truth[list(components)]
         means = fit_means(x, laid, variance, 1.0)
         before, after = log_joint(x, laid, variance), log_joint(x.double(), means, variance)
         of_assignment = {"oracle": measure(x, oracle(before), laid, laid, variance)}
         of_assignment["oracle_joint"] = measure(x, oracle(after), means, laid, variance)
-        if order == (0, 1, 2, 3):
+        if components == (0, 1, 2, 3):  # the two stages above were this one's
             of_assignment |= {stage: metrics[stage] for stage in ("frozen", "joint")}
         else:
             stages = two_stages(options, factorized, x, laid, bar)

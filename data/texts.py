@@ -98,7 +98,10 @@ def corpus_of(documents: Iterable[Document], name: str, digest: bool = False) ->
 
 
 def _is_test(titles: list[str]) -> np.ndarray:
-    if {title.partition("/")[0] for title in titles} == set(SPLITS):
+    tops = {title.partition("/")[0] for title in titles}
+    if tops.issuperset(SPLITS):
+        if outside := sorted(tops.difference(SPLITS)):
+            raise DataError(f"{outside[0]} is beside train/ and test/: move it into one of them")
         return np.array([title.startswith("test/") for title in titles])
     digests = (hashlib.sha256(title.encode("utf-8", "replace")).digest() for title in titles)
     return np.array([digest[0] % 4 == 0 for digest in digests])

@@ -163,7 +163,7 @@ def test_encoders_equal_dense_layers(kind: str) -> None:
     expected = encoder.rest(features @ encoder.weight + encoder.bias)
     torch.testing.assert_close(encoder(batch), expected)
     mismatched = encoder.rest(x @ encoder.weight + encoder.bias)
-    torch.testing.assert_close(encoder(batch, counts=True), mismatched)
+    torch.testing.assert_close(encoder(batch, as_counts=True), mismatched)
     parameters = list(encoder.parameters())
     found = torch.autograd.grad(encoder(batch).square().sum(), parameters)
     for a, b in zip(found, torch.autograd.grad(expected.square().sum(), parameters), strict=True):

@@ -55,7 +55,7 @@ def test_gradients_equal_autograd(x: torch.Tensor, make: type, variance: float) 
     for i, (weight, bias) in enumerate(parameters):
         h = h @ weight.T + bias
         h = h.relu() if i + 1 < len(parameters) else h
-    log_q = torch.log_softmax(h @ encoder.statistics.T, 1)
+    log_q = torch.log_softmax(h @ encoder.features.T, 1)
     mu = means.clone().requires_grad_()
     residual = ((x[:, None] - mu) ** 2).sum(-1)
     log_p = -residual / (2 * variance) - torch.log(torch.tensor(8 * torch.pi * variance))

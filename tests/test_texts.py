@@ -47,6 +47,9 @@ def test_folders_named_train_and_test_are_the_split(tmp_path: Path) -> None:
     (tmp_path / "test/sea/a.txt").write_text(SEA, encoding="utf-8")
     corpus = texts.load(tmp_path)
     assert (len(corpus.train_titles), corpus.test_titles) == (12, ["test/sea/a.txt"])
+    (tmp_path / "README.txt").write_text(SEA, encoding="utf-8")
+    with pytest.raises(DataError, match=r"README.txt is beside train/ and test/"):
+        texts.load(tmp_path)
     assert corpus.groups == ["land", "sea"]
 
 
