@@ -98,12 +98,27 @@ def test_what_is_said_without_a_number() -> None:
     assert [round(f(values["readings"]("e3")["frequencies_off"])) for f in (min, max)] == [1, 62]
     assert [round(f(values["gaps"]("e1_frozen", 2))) for f in (min, max)] == [56, 96]
     assert [round(f(values["lost_at"]("e1_joint", 2))) for f in (min, max)] == [17, 25]
-    assert round(values["family"], 2) == 0.03
+    assert [round(values[key], 2) for key in ("family", "regression_gap")] == [0.03, 0.16]
+    assert len(values["readings"]("e3")["counts_off"]) == 7
     assert round(max(values["from_regression"]), 2) == 0.75
     grid = section5.of_the_report({n.removeprefix("hashing/"): r for n, r in RESULTS.items()})
     assert min(result["metrics"]["epochs"] for result in grid.values()) == 62
     free = values["lengths"][0][1]
     assert [cell.partition(" ")[0] for cell in free[3:]] == ["0.0000"]  # "pay nothing"
+
+
+def test_what_is_said_of_section_3() -> None:
+    cases = {
+        (case["value"], case["of"][-6:]): case
+        for case in findings.values(RESULTS)["laws"].values()
+        if case["section"] == 3
+    }
+    for (variance, opposite), case in cases.items():
+        share = law.cost(case) / law.narrowing(case)
+        assert variance != 0.35 or share == pytest.approx(0.5, abs=0.03)  # "half is paid"
+        if opposite == "(1,-1)":  # "local optima, of lower ELBO"
+            best = cases[variance, "(-1,0)"]
+            assert case["evidence"][-1] - case["gap"][-1] < best["evidence"][-1] - best["gap"][-1]
 
 
 def test_what_is_said_of_encoders_in_the_plane() -> None:
