@@ -108,8 +108,10 @@ def inference() -> Iterator[Step]:
 
 
 def settled() -> Iterator[Step]:
-    """Twice the steps, eight seeds, a shorter GAN: noise in opposite pairs, averaged weights."""
-    options = "--lr 5e-4 --average 0.99 --batch-size 32 --reuse 2 --sigma 0.5 --track 4"
+    """Twice the steps, eight seeds, a shorter GAN: noise in opposite pairs, averaged weights. Other
+    sigmas for one seed.
+    """
+    options = "--lr 5e-4 --average 0.99 --batch-size 32 --reuse 2 --track 4"
     options += " --evidence-images 128 --evidence-samples 60 --iterations 1200"
     for seed in range(8):
         truth, encoder = f"faces/dcgan_short_seed{seed}", f"faces/encoder_short_seed{seed}"
@@ -117,10 +119,12 @@ def settled() -> Iterator[Step]:
         command = f"{FITTING} --sigma 0.5 --iterations 1000"
         command += f" --ground-truth {{{truth}}}/ground_truth.pt --seed {seed} --out {{self}}"
         yield Step(4, encoder, command, 100)
-        for name, weight in (("factorized", 1), ("full", 0)):
-            command = f"{FACES} {options} --weight {weight} --seed {seed}"
+        arms = (("factorized", 1), ("full", 0))
+        for sigma, (name, weight) in itertools.product((0.5, 1, 0.2) if not seed else (0.5,), arms):
+            command = f"{FACES} {options} --sigma {sigma} --weight {weight} --seed {seed}"
             command += f" --encoder {{{encoder}}}/model.pt --out {{self}}"
-            yield Step(4, f"inference/{name}_long_seed{seed}", command, 900)
+            name += "_long" if sigma == 0.5 else f"_long_sigma{sigma}"
+            yield Step(4, f"inference/{name}_seed{seed}", command, 900)
 
 
 def planes() -> Iterator[Step]:
