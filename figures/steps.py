@@ -111,8 +111,8 @@ def settled() -> Iterator[Step]:
     """Twice the steps, eight seeds, a shorter GAN: noise in opposite pairs, averaged weights. Other
     sigmas for one seed.
     """
-    options = "--lr 5e-4 --average 0.99 --batch-size 32 --reuse 2 --track 4"
-    options += " --evidence-images 128 --evidence-samples 60 --iterations 1200"
+    options = "--lr 5e-4 --average 0.99 --batch-size 32 --reuse 2"
+    length = "--track 4 --evidence-images 128 --evidence-samples 60 --iterations 1200"
     for seed in range(8):
         truth, encoder = f"faces/dcgan_short_seed{seed}", f"faces/encoder_short_seed{seed}"
         yield Step(4, truth, f"dcgan.py quick --epochs 9 --seed {seed} --out {{self}}", 90)
@@ -121,7 +121,7 @@ def settled() -> Iterator[Step]:
         yield Step(4, encoder, command, 100)
         arms = (("factorized", 1), ("full", 0))
         for sigma, (name, weight) in itertools.product((0.5, 1, 0.2) if not seed else (0.5,), arms):
-            command = f"{FACES} {options} --sigma {sigma} --weight {weight} --seed {seed}"
+            command = f"{FACES} {options} --sigma {sigma} {length} --weight {weight} --seed {seed}"
             command += f" --encoder {{{encoder}}}/model.pt --out {{self}}"
             name += "_long" if sigma == 0.5 else f"_long_sigma{sigma}"
             yield Step(4, f"inference/{name}_seed{seed}", command, 900)
