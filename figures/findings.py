@@ -25,7 +25,7 @@ ARMS = (  # Section 4 without an encoder
 )
 LAW_EXAMPLES = (  # rows of the README's table
     ("3: variance 0.5", "mixture_0.5_3"),
-    ("4: z in the plane", "plane3_factorized_own_0.6_seed0"),
+    ("4: z in the plane, sigma 0.6", "plane3_factorized_own_0.6_seed0"),
     ("5: two words of each document", "hashing_free_b4_n2_seed1"),
 )
 
