@@ -18,7 +18,7 @@ KEYS = {"config", "metrics", "environment", "seconds", "history"}  # of a result
 SEEDS = ("", "_seed1", "_seed2")  # ends of the names of Section 4's runs of three seeds
 ARMS = (  # Section 4 without an encoder
     ("drawn faces", [f"factorized{seed}" for seed in SEEDS]),
-    ("a GAN trained less", [f"factorized_long_seed{seed}" for seed in range(8)]),
+    ("drawn faces, GAN trained less", [f"factorized_long_seed{seed}" for seed in range(8)]),
     ("sigma 1", ["factorized_sigma1"]),
     ("sigma 0.2", ["factorized_sigma0.2"]),
     ("photographs", ["photos_factorized"]),
@@ -203,7 +203,6 @@ def of_cells(cells: Mapping[str, dict]) -> dict[str, Any]:
     losses = [metrics[name]["test_min"] for name in repeated]
     return {
         "readings": readings,
-        "behind": [reference.TABLE3["e3", *p] - reference.TABLE3["e1", *p] for p in places],
         "e4_less_e1": max(abs(early(f"e4_{end}") - early(f"e1_{end}")) for end in ends),
         "e1_misfit": max(abs(m["test_min"] - reference.TABLE3["e1", *p]) for p, m in e1.items()),
         "chosen": [metrics[n]["test_selected"] - metrics[n]["test_min"] for n in held_out],

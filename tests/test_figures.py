@@ -138,8 +138,8 @@ def test_the_family_costs_no_more_than_the_gap_narrows() -> None:
     assert len(arms) == 5
     for arm in arms.values():
         assert 0 < arm["share"] < 1
-    assert arms["a GAN trained less"]["holds"]
-    assert abs(arms["a GAN trained less"]["late"]) < 0.1
+    assert arms["drawn faces, GAN trained less"]["holds"]
+    assert abs(arms["drawn faces, GAN trained less"]["late"]) < 0.1
 
 
 PARTS = ("mixture_released", "celeba/joint_report", "celeba/*_report", "inference/*_long_seed0")
