@@ -19,8 +19,8 @@ SEEDS = ("", "_seed1", "_seed2")  # ends of the names of Section 4's runs of thr
 ARMS = (  # Section 4 without an encoder
     ("drawn faces", [f"factorized{seed}" for seed in SEEDS]),
     ("drawn faces, GAN trained less", [f"factorized_long_seed{seed}" for seed in range(8)]),
-    ("sigma 1", ["factorized_sigma1"]),
-    ("sigma 0.2", ["factorized_sigma0.2"]),
+    ("sigma 1", ["factorized_long_sigma1_seed0"]),
+    ("sigma 0.2", ["factorized_long_sigma0.2_seed0"]),
     ("photographs", ["photos_factorized"]),
 )
 LAW_EXAMPLES = (  # rows of the README's table

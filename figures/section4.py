@@ -166,26 +166,19 @@ def draw_inference(results: dict[str, dict], folder: Path) -> None:
     axes[0].yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 3)))
     axes[0].set(xlabel="iteration", ylabel="nats per image, less the truth's log p(x)")
     axes[0].set_title("(a) log p(x), and ELBO (dotted)")
-    usual = next(iter((kinds or results).values()))["config"]["sigma"]
     for name, label in INFERENCE.items():
         look = looks[name] | {"linestyle": "none"}
         for result in (result for result in results.values() if kind(result) == name):
             point, (value, error) = own_gap(result)[0], lost(result)
             face = None if result["data"] == faces.NAME else "white"
             axes[1].errorbar(point, value, error, markerfacecolor=face, **look)
-            if (sigma := result["config"]["sigma"]) != usual:
-                # Clear of the other points.
-                offset = (-5, 5) if name == "factorized" and sigma < usual else (0, -10)
-                place = {"xytext": offset, "textcoords": "offset points", "fontsize": 7}
-                axes[1].annotate(f"$\\sigma$ {sigma:g}", (point, value), **place)
         axes[1].plot([], [], label=label, **look)
     if any(result["data"] != faces.NAME for result in results.values()):
         hollow = {"marker": "o", "color": "gray", "markerfacecolor": "white", "linestyle": "none"}
         axes[1].plot([], [], label="photographs", **hollow)
     axes[1].set_xscale("symlog", linthresh=1)
     axes[1].xaxis.get_major_locator().set_params(numticks=4)  # labels apart over six decades, too
-    # Room for labels below points.
-    axes[1].set(xlim=(0, None), ylim=(-0.08 * axes[1].get_ylim()[1], None))
+    axes[1].set_xlim(0, None)
     for ticks in (axes[0].yaxis, axes[1].xaxis):
         ticks.set_major_formatter("{x:,g}")
     axes[1].set(xlabel="gap at the start (nats)", ylabel="log p(x) lost (nats per image)")

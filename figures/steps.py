@@ -89,9 +89,6 @@ def inference() -> Iterator[Step]:
         for kind, weight in (("factorized", 1), ("full", 0)):
             options = f"--weight {weight} --sigma 0.5 {length} --track {track}"
             yield joint(f"{prefix}{kind}{end}", options, encoder, 1000)
-            for sigma in (0.2, 1) if first else ():
-                options = f"--weight {weight} --sigma {sigma} --iterations 400 --track 4"
-                yield joint(f"{kind}_sigma{sigma}", options, encoder, 700)
         for n in (1000, 4000) if first else (1000,):
             command = f"{fit} --iterations {n}{of_seed} --encoder {{{encoder}}}/model.pt"
             name = f"{where}/fit_{n}{end}"
