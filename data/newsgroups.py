@@ -12,7 +12,6 @@ Nothing is ever extracted to disk, and no dense table of documents by words is b
 """
 
 import codecs
-import contextlib
 import hashlib
 import io
 import os
@@ -50,25 +49,26 @@ def load(archive: Path | None = None, folder: Path = Path(__file__).parent) -> C
     """The corpus, in a second.
 
     archive: where the .tgz lies, or a folder of what is in it. None looks at the environment
-        variable NEWSGROUPS_ARCHIVE, then in `folder`, and then downloads it there, and the
-        vocabulary.
+        variable NEWSGROUPS_ARCHIVE, then in `folder`, and then downloads it there. So is the
+        list of words, where it is missing.
     Raises DataError, one line, if the archive cannot be had or any part of it is not as it should
     be.
     """
-    source = find(archive, folder)
-    if source is None:
-        source = _downloaded(ARCHIVE, folder)
-        with contextlib.suppress(DataError):  # training does without
-            _downloaded(WORDS, folder)
+    source = find(archive, folder) or _downloaded(ARCHIVE, folder)
     if not source.exists():
         raise DataError(f"no 20 Newsgroups archive at {source}; it can be had from {PAGE}")
     corpus = parse_archive(source, lists=(source.parent / WORDS, folder / WORDS))
-    if re.fullmatch(r"word\d+", corpus.words[0]):
+    if not re.fullmatch(r"word\d+", corpus.words[0]):
+        return corpus
+    try:
+        fetched = _downloaded(WORDS, folder)
+    except DataError:  # training does without
         print(
             f"no {WORDS}: words go by their number, and none can be searched for; get it from "
             f"{PAGE} into {folder}, and end a finished run again with --resume"
         )
-    return corpus
+        return corpus
+    return parse_archive(source, lists=(fetched,))
 
 
 def find(archive: Path | None = None, folder: Path = Path(__file__).parent) -> Path | None:

@@ -146,6 +146,8 @@ def test_archive_and_words_are_downloaded(tmp_path: Path, served: Path) -> None:
     folder.mkdir()
     assert newsgroups.load(None, folder).words == ["apple", "bear", "cat"]
     assert sorted(p.name for p in folder.iterdir()) == [newsgroups.ARCHIVE, "vocabulary.txt"]
+    (folder / "vocabulary.txt").unlink()  # as if its download had failed
+    assert newsgroups.load(None, folder).words == ["apple", "bear", "cat"]
     served.rename(tmp_path / "gone")  # nothing is fetched again
     assert newsgroups.load(None, folder).words == ["apple", "bear", "cat"]
 
